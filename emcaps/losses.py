@@ -1,0 +1,49 @@
+"""Losses on class activations, one value per example: averaging is the caller's, who knows about masks and devices."""
+
+import jax
+import jax.numpy as jnp
+
+from emcaps.checks import check_positive_int, check_range, check_shapes
+
+
+def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | float) -> jax.Array:
+    """Spread loss (section 3 of the paper): `sum over classes i != t of max(0, margin - (a_t - a_i)) ** 2`.
+
+    Args:
+        activations: a, `[B, J]`, floating; probabilities as the paper has it, any real numbers will do.
+        labels: t, `[B]`, integers in [0, J). Checked where they are known; where they are traced, an example whose label is out
+            of range gets a loss of NaN.
+        margin: scalar, by how much the target should win; see `margin_schedule`.
+
+    Returns:
+        `[B]`, in the dtype of `activations`.
+
+    Raises:
+        TypeError: activations are not floating point, or labels not integers.
+        ValueError: shapes do not match, or a known label is out of range.
+    """
+    num_classes = check_shapes({"activations": (activations, "B J")})["J"]
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise TypeError(f"labels must be integers; got {jnp.result_type(labels)}")
+    if jnp.shape(labels) != activations.shape[:1]:
+        raise ValueError(f"labels must have shape {list(activations.shape[:1])}; got shape {list(jnp.shape(labels))}")
+    if jnp.shape(margin) != ():
+        raise ValueError(f"margin must be a scalar; got shape {list(jnp.shape(margin))}")
+    check_range("labels", labels, 0, num_classes - 1)
+    is_target = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    target = jnp.where(is_target, activations, 0).sum(-1, keepdims=True)
+    spread = jnp.maximum(0, jnp.asarray(margin, activations.dtype) - (target - activations)) ** 2
+    loss = jnp.where(is_target, 0, spread).sum(-1)
+    return jnp.where(is_target.any(-1), loss, jnp.nan)
+
+
+def margin_schedule(
+    step: jax.Array | int, transition_steps: int, start: float = 0.2, end: float = 0.9
+) -> jax.Array:
+    """The margin of the spread loss at `step`: from `start` linearly to `end` over `transition_steps`, then constant.
+
+    The paper raises it from 0.2 to 0.9 so that few capsules die early; it does not say how fast.
+    """
+    check_positive_int("transition_steps", transition_steps)
+    progress = jnp.clip(jnp.asarray(step) / transition_steps, 0, 1)
+    return start + (end - start) * progress

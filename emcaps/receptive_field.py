@@ -1,0 +1,112 @@
+"""Which children a parent sees: gather children to the parents that see them, scatter back to the children.
+
+A parent at position (y, x) sees the children at rows `y * stride + (0 .. KH-1)` and columns `x * stride + (0 .. KW-1)`; there
+is no padding. Rows and columns are independent, so both directions do one axis after the other: `KH + KW` slices, not
+`KH * KW`, which is what makes a kernel as large as the whole map (the class capsules) affordable.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+class ReceptiveField(NamedTuple):
+    """The static geometry between one map of children and one map of parents.
+
+    Attributes:
+        map_size: `(H, W)`, the children's map.
+        kernel_size: `(KH, KW)`.
+        stride: in rows and in columns.
+    """
+
+    map_size: tuple[int, int]
+    kernel_size: tuple[int, int]
+    stride: int
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """`(OH, OW)`, the parents' map. Not positive where the kernel is larger than the map."""
+        height, width = (
+            (size - kernel) // self.stride + 1
+            for size, kernel in zip(self.map_size, self.kernel_size, strict=True)
+        )
+        return height, width
+
+    def gather(self, children: jax.Array) -> jax.Array:
+        """What each parent sees: `[..., H, W, B]` to `[KH, KW, ..., OH, OW, B]`."""
+        (kernel_rows, kernel_columns), (rows, columns) = self.kernel_size, self.output_size
+        children = _windows(children, -2, kernel_columns, columns, self.stride)
+        return _windows(children, -3, kernel_rows, rows, self.stride)
+
+    def scatter_sum(self, seen: jax.Array) -> jax.Array:
+        """For each child the sum over the parents that see it: `[KH, KW, ..., OH, OW, B]` to `[..., H, W, B]`.
+
+        The transpose of `gather`. A child that no parent sees gets 0.
+        """
+        return self._scatter(seen, jnp.add, 0.0)
+
+    def scatter_max(self, seen: jax.Array) -> jax.Array:
+        """Like `scatter_sum`, with the maximum; a child that no parent sees gets minus infinity."""
+        return self._scatter(seen, jnp.maximum, -np.inf)
+
+    def _scatter(self, seen: jax.Array, combine: Callable, identity: float) -> jax.Array:
+        height, width = self.map_size
+        seen = _overlay(seen, -3, height, self.stride, combine, identity)
+        return _overlay(seen, -2, width, self.stride, combine, identity)
+
+    def num_parent_positions(self) -> np.ndarray:
+        """For each child position the number of parent positions that see it, `[H, W]`; 0 where none does."""
+        rows, columns = (
+            np.bincount(
+                (np.arange(output)[:, None] * self.stride + np.arange(kernel)).ravel(), minlength=size
+            )
+            for size, kernel, output in zip(self.map_size, self.kernel_size, self.output_size, strict=True)
+        )
+        return rows[:, None] * columns[None, :]
+
+
+def _windows(array: jax.Array, axis: int, kernel: int, output: int, stride: int) -> jax.Array:
+    """Strided slices along `axis` (negative), one for each kernel offset, stacked on a new leading axis."""
+    axis += array.ndim
+    span = stride * (output - 1) + 1
+    return jnp.stack([lax.slice_in_dim(array, k, k + span, stride, axis) for k in range(kernel)])
+
+
+def _overlay(
+    windows: jax.Array, axis: int, size: int, stride: int, combine: Callable, identity: float
+) -> jax.Array:
+    """Undo `_windows`: lay each offset's slice back where it came from and combine what lands on the same place."""
+    fill = jnp.asarray(identity, windows.dtype)
+
+    def place(offset: int) -> jax.Array:
+        window = windows[offset]
+        span = stride * (window.shape[axis] - 1) + 1
+        padding = [(0, 0, 0)] * window.ndim
+        padding[axis] = (offset, size - span - offset, stride - 1)
+        return lax.pad(window, fill, padding)
+
+    return functools.reduce(combine, map(place, range(windows.shape[0])))
+
+
+def receptive_field_centers(image_size: int, layers: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Where the centres of the receptive fields lie in the image, along one axis, scaled to [0, 1].
+
+    Args:
+        image_size: pixels along the axis.
+        layers: `(kernel, stride)` of each layer from the image up; no padding.
+
+    Returns:
+        One coordinate for each position of the last layer's map, float64: the middle of the first pixel is
+        `0.5 / image_size`.
+    """
+    start, spacing, size = 0.5, 1, image_size
+    for kernel, stride in layers:
+        start += spacing * (kernel - 1) / 2
+        spacing *= stride
+        size = (size - kernel) // stride + 1
+    return (start + spacing * np.arange(size)) / image_size

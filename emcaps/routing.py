@@ -1,0 +1,397 @@
+"""EM routing as pure functions: the public faces of Procedure 1, batch-first.
+
+They check their arguments, bring them into the inner layout, run `em.route`, and bring the result back. `em_routing` is for parents
+that all see every child, `conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from emcaps.checks import check_choice, check_floating, check_positive_int, check_range, check_shapes
+from emcaps.em import Constants, Geometry, Parents, route
+from emcaps.em_gradient import route_streamed
+from emcaps.receptive_field import ReceptiveField
+from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
+from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
+
+# How the votes are held, and the routing that goes with it.
+IMPLEMENTATIONS = {"dense": (dense_votes, route), "streamed": (StreamedVotes, route_streamed)}
+
+# Streamed routing takes the batch in blocks of about so many columns (parent position x example), whose arrays fit in a cache.
+BLOCK_COLUMNS = 128
+
+
+def inverse_temperature_schedule(num_iterations: int, final: float = 0.01) -> np.ndarray:
+    """`lambda_t = final * (1 - 0.95 ** (t + 1))` for t = 0 .. T-1: the released code's schedule. Returns `[T]`, float64."""
+    check_positive_int("num_iterations", num_iterations)
+    return final * (1 - 0.95 ** np.arange(1, num_iterations + 1))
+
+
+def em_routing(
+    votes: jax.Array,
+    activations: jax.Array,
+    beta_u: jax.Array,
+    beta_a: jax.Array,
+    *,
+    num_iterations: int = 3,
+    inverse_temperature: jax.Array | None = None,
+    min_variance: float = 5e-4,
+    mass_epsilon: float = 1e-7,
+    mass_scale: float = 1.0,
+    assignment_temperature: float = 1.0,
+    normalize_costs: bool = False,
+) -> RoutingResult:
+    """Procedure 1 for parents that all see every child. Pure, jitted, differentiable to any order.
+
+    Args:
+        votes: `[..., N, J, P]`, floating: child n's vote for the pose of parent j. Any number of batch axes, each element of
+            which is routed by itself. Low precision is computed in float32 and returned in its own dtype.
+        activations: `[..., N]` in [0, 1] (checked where the values are known).
+        beta_u: `[J]`, cost of one unit of data and pose entry.
+        beta_a: `[J]`, a parent's activation threshold, in units of cost.
+        num_iterations: T >= 1 M-steps, with T - 1 E-steps between them. Static.
+        inverse_temperature: lambda, `[T]`; None means `0.01 * (1 - 0.95 ** (t + 1))`, the released code's.
+        min_variance: > 0, added to every variance.
+        mass_epsilon: > 0, added to a parent's mass where it divides.
+        mass_scale: > 0, multiplies a parent's mass in its cost.
+        assignment_temperature: > 0, divides log p in the E-step; 1 is the paper's EM, more makes the assignments softer.
+        normalize_costs: measure costs in standard deviations over the parent types at a position (see `m_step`); the paper's
+            procedure does not. Static.
+
+    Returns:
+        A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`.
+
+    Raises:
+        TypeError: an array is not floating point, `num_iterations` not an int.
+        ValueError: shapes do not match, or a known value is out of its range.
+    """
+    sizes = check_shapes(
+        {
+            "votes": (votes, "... N J P"),
+            "activations": (activations, "... N"),
+            "beta_u": (beta_u, "J"),
+            "beta_a": (beta_a, "J"),
+        }
+    )
+    if sizes["P"] != POSE_ENTRIES:
+        raise ValueError(f"votes must have {POSE_ENTRIES} pose entries on the last axis; got shape {list(votes.shape)}")
+    if votes.shape[:-2] != activations.shape:
+        raise ValueError(
+            f"activations must have shape {list(votes.shape[:-2])}, that of votes without its last two axes; "
+            f"got shape {list(activations.shape)}"
+        )
+    constants = _check_constants(
+        activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
+    )
+    return _em_routing(
+        votes,
+        activations,
+        constants,
+        num_iterations=num_iterations,
+        normalize_costs=bool(normalize_costs),
+    )
+
+
+def conv_em_routing(
+    poses: jax.Array,
+    activations: jax.Array,
+    transforms: jax.Array,
+    beta_u: jax.Array,
+    beta_a: jax.Array,
+    *,
+    stride: int = 1,
+    num_iterations: int = 3,
+    inverse_temperature: jax.Array | None = None,
+    min_variance: float = 5e-4,
+    mass_epsilon: float = 1e-7,
+    mass_scale: float = 1.0,
+    assignment_temperature: float = 1.0,
+    normalize_costs: bool = False,
+    implementation: str = "streamed",
+) -> RoutingResult:
+    """Procedure 1 for parents on a map, each seeing a `KH x KW` patch of children. Pure, jitted, differentiable.
+
+    Child i votes `pose_i @ transform_ij`, the transforms shared by all parent positions. Parents of all types at all positions
+    whose receptive field covers a child compete for it; children that no receptive field covers take no part.
+
+    Args:
+        poses: `[B, H, W, I, 4, 4]`, floating.
+        activations: `[B, H, W, I]` in [0, 1] (checked where the values are known).
+        transforms: `[KH, KW, I, J, 4, 4]`, kernel row, kernel column; no padding, so `KH <= H` and `KW <= W`.
+        beta_u: `[J]`, as in `em_routing`.
+        beta_a: `[J]`, as in `em_routing`.
+        stride: >= 1, in rows and columns. Static.
+        num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature, normalize_costs:
+            as in `em_routing`.
+        implementation: how the votes are held. `"streamed"`: recomputed where they are used and never stored, several times faster,
+            for gradients of first order in reverse mode. `"dense"`: in memory, differentiable to any order in either mode. Static.
+
+    Returns:
+        A `RoutingResult`: poses and variances `[B, OH, OW, J, 4, 4]`, activations and logits `[B, OH, OW, J]`, assignments
+        `[B, OH, OW, KH, KW, I, J]`, where `OH = (H - KH) // stride + 1` and likewise `OW`.
+
+    Raises:
+        TypeError, ValueError: as `em_routing`, and for a kernel larger than the map, or an unknown implementation.
+    """
+    sizes = check_shapes(
+        {
+            "poses": (poses, "B H W I 4 4"),
+            "activations": (activations, "B H W I"),
+            "transforms": (transforms, "KH KW I J 4 4"),
+            "beta_u": (beta_u, "J"),
+            "beta_a": (beta_a, "J"),
+        }
+    )
+    check_positive_int("stride", stride)
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if sizes["KH"] > sizes["H"] or sizes["KW"] > sizes["W"]:
+        raise ValueError(
+            f"transforms must have a kernel no larger than the {sizes['H']}x{sizes['W']} map of children; "
+            f"got a {sizes['KH']}x{sizes['KW']} kernel"
+        )
+    constants = _check_constants(
+        activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
+    )
+    return _conv_em_routing(
+        poses,
+        activations,
+        transforms,
+        constants,
+        stride=stride,
+        num_iterations=num_iterations,
+        normalize_costs=bool(normalize_costs),
+        implementation=implementation,
+    )
+
+
+def class_em_routing(
+    poses: jax.Array,
+    activations: jax.Array,
+    transforms: jax.Array,
+    beta_u: jax.Array,
+    beta_a: jax.Array,
+    *,
+    coordinates: jax.Array | None = None,
+    num_iterations: int = 3,
+    inverse_temperature: jax.Array | None = None,
+    min_variance: float = 5e-4,
+    mass_epsilon: float = 1e-7,
+    mass_scale: float = 1.0,
+    assignment_temperature: float = 1.0,
+    normalize_costs: bool = False,
+    implementation: str = "streamed",
+) -> RoutingResult:
+    """Procedure 1 for class capsules: each sees the whole map, with one transform per child type at all positions.
+
+    Coordinate addition: so that sharing the transforms does not lose where a child sits, its row and column coordinates are
+    added to the first two entries of the right-hand column of its votes, `vote[0, 3]` and `vote[1, 3]`.
+
+    Args:
+        poses: `[B, H, W, I, 4, 4]`, floating.
+        activations: `[B, H, W, I]` in [0, 1] (checked where the values are known).
+        transforms: `[I, J, 4, 4]`.
+        beta_u: `[J]`, as in `em_routing`.
+        beta_a: `[J]`, as in `em_routing`.
+        coordinates: `[H, W, 2]`, row and column of each position in the image, scaled to [0, 1]; None adds nothing.
+        num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature, normalize_costs,
+            implementation: as in `conv_em_routing`.
+
+    Returns:
+        A `RoutingResult` like `conv_em_routing`'s with one parent position: poses `[B, 1, 1, J, 4, 4]`, assignments
+        `[B, 1, 1, H, W, I, J]`.
+
+    Raises:
+        TypeError, ValueError: as `em_routing`.
+    """
+    shapes = {
+        "poses": (poses, "B H W I 4 4"),
+        "activations": (activations, "B H W I"),
+        "transforms": (transforms, "I J 4 4"),
+        "beta_u": (beta_u, "J"),
+        "beta_a": (beta_a, "J"),
+    }
+    if coordinates is not None:
+        shapes["coordinates"] = (coordinates, "H W 2")
+    sizes = check_shapes(shapes)
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    constants = _check_constants(
+        activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
+    )
+    if coordinates is not None:
+        poses, transforms = _append_coordinates(poses, transforms, coordinates)
+    whole_map = jnp.broadcast_to(transforms, (sizes["H"], sizes["W"], *transforms.shape))
+    return _conv_em_routing(
+        poses,
+        activations,
+        whole_map,
+        constants,
+        stride=1,
+        num_iterations=num_iterations,
+        normalize_costs=bool(normalize_costs),
+        implementation=implementation,
+    )
+
+
+def _append_coordinates(
+    poses: jax.Array, transforms: jax.Array, coordinates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Make coordinate addition part of the product: `[pose | x] @ [transform; 0 0 0 1]` = vote + x on the last column."""
+    column = jnp.zeros((*coordinates.shape[:2], 1, POSE_SIZE, 1), poses.dtype)
+    column = column.at[:, :, 0, :2, 0].set(coordinates.astype(poses.dtype))
+    column = jnp.broadcast_to(column, (*poses.shape[:-1], 1))
+    row = jnp.zeros((*transforms.shape[:-2], 1, POSE_SIZE), transforms.dtype).at[..., -1].set(1)
+    return jnp.concatenate([poses, column], -1), jnp.concatenate([transforms, row], -2)
+
+
+def _check_constants(
+    activations: jax.Array,
+    beta_u: jax.Array,
+    beta_a: jax.Array,
+    num_iterations: int,
+    inverse_temperature: jax.Array | None,
+    min_variance: float,
+    mass_epsilon: float,
+    mass_scale: float,
+    assignment_temperature: float,
+) -> Constants:
+    """Check what all the public functions take, and gather the constants."""
+    check_positive_int("num_iterations", num_iterations)
+    check_range("activations", activations, 0, 1)
+    if inverse_temperature is None:
+        inverse_temperature = jnp.asarray(inverse_temperature_schedule(num_iterations), _compute_dtype(activations))
+    check_floating("inverse_temperature", inverse_temperature)
+    if inverse_temperature.shape != (num_iterations,):
+        raise ValueError(
+            f"inverse_temperature must have shape [{num_iterations}], one for each iteration; "
+            f"got shape {list(inverse_temperature.shape)}"
+        )
+    scalars = {
+        "min_variance": min_variance,
+        "mass_epsilon": mass_epsilon,
+        "mass_scale": mass_scale,
+        "assignment_temperature": assignment_temperature,
+    }
+    for name, value in scalars.items():
+        if np.shape(value) != ():
+            raise ValueError(f"{name} must be a scalar; got shape {list(np.shape(value))}")
+        check_range(name, value, 0, open_low=True)
+    scalars = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in scalars.items()}
+    return Constants(beta_u, beta_a, inverse_temperature, **scalars)
+
+
+def _compute_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """What the routing computes in: float32 for low precision, otherwise the arrays' own."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda array: array.astype(dtype), tree)
+
+
+@functools.partial(jax.jit, static_argnames=("num_iterations", "normalize_costs"))
+def _em_routing(votes, activations, constants, *, num_iterations, normalize_costs):
+    """`em_routing` behind the door: one patch of children, one parent position."""
+    dtype = jnp.result_type(votes, activations)
+    votes, activations, constants = _cast((votes, activations, constants), _compute_dtype(votes, activations))
+    *batch, num_children, num_parents, _ = votes.shape
+    votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
+    field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
+    parents, assignments = route(
+        DenseVotes(votes.transpose(1, 4, 2, 3, 0)),
+        activations.reshape(-1, num_children).T,
+        constants,
+        Geometry(field, num_iterations, normalize_costs),
+    )
+
+    def outer_poses(array):  # [4, J, 4, M] to [..., J, P]
+        return array.transpose(3, 1, 2, 0).reshape(*batch, num_parents, POSE_ENTRIES)
+
+    def outer_activations(array):  # [J, M] to [..., J]
+        return array.T.reshape(*batch, num_parents)
+
+    result = RoutingResult(
+        poses=outer_poses(parents.means),
+        activations=outer_activations(jax.nn.sigmoid(parents.logits)),
+        activation_logits=outer_activations(parents.logits),
+        variances=outer_poses(parents.variances),
+        assignments=assignments.transpose(2, 0, 1).reshape(*batch, num_children, num_parents),
+    )
+    return _cast(result, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("stride", "num_iterations", "normalize_costs", "implementation"))
+def _conv_em_routing(
+    poses, activations, transforms, constants, *, stride, num_iterations, normalize_costs, implementation
+):
+    """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
+    dtype = jnp.result_type(poses, activations, transforms)
+    poses, activations, transforms, constants = _cast(
+        (poses, activations, transforms, constants), _compute_dtype(poses, activations, transforms)
+    )
+    field = ReceptiveField(poses.shape[1:3], transforms.shape[:2], stride)
+    geometry = Geometry(field, num_iterations, normalize_costs)
+
+    def route_block(children):
+        return _route_patches(*children, transforms, constants, geometry, implementation)
+
+    batch = poses.shape[0]
+    if implementation == "dense":
+        num_blocks = 1
+    else:
+        num_blocks = -(-batch * math.prod(field.output_size) // BLOCK_COLUMNS)
+        num_blocks = min(num_blocks, batch)
+    if num_blocks == 1:
+        result = route_block((poses, activations))
+    else:
+        block = -(-batch // num_blocks)
+        num_blocks = -(-batch // block)
+        children = jax.tree.map(
+            lambda array: _pad_batch(array, num_blocks * block).reshape(num_blocks, block, *array.shape[1:]),
+            (poses, activations),
+        )
+        result = lax.map(route_block, children)
+        result = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
+    return _cast(result, dtype)
+
+
+def _pad_batch(array: jax.Array, size: int) -> jax.Array:
+    """Zeros appended to the batch axis; capsules that are all zero route to finite values that nobody reads."""
+    return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
+
+
+def _route_patches(poses, activations, transforms, constants, geometry, implementation) -> RoutingResult:
+    """Gather the children of every patch into the inner layout, route, and bring the result back to batch-first."""
+    hold_votes, route = IMPLEMENTATIONS[implementation]
+    field = geometry.field
+    seen_poses = field.gather(poses.transpose(3, 5, 4, 1, 2, 0))  # [KH, KW, I, Q, 4, OH, OW, B]
+    seen_activations = field.gather(activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
+    kernel, positions = seen_activations.shape[:3], seen_activations.shape[3:]
+    num_children, num_inner = math.prod(kernel), poses.shape[-1]
+    parents, assignments = route(
+        hold_votes(
+            seen_poses.reshape(num_children, num_inner, POSE_SIZE, -1),
+            transforms.transpose(0, 1, 2, 4, 5, 3).reshape(num_children, num_inner, POSE_SIZE, -1),
+        ),
+        seen_activations.reshape(num_children, -1),
+        constants,
+        geometry,
+    )
+
+    def outer_poses(array):  # [4, J, 4, M] to [B, OH, OW, J, 4, 4]
+        return array.reshape(*array.shape[:3], *positions).transpose(5, 3, 4, 1, 2, 0)
+
+    def outer_activations(array):  # [J, M] to [B, OH, OW, J]
+        return array.reshape(-1, *positions).transpose(3, 1, 2, 0)
+
+    return RoutingResult(
+        poses=outer_poses(parents.means),
+        activations=outer_activations(jax.nn.sigmoid(parents.logits)),
+        activation_logits=outer_activations(parents.logits),
+        variances=outer_poses(parents.variances),
+        assignments=assignments.reshape(*kernel, -1, *positions).transpose(6, 4, 5, 0, 1, 2, 3),
+    )
