@@ -40,6 +40,36 @@ class Parents(NamedTuple):
     logits: jax.Array
 
 
+class Moments(NamedTuple):
+    """The M-step's sums over children with g_i = r_ij a_i, about a centre c.
+
+    Attributes:
+        mass: sum_i g_i, `[J, M]`.
+        first: sum_i g_i (V_ijh - c_h), `[4, J, 4, M]`.
+        second: sum_i g_i (V_ijh - c_h)^2, `[4, J, 4, M]`.
+    """
+
+    mass: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+
+class Iteration(NamedTuple):
+    """What one iteration leaves behind.
+
+    Attributes:
+        assignments: that its M-step used, `[N, J, M]`.
+        centre: that its moments are about, `[4, J, 4, M]`.
+        moments: of its data.
+        parents: that it fitted.
+    """
+
+    assignments: jax.Array
+    centre: jax.Array
+    moments: Moments
+    parents: Parents
+
+
 class Constants(NamedTuple):
     """What Procedure 1 is given besides the data: the two learned vectors `[J]`, lambda `[T]`, and scalars."""
 
@@ -67,9 +97,7 @@ class Geometry(NamedTuple):
 
 
 def fit_gaussians(
-    mass: jax.Array,
-    first: jax.Array,
-    second: jax.Array,
+    moments: Moments,
     centre: jax.Array,
     constants: Constants,
     iteration: jax.Array | int,
@@ -85,14 +113,13 @@ def fit_gaussians(
     With `normalize_costs`, cost becomes (cost - its mean) / (its standard deviation + 1) over the parent types at a position.
 
     Args:
-        mass: m, `[J, M]`.
-        first: sum_i g_i (V_ijh - centre_h), `[4, J, 4, M]`.
-        second: the same of squares.
-        centre: where the moments were taken. The result does not depend on it but for rounding.
+        moments: of the data.
+        centre: what the moments are about. The result does not depend on it but for rounding.
         constants: beta_u is the cost of describing one unit of data for one pose entry, beta_a what an active parent is worth.
         iteration: t, which chooses lambda.
         normalize_costs: static.
     """
+    mass, first, second = moments
     total = (mass + constants.mass_epsilon)[None, :, None]
     shift = (first - constants.mass_epsilon * centre) / total
     # Rounding can leave a small negative sum of squares where all votes agree.
@@ -175,15 +202,28 @@ def first_centre(votes: Votes, data: jax.Array, constants: Constants) -> jax.Arr
 
 def m_step(
     votes: Votes,
-    data: jax.Array,
+    activations: jax.Array,
+    assignments: jax.Array,
     centre: jax.Array,
     constants: Constants,
+    geometry: Geometry,
     iteration: jax.Array | int,
-    normalize_costs: bool,
-) -> Parents:
-    """Fit each parent's Gaussian to the data assigned to it, g `[N, J, M]`, and decide how active it is: `fit_gaussians`."""
+) -> Iteration:
+    """Fit each parent's Gaussian to the data assigned to it and decide how active it is: `fit_gaussians`.
+
+    Args:
+        votes: of the children.
+        activations: a, `[N, M]`.
+        assignments: r, `[N, J, M]`.
+        centre: about where the means will be, `[4, J, 4, M]`; a constant of the differentiation.
+        constants: see `Constants`.
+        geometry: see `Geometry`.
+        iteration: t.
+    """
     centre = lax.stop_gradient(centre)
-    return fit_gaussians(*votes.moments(data, centre), centre, constants, iteration, normalize_costs)
+    moments = Moments(*votes.moments(assignments * activations[:, None], centre))
+    parents = fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
+    return Iteration(assignments, centre, moments, parents)
 
 
 def e_step(votes: Votes, parents: Parents, constants: Constants, field: ReceptiveField) -> jax.Array:
@@ -192,28 +232,36 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, field: Receptiv
     return compete(votes.scores(quadratic, parents.means) + constant[None], field)
 
 
-def route(
-    votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry
-) -> tuple[Parents, jax.Array]:
-    """Procedure 1 for children with `activations` `[N, M]`. Returns the parents and the last assignments `[N, J, M]`."""
-
-    def iterate(iteration: jax.Array, state: tuple[Parents, jax.Array]) -> tuple[Parents, jax.Array]:
-        parents, _ = state
-        assignments = e_step(votes, parents, constants, geometry.field)
-        data = assignments * activations[:, None]
-        return m_step(votes, data, parents.means, constants, iteration, geometry.normalize_costs), assignments
-
-    state = first_m_step(votes, activations, constants, geometry)
-    return lax.fori_loop(1, geometry.num_iterations, iterate, state)
-
-
-def first_m_step(
-    votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry
-) -> tuple[Parents, jax.Array]:
-    """The first iteration, which has no parents yet to take the centre and the assignments from."""
-    num_types = constants.beta_u.shape[0]
-    shares = first_shares(activations, geometry.field, num_types)
-    centre = first_centre(votes, shares * activations, constants)
+def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
+    """An M-step in which each child divides itself evenly among the parents that it reaches."""
+    field, (num_types,) = geometry.field, constants.beta_u.shape
+    reached = np.maximum(field.num_parent_positions(), 1) * num_types
+    shares = field.gather(jnp.asarray(1 / reached, activations.dtype)[None, :, :, None])
+    types = activations.shape[0] // math.prod(field.kernel_size)
+    batch = activations.shape[1] // math.prod(field.output_size)
+    shares = jnp.broadcast_to(shares, (*field.kernel_size, types, *field.output_size, batch)).reshape(activations.shape)
+    # These assignments are the same for all types, so that the means cost one matrix product.
+    data = shares * activations
+    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
     assignments = jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1]))
-    data = assignments * activations[:, None]
-    return m_step(votes, data, centre, constants, 0, geometry.normalize_costs), assignments
+    return m_step(votes, activations, assignments, centre, constants, geometry, 0)
+
+
+def next_iteration(
+    votes: Votes,
+    activations: jax.Array,
+    constants: Constants,
+    geometry: Geometry,
+    iteration: jax.Array,
+    previous: Iteration,
+) -> Iteration:
+    """An E-step and an M-step."""
+    assignments = e_step(votes, previous.parents, constants, geometry.field)
+    return m_step(votes, activations, assignments, previous.parents.means, constants, geometry, iteration)
+
+
+def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:
+    """Procedure 1 for children with `activations` `[N, M]`. Returns the parents and the last assignments `[N, J, M]`."""
+    given = votes, activations, constants, geometry
+    last = lax.fori_loop(1, geometry.num_iterations, functools.partial(next_iteration, *given), first_iteration(*given))
+    return last.parents, last.assignments

@@ -23,7 +23,7 @@ from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
 IMPLEMENTATIONS = {"dense": (dense_votes, route), "streamed": (StreamedVotes, route_streamed)}
 
 # Streamed routing takes the batch in blocks of about so many columns (parent position x example), whose arrays fit in a cache.
-BLOCK_COLUMNS = 128
+BLOCK_COLUMNS = 96
 
 
 def inverse_temperature_schedule(num_iterations: int, final: float = 0.01) -> np.ndarray:

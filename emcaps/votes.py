@@ -14,7 +14,7 @@ column h with the parent type, so that a child's votes are one product of `[h J,
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,24 +104,29 @@ class StreamedVotes(NamedTuple):
         return weights.sum(0), sums.real, sums.imag
 
     def scores(self, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
-        """As `DenseVotes.scores`. The sum over pose entries is written out: element-wise, it stays in registers."""
-        total = jnp.zeros((), centre.dtype)
-        for column in range(4):
-            for row in range(4):
-                entry = (None, column, slice(None), row)
-                vote = functools.reduce(
-                    jnp.add,
-                    (
-                        self.poses[:, k, row][:, None] * self.transforms[:, k, column][:, :, None]
-                        for k in range(self.poses.shape[1])
-                    ),
-                )
-                offset = vote - centre[entry]
-                slope = quadratic[entry] * offset
-                if linear is not None:
-                    slope += linear[entry]
-                total += slope * offset
-        return total
+        """As `DenseVotes.scores`."""
+
+        def chunk_scores(poses: jax.Array, transforms: jax.Array) -> jax.Array:
+            # The sum over pose entries is written out: element-wise, it stays in registers.
+            total = jnp.zeros((), centre.dtype)
+            for column in range(4):
+                for row in range(4):
+                    entry = (None, column, slice(None), row)
+                    vote = _sum(
+                        poses[:, k, row, None] * transforms[:, k, column, :, None] for k in range(poses.shape[1])
+                    )
+                    offset = vote - centre[entry]
+                    slope = quadratic[entry] * offset
+                    if linear is not None:
+                        slope += linear[entry]
+                    total += slope * offset
+            return total
+
+        def step(scores: jax.Array, index: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
+            return _put_chunk(scores, chunk_scores(*chunk), index)
+
+        nothing = jnp.zeros((self.poses.shape[0], *centre.shape[1::2]), centre.dtype)
+        return _for_chunks(step, nothing, (self.poses, self.transforms))
 
     def gradient(self, terms: VoteTerms, centre: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the sum of all `terms`, about one `centre`, means for the poses and the transforms: one pass over the children.
@@ -141,8 +146,7 @@ class StreamedVotes(NamedTuple):
         def push(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             gradients = _product_transpose(*chunk)
             return tuple(
-                lax.dynamic_update_slice_in_dim(output, gradient, index * gradient.shape[0], 0)
-                for output, gradient in zip(outputs, gradients, strict=True)
+                _put_chunk(output, gradient, index) for output, gradient in zip(outputs, gradients, strict=True)
             )
 
         def step(state, index, chunk):
@@ -153,12 +157,13 @@ class StreamedVotes(NamedTuple):
             outputs = push(outputs, jnp.maximum(index - 1, 0), before)
             return outputs, (poses, transforms, vote_gradient(poses, transforms, weights))
 
-        size = _chunk_size(self.poses.shape[0])
+        size = _chunk_size(self.poses.shape[0], most=2)
         nothing = jnp.zeros((size, *centre.shape), centre.dtype)
         outputs, last = _for_chunks(
             step,
             ((jnp.zeros_like(self.poses), jnp.zeros_like(self.transforms)), (self.poses[:size], self.transforms[:size], nothing)),
             (self.poses, self.transforms, terms.weights),
+            most=2,
         )
         poses, transforms = push(outputs, jnp.asarray(self.poses.shape[0] // size - 1), last)
         return poses, transforms
@@ -166,13 +171,18 @@ class StreamedVotes(NamedTuple):
 
 def _form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
     """`[..., Q, 4, M]` and `[..., Q, 4, J]` to `[..., 4, J, 4, M]`. Q is too small to call a matrix product."""
-    return functools.reduce(
-        jnp.add,
-        (
-            transforms[..., k, :, :, None, None] * poses[..., k, None, None, :, :]
-            for k in range(poses.shape[-3])
-        ),
+    return _sum(
+        transforms[..., k, :, :, None, None] * poses[..., k, None, None, :, :] for k in range(poses.shape[-3])
     )
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
+
+
+def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Array:
+    """Write the chunk of that index, along the first axis."""
+    return lax.dynamic_update_slice_in_dim(array, chunk, index * chunk.shape[0], 0)
 
 
 def _product_transpose(
@@ -187,7 +197,7 @@ def _product_transpose(
     return to_poses.reshape(poses.shape), to_transforms.reshape(transforms.shape)
 
 
-def _chunk_size(num_children: int, most: int = 8) -> int:
+def _chunk_size(num_children: int, most: int) -> int:
     """How many children a step takes: the largest divisor of their number that does not exceed `most`."""
     return max(size for size in range(1, most + 1) if num_children % size == 0)
 
