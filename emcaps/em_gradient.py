@@ -33,6 +33,12 @@ from emcaps.em import (
 from emcaps.votes import StreamedVotes, VoteTerms
 
 
+FIRST_ORDER_ONLY = (
+    'implementation="streamed" has first derivatives in reverse mode only (jax.grad, jax.vjp); '
+    'for higher derivatives or forward mode use implementation="dense"'
+)
+
+
 class _Gradients(NamedTuple):
     """Gradients on their way back through the iterations.
 
@@ -73,8 +79,18 @@ def _forth(votes, activations, constants, geometry):
     return (last.parents, last.assignments), (votes, activations, constants, history)
 
 
+@jax.custom_jvp
+def _first_order_only(tree):
+    return tree
+
+
+@_first_order_only.defjvp
+def _refuse(primals, tangents):
+    raise TypeError(FIRST_ORDER_ONLY)
+
+
 def _back(geometry, residuals, result_gradients):
-    votes, activations, constants, history = residuals
+    (votes, activations, constants, history), result_gradients = _first_order_only((residuals, result_gradients))
     centre = history.parents.means[-1]
     gradients = _Gradients(
         *result_gradients,

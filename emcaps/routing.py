@@ -14,7 +14,7 @@ from jax import lax
 
 from emcaps.checks import check_choice, check_floating, check_positive_int, check_range, check_shapes
 from emcaps.em import Constants, Geometry, Parents, route
-from emcaps.em_gradient import route_streamed
+from emcaps.em_gradient import FIRST_ORDER_ONLY, route_streamed
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
@@ -157,7 +157,7 @@ def conv_em_routing(
     constants = _check_constants(
         activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
     )
-    return _conv_em_routing(
+    return _route_checked(
         poses,
         activations,
         transforms,
@@ -225,7 +225,7 @@ def class_em_routing(
     if coordinates is not None:
         poses, transforms = _append_coordinates(poses, transforms, coordinates)
     whole_map = jnp.broadcast_to(transforms, (sizes["H"], sizes["W"], *transforms.shape))
-    return _conv_em_routing(
+    return _route_checked(
         poses,
         activations,
         whole_map,
@@ -235,6 +235,16 @@ def class_em_routing(
         normalize_costs=bool(normalize_costs),
         implementation=implementation,
     )
+
+
+def _route_checked(*arguments, **static) -> RoutingResult:
+    """`_conv_em_routing`, explaining what JAX says when it is asked for forward mode."""
+    try:
+        return _conv_em_routing(*arguments, **static)
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            raise TypeError(FIRST_ORDER_ONLY) from error
+        raise
 
 
 def _append_coordinates(

@@ -51,17 +51,25 @@ class DenseVotes(NamedTuple):
 
     def moments(self, weights: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Moments about `centre` `[4, J, 4, M]` under weights `[N, J, M]`: `[J, M]` and twice `[4, J, 4, M]`."""
-        offsets = self.votes - centre[None]
-        weighted = weights[:, None, :, None] * offsets
-        return weights.sum(0), weighted.sum(0), (weighted * offsets).sum(0)
+
+        def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
+            vote, weight = child
+            weighted = weight[None, :, None] * (vote - centre)
+            return (sums[0] + weighted, sums[1] + weighted * (vote - centre)), None
+
+        nothing = jnp.zeros_like(centre)
+        (first, second), _ = lax.scan(add_child, (nothing, nothing), (self.votes, weights))
+        return weights.sum(0), first, second
 
     def scores(self, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """Quadratic forms in the offsets from `centre`, coefficients `[4, J, 4, M]`. Returns `[N, J, M]`."""
-        offsets = self.votes - centre[None]
-        slope = quadratic[None] * offsets
-        if linear is not None:
-            slope += linear[None]
-        return (slope * offsets).sum((1, 3))
+
+        def score_child(vote: jax.Array) -> jax.Array:
+            offsets = vote - centre
+            slope = quadratic * offsets if linear is None else quadratic * offsets + linear
+            return (slope * offsets).sum((0, 2))
+
+        return lax.map(score_child, self.votes)
 
 
 def dense_votes(poses: jax.Array, transforms: jax.Array) -> DenseVotes:
@@ -203,7 +211,7 @@ def _chunk_size(num_children: int, most: int) -> int:
 
 
 def _for_chunks(
-    step: Callable, state: Any, arrays: tuple[jax.Array, ...], most: int = 8
+    step: Callable, state: Any, arrays: tuple[jax.Array, ...], most: int = 4
 ) -> Any:
     """`state = step(state, index, chunk)` for each chunk of `arrays` along their first axis, the children.
 

@@ -1,0 +1,56 @@
+"""The batches of a run: a pure function of (key, step), so that a resumed run sees what an uninterrupted one would."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.augment import random_shift
+
+
+class Batch(NamedTuple):
+    """Training examples: images uint8 `[B, H, W, C]`, labels int32 `[B]`."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> jax.Array:
+    """The order of the examples in an epoch, `[num_examples]`."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "max_shift"))
+def draw_batch(
+    examples: Batch, order: jax.Array, position: jax.Array | int, key: jax.Array, batch_size: int, max_shift: int
+) -> Batch:
+    """Batch number `position` of the epoch that is in this order, its images shifted."""
+    indices = jax.lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
+    return Batch(random_shift(key, examples.images[indices], max_shift), examples.labels[indices])
+
+
+class TrainingBatches:
+    """`batches(step)` is the batch of that step, counted from 0. The last, partial batch of an epoch is left out.
+
+    The examples live on one device, which draws each batch whole: how many devices share the batch does not change it.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, key: jax.Array, batch_size: int, max_shift: int):
+        if not 0 < batch_size <= len(images):
+            raise ValueError(f"batch_size must be at most the number of training images, {len(images)}; got {batch_size}")
+        self._examples = jax.device_put(Batch(images, labels))  # pyright: ignore[reportArgumentType]
+        self._order_key, self._shift_key = jax.random.split(key)
+        self._batch_size = batch_size
+        self._max_shift = max_shift
+        self._epoch = -1
+
+    def __call__(self, step: int) -> Batch:
+        num_examples = len(self._examples.labels)
+        epoch, position = divmod(step, num_examples // self._batch_size)
+        if epoch != self._epoch:
+            self._order = epoch_order(self._order_key, epoch, num_examples)
+            self._epoch = epoch
+        key = jax.random.fold_in(self._shift_key, step)
+        return draw_batch(self._examples, self._order, position, key, self._batch_size, self._max_shift)

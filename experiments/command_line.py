@@ -1,0 +1,55 @@
+"""Typed command lines: a frozen dataclass is the list of flags, and a wrong command gets one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import tyro
+
+Command = TypeVar("Command")
+
+
+def parse(command: type[Command], program: str, arguments: Sequence[str] | None = None) -> Command:
+    """Read the flags of a dataclass, nested dataclasses without prefix, from `arguments` (None: the process's own).
+
+    A flag or value that is not understood ends the process with one line on stderr and exit code 2.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
+                command, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,), return_unknown_args=True
+            )
+    except SystemExit as exit:
+        if not exit.code:  # --help
+            raise
+        fail(first_paragraph(errors.getvalue()))
+    if unknown:
+        fail(f"unknown argument {unknown[0]}; known flags: {', '.join(flags(command))}")
+    return parsed
+
+
+def flags(command: Any) -> list[str]:
+    """The flags of a dataclass, those of nested dataclasses among them."""
+    names = []
+    for name, field_type in get_type_hints(command).items():
+        names += flags(field_type) if dataclasses.is_dataclass(field_type) else ["--" + name.replace("_", "-")]
+    return names
+
+
+def first_paragraph(box: str) -> str:
+    """What an error box of tyro says between its title and the next rule, as one line."""
+    rows = [line.strip("│ ") for line in box.splitlines()[1:]]
+    paragraphs = re.split(r"^[─╰╯-]+$", "\n".join(rows), flags=re.MULTILINE)
+    text = " ".join(next(filter(str.strip, paragraphs)).split())
+    return re.sub(r"^Error parsing (?!--)\S+: ", "", text)
+
+
+def fail(message: str) -> NoReturn:
+    """End the process as for a command that is not understood."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,124 @@
+"""Score a trained network on the test set; `python -m experiments.evaluate --workdir RUN` repeats a run's own evaluation."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import emcaps
+from experiments import datasets
+from experiments.checkpoints import Checkpoints
+from experiments.command_line import parse
+from experiments.configs import TrainConfig
+from experiments.errors import RunnerError
+from experiments.learner import class_activations, init_state, make_model, margin_at
+from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
+from experiments.run_directory import read_config, read_result
+
+# Examples that a device scores at a time, whatever the training batch was.
+EXAMPLES_PER_DEVICE = 50
+
+
+class Scores(NamedTuple):
+    """What a network makes of N labelled images.
+
+    Attributes:
+        activations: of the classes, `[N, num_classes]`.
+        loss: the mean spread loss.
+        num_correct: how many images have the highest activation for their label.
+        num_examples: N.
+    """
+
+    activations: np.ndarray
+    loss: float
+    num_correct: int
+    num_examples: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_correct / self.num_examples
+
+    @property
+    def error(self) -> float:
+        return (self.num_examples - self.num_correct) / self.num_examples
+
+
+def make_evaluator(
+    config: TrainConfig, model: emcaps.CapsNet, devices: Devices
+) -> Callable[[Any, np.ndarray, np.ndarray, int], Scores]:
+    """The function `evaluate(params, images, labels, step)`, which scores each image once, with the margin of that step."""
+    classify = map_examples(functools.partial(class_activations, model), devices)
+    chunk = EXAMPLES_PER_DEVICE * len(devices)
+
+    def evaluate(params: Any, images: np.ndarray, labels: np.ndarray, step: int) -> Scores:
+        padding = -len(images) % chunk
+        padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+        chunks = padded.reshape(-1, chunk, *images.shape[1:])
+        activations = np.concatenate([np.asarray(classify(params, chunk)) for chunk in chunks])[: len(images)]
+        loss = emcaps.spread_loss(jnp.asarray(activations), jnp.asarray(labels), margin_at(config, step))
+        num_correct = int((activations.argmax(-1) == labels).sum())
+        return Scores(activations, float(loss.mean()), num_correct, len(images))
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """Restore a checkpoint of a run and score it on the test set."""
+
+    workdir: Path
+    """The run's folder."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    step: int | None = None
+    """Which checkpoint; the default is the newest."""
+    devices: int | None = None
+    """How many devices; the default is the run's own number, because another one rounds differently."""
+
+
+def run(command: EvaluateCommand) -> int:
+    """Print the scores, and whether they are those in result.json. Returns the exit code: 1 if they are not."""
+    config, result = read_config(command.workdir), read_result(command.workdir)
+    num_devices = command.devices or (result["devices"] if result else None)
+    split_cpu(num_devices)
+    devices = choose_devices(num_devices or config.batch_size, num_devices)
+    dataset = datasets.load(config.dataset, command.data_dir)
+    model = make_model(config.model, len(dataset.class_names))
+    like = jax.eval_shape(lambda: init_state(config, model, dataset.test_images.shape[1:], jax.random.key(0)))
+    with Checkpoints(command.workdir / "checkpoints", read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise RunnerError(f"{command.workdir} has no checkpoints yet")
+        step = steps[-1] if command.step is None else command.step
+        if step not in steps:
+            raise RunnerError(f"{command.workdir} has checkpoints of the steps {steps}; none of step {step}")
+        state = checkpoints.restore(step, like, jax.NamedSharding(data_mesh(devices), REPLICATED))
+    evaluate = make_evaluator(config, model, devices)
+    scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
+    wrong = scores.num_examples - scores.num_correct
+    print(f"step {step}: test error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
+
+    if result is None or step != result["steps"]:
+        return 0
+    same = scores.error == result["test_error"] and scores.num_examples == result["test_examples"]
+    print(f"result.json has {result['test_error']:.4%}: {'reproduced exactly' if same else 'NOT reproduced'}")
+    return 0 if same else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    command = parse(EvaluateCommand, "python -m experiments.evaluate", arguments)
+    try:
+        return run(command)
+    except RunnerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

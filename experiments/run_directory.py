@@ -1,0 +1,124 @@
+"""The folder of a run: what is in it, who may write to it, and when it is finished.
+
+    config.json     the TrainConfig
+    metrics.jsonl   one record a line: step, split, loss, accuracy, ...
+    checkpoints/    see checkpoints.py
+    figures/        PNG files
+    result.json     written last: its presence says that the run is finished
+
+A finished run is never written to. An unfinished one can be continued by the same config, by one process at a time.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from experiments.configs import TrainConfig, from_json, to_json
+from experiments.errors import RunnerError
+
+Record = dict[str, Any]
+
+
+class RunDirectory:
+    """A run's folder, open for writing. A context manager: it holds the folder's lock, which dies with the process."""
+
+    def __init__(self, path: Path, config: TrainConfig):
+        check_usable(path, config)
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self._config = config
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RunnerError(f"{self.path} is in use: another process is training there") from None
+        check_usable(self.path, self._config)  # it may have finished since
+        write_atomically(self.path / "config.json", to_json(self._config))
+        self.figures.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._lock is not None
+        self._lock.close()
+
+    def records(self) -> list[Record]:
+        """All records of metrics.jsonl; a last line that a killed process left unfinished is passed over."""
+        return read_records(self.path)
+
+    def append(self, record: Record) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`: the run goes on from there and will write them again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def finish(self, result: Record) -> None:
+        """Write result.json."""
+        write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def check_usable(path: Path, config: TrainConfig) -> None:
+    """Raise RunnerError, saying why, unless a run of this config may start or go on in the folder."""
+    if path.exists() and not path.is_dir():
+        raise RunnerError(f"{path} is not a folder; choose another --workdir")
+    if (path / "result.json").exists():
+        raise RunnerError(f"{path} holds a finished run, which is never overwritten; choose another --workdir")
+    if (path / "config.json").exists():
+        if differences := differing_fields(read_config(path), config):
+            raise RunnerError(
+                f"{path} holds an unfinished run of another config ({differences}); "
+                "give the same flags to continue it, or choose another --workdir"
+            )
+    elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures")):
+        raise RunnerError(f"{path} holds files of something else (no config.json); choose another --workdir")
+
+
+def differing_fields(there: TrainConfig, here: TrainConfig) -> str:
+    """For example `steps: 100 there, 200 here`; empty if the configs are equal."""
+    old, new = (vars(config) | dataclasses.asdict(config.model) for config in (there, here))
+    names = [name for name in old if name != "model" and old[name] != new[name]]
+    return ", ".join(f"{name}: {old[name]} there, {new[name]} here" for name in names)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The config of the run in a folder. Raises RunnerError if there is none that this version understands."""
+    file = path / "config.json"
+    if not file.exists():
+        raise RunnerError(f"{path} holds no run: there is no {file}")
+    try:
+        return from_json(file.read_text())
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunnerError(f"{file} is not the config of a run: {error}") from error
+
+
+def read_result(path: Path) -> Record | None:
+    """The result of the run in a folder; None if it is not finished."""
+    file = path / "result.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of the run in a folder."""
+    file = path / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that, whatever happens, it holds the old text or the new."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, path)

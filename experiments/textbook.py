@@ -1,0 +1,114 @@
+"""EM routing as one writes it down first: what the benchmark compares with.
+
+Votes by einsum in memory, batch-first with the pose entries last, scan over the iterations, gradient by automatic differentiation.
+The procedure and the results are those of `emcaps.conv_em_routing`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import emcaps
+
+
+def conv_em_routing(
+    poses: jax.Array,
+    activations: jax.Array,
+    transforms: jax.Array,
+    beta_u: jax.Array,
+    beta_a: jax.Array,
+    *,
+    stride: int,
+    num_iterations: int,
+    offsets: jax.Array | None = None,
+    min_variance: float = 5e-4,
+    mass_epsilon: float = 1e-7,
+) -> tuple[jax.Array, jax.Array]:
+    """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of `emcaps.conv_em_routing`.
+
+    Args:
+        poses, activations, transforms, beta_u, beta_a, stride, num_iterations, min_variance, mass_epsilon: see there.
+        offsets: added to the votes, `[KH, KW, 4, 4]`: coordinate addition.
+    """
+    kernel = transforms.shape[:2]
+    field = emcaps.ReceptiveField(poses.shape[1:3], kernel, stride)
+
+    def patches(children: jax.Array) -> jax.Array:  # [B, H, W, ...] to [B, OH, OW, KH, KW, ...]
+        seen = field.gather(jnp.moveaxis(children, (0, 1, 2), (-1, -3, -2)))
+        return jnp.moveaxis(seen, (-1, -3, -2, 0, 1), (0, 1, 2, 3, 4))
+
+    def children_of(seen: jax.Array) -> jax.Array:  # the transpose of patches
+        return jax.linear_transpose(patches, jax.ShapeDtypeStruct(activations.shape, seen.dtype))(seen)[0]
+
+    votes = jnp.einsum("byxuvikl,uvijlm->byxuvijkm", patches(poses), transforms)
+    if offsets is not None:
+        votes += offsets[:, :, None, None]
+    votes = votes.reshape(*votes.shape[:-2], 16)
+    seen_activations = patches(activations)
+    reached = field.num_parent_positions()[:, :, None] * transforms.shape[3]
+    first = patches(jnp.broadcast_to(1 / reached.clip(1), activations.shape).astype(votes.dtype))
+    inverse_temperatures = jnp.asarray(emcaps.inverse_temperature_schedule(num_iterations), votes.dtype)
+
+    def m_step(assignments, inverse_temperature):
+        data = (assignments * seen_activations[..., None])[..., None]  # [B, OH, OW, KH, KW, I, J, 1]
+        over_children = (3, 4, 5)
+        mass = data.sum(over_children)
+        total = mass + mass_epsilon
+        mean = (data * votes).sum(over_children) / total
+        squares = (votes - mean[:, :, :, None, None, None]) ** 2
+        variance = (data * squares).sum(over_children) / total + min_variance
+        cost = ((beta_u[:, None] + 0.5 * jnp.log(variance)) * mass).sum(-1)
+        return mean, variance, inverse_temperature * (beta_a - cost)
+
+    def e_step(mean, variance, logit):
+        squares = (votes - mean[:, :, :, None, None, None]) ** 2
+        exponent = squares / (2 * variance[:, :, :, None, None, None])
+        norm = 0.5 * jnp.log(2 * jnp.pi * variance)[:, :, :, None, None, None]
+        log_p = jax.nn.log_sigmoid(logit)[:, :, :, None, None, None] - (exponent + norm).sum(-1)
+        shares = jnp.exp(log_p - lax.stop_gradient(log_p.max()))
+        return shares / patches(children_of(shares.sum(-1)) + 1e-30)[..., None]
+
+    def iterate(parents, inverse_temperature):
+        return m_step(e_step(*parents), inverse_temperature), None
+
+    parents = m_step(jnp.broadcast_to(first[..., None], votes.shape[:-1]), inverse_temperatures[0])
+    (mean, _, logit), _ = lax.scan(iterate, parents, inverse_temperatures[1:])
+    return mean.reshape(*mean.shape[:-1], 4, 4), jax.nn.sigmoid(logit)
+
+
+def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> jax.Array:
+    """`model.apply({"params": params}, images)` with textbook routing of the paper's procedure: activations `[B, J]`."""
+    out = nn_conv(images, params["conv"], 2)
+    poses, logits = (nn_conv(jax.nn.relu(out), params["primary"][name], 1) for name in ("poses", "activations"))
+    capsules = poses.reshape(*logits.shape, 4, 4), jax.nn.sigmoid(logits)
+    iterations = model.routing.num_iterations
+    for index in range(len(model.conv_capsules)):
+        layer = params[f"conv_caps_{index + 1}"]
+        stride = 2 if index == 0 else 1
+        capsules = conv_em_routing(*capsules, **layer, stride=stride, num_iterations=iterations)
+    layer = params["class_caps"]
+    height, width = capsules[1].shape[1:3]
+    transforms = jnp.broadcast_to(layer["transforms"], (height, width, *layer["transforms"].shape))
+    offsets = jnp.zeros((height, width, 4, 4))
+    offsets = offsets.at[:, :, 0, 3].set(jnp.arange(height)[:, None] / height)
+    offsets = offsets.at[:, :, 1, 3].set(jnp.arange(width) / width)
+    routed = conv_em_routing(
+        *capsules,
+        transforms,
+        layer["beta_u"],
+        layer["beta_a"],
+        stride=1,
+        num_iterations=iterations,
+        offsets=offsets,
+    )
+    return routed[1][:, 0, 0]
+
+
+def nn_conv(images: jax.Array, layer: Any, stride: int) -> jax.Array:
+    """A Flax convolution, with or without bias, without padding."""
+    out = lax.conv_general_dilated(
+        images, layer["kernel"], (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return out + layer.get("bias", 0)

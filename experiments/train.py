@@ -1,0 +1,277 @@
+"""Train a capsule network: `python -m experiments.train --workdir RUN`; see configs.py for what can be set.
+
+The run's folder is described in run_directory.py. The same command continues a run that was stopped.
+"""
+
+import dataclasses
+import functools
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import datasets, figures
+from experiments.batches import TrainingBatches
+from experiments.checkpoints import Checkpoints
+from experiments.command_line import parse
+from experiments.configs import TrainConfig
+from experiments.datasets import Dataset
+from experiments.errors import RunnerError
+from experiments.evaluate import Scores, make_evaluator
+from experiments.interrupt import stop_request
+from experiments.learner import Metrics, TrainState, init_state, make_model, make_train_step
+from experiments.parallel import REPLICATED, Devices, Mode, choose_devices, data_mesh, describe, parallelize, split_cpu
+from experiments.run_directory import Record, RunDirectory, check_usable
+
+LOG_EVERY = 20  # steps between two looks at the metrics
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and has saved its state."""
+
+
+class StepWindow:
+    """The metrics of the steps since the last look; until then they stay on the device.
+
+    Args:
+        batch_size: images in a step.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._metrics: list[Metrics] = []
+        self._start = time.perf_counter()
+
+    def add(self, metrics: Metrics) -> None:
+        """Note a step that has been started, and wait until the one before it is done: not more than two are under way."""
+        self._metrics.append(metrics)
+        if len(self._metrics) > 1:
+            jax.block_until_ready(self._metrics[-2])
+
+    def close(self, step: int) -> Record:
+        """The means over the window that ends at `step`.
+
+        Raises:
+            RunnerError: a loss or gradient is not finite.
+        """
+        window = jax.device_get(self._metrics)
+        means = {name: float(np.mean([getattr(metrics, name) for metrics in window])) for name in Metrics._fields}
+        check_finite(means, f"training diverged between steps {step - len(window) + 1} and {step}")
+        seconds = time.perf_counter() - self._start
+        return {"step": step, "split": "train", **means, "images_per_second": len(window) * self._batch_size / seconds}
+
+
+def check_finite(values: dict[str, float], what: str) -> None:
+    """Raise RunnerError, saying what has happened, unless all values are finite."""
+    if not np.isfinite(list(values.values())).all():
+        raise RunnerError(f"{what}: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    workdir: Path,
+    *,
+    parallel: Mode = "jit",
+    devices: Devices | None = None,
+    command: str = "",
+) -> Record:
+    """Train, or continue to train, and leave the run in `workdir`.
+
+    Args:
+        config: what to train.
+        dataset: the data set of that name.
+        workdir: new, or with an unfinished run of this config, which goes on from its newest checkpoint.
+        parallel: how the devices share a batch.
+        devices: which; None for as many as divide the batch size.
+        command: what the user has typed, for the record.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        RunnerError: the folder or the config cannot be used, or training has diverged. What was saved before stays.
+        Stopped: by Ctrl-C or SIGTERM, after saving.
+    """
+    start = time.perf_counter()
+    devices = devices or choose_devices(config.batch_size)
+    model = make_model(config.model, len(dataset.class_names))
+    init_key, data_key = jax.random.split(jax.random.key(config.seed))
+    try:
+        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
+        init = jax.jit(functools.partial(init_state, config, model, dataset.train_images.shape[1:]))
+        state: TrainState = jax.eval_shape(init, init_key)
+    except ValueError as error:  # this batch size or network does not fit these images
+        raise RunnerError(str(error)) from error
+    step_on_devices = parallelize(make_train_step(config, model), parallel, devices)
+    evaluate = make_evaluator(config, model, devices)
+
+    with (
+        RunDirectory(workdir, config) as run,
+        Checkpoints(run.checkpoints) as checkpoints,
+        stop_request() as stop,
+        progress_bar(config.steps) as progress,
+    ):
+        if saved := checkpoints.steps():
+            state = checkpoints.restore(saved[-1], state, jax.NamedSharding(data_mesh(devices), REPLICATED))
+            progress.write(f"going on after step {saved[-1]}", file=sys.stdout)
+        else:
+            state = step_on_devices.replicate(init(init_key))
+        first = progress.n = int(state.step)
+        run.rewind(first)
+        start -= max((record["seconds"] for record in run.records()), default=0)
+
+        def log(record: Record) -> None:
+            run.append({**record, "seconds": time.perf_counter() - start})
+
+        def start_window() -> StepWindow:
+            progress.set_description("training")
+            progress.unpause()  # what came between is not part of the time that remains
+            return StepWindow(config.batch_size)
+
+        def score_and_save(step: int, state: TrainState) -> Scores:
+            progress.set_description("evaluating")
+            scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
+            check_finite({"test loss": scores.loss}, f"training diverged at step {step}")
+            if step not in checkpoints.steps():
+                log({"step": step, "split": "test", "loss": scores.loss, "accuracy": scores.accuracy})
+                checkpoints.save(step, state, scores.accuracy)
+            return scores
+
+        progress.set_description("compiling")
+        compile_start = time.perf_counter()
+        train_step = step_on_devices.step.lower(state, step_on_devices.shard(batches(first))).compile()
+        compile_seconds = time.perf_counter() - compile_start
+
+        window = start_window()
+        for step in range(first + 1, config.steps + 1):
+            state, metrics = train_step(state, step_on_devices.shard(batches(step - 1)))
+            window.add(metrics)
+            progress.update()
+            evaluation_due = step % config.eval_every == 0 and step < config.steps
+            if step % LOG_EVERY == 0 or evaluation_due or stop.requested or step == config.steps:
+                record = window.close(step)
+                log(record)
+                show(progress, record)
+                if evaluation_due:
+                    scores = score_and_save(step, state)
+                    progress.write(f"step {step}: test error {scores.error:.2%}", file=sys.stdout)
+                if stop.requested and step < config.steps:
+                    checkpoints.save(step, state)
+                    raise Stopped(f"stopped after step {step} of {config.steps}, saved in {workdir}")
+                window = start_window()
+
+        scores = score_and_save(config.steps, state)
+        records = run.records()
+        draw_figures(run.figures, config, dataset, scores, records)
+        result = summarize(config, dataset, state, scores, records) | {
+            "train_seconds": time.perf_counter() - start,
+            "compile_seconds": compile_seconds,
+            "devices": len(devices),
+            "device_kind": devices[0].device_kind,
+            "parallel": parallel,
+            "jax_version": jax.__version__,
+            "command": command,
+        }
+        run.finish(result)
+    return result
+
+
+def summarize(
+    config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
+) -> dict[str, Any]:
+    """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    return {
+        "dataset": dataset.name,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "num_iterations": config.model.num_iterations,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "test_error": scores.error,
+        "test_accuracy": scores.accuracy,
+        "test_examples": scores.num_examples,
+        "test_loss": scores.loss,
+        "best_test_accuracy": max(record["accuracy"] for record in records if record["split"] == "test"),
+        "images_per_second": statistics.median(r["images_per_second"] for r in records if r["split"] == "train"),
+    }
+
+
+def progress_bar(steps: int) -> tqdm:
+    """A bar of training steps; not redrawn often where it cannot be redrawn in place."""
+    return tqdm(
+        total=steps,
+        bar_format="{l_bar}{bar}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
+
+
+def show(progress: tqdm, record: Record) -> None:
+    """Put the newest metrics beside the bar."""
+    progress.set_postfix_str(
+        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.1%}, {record['images_per_second']:.0f} images/s",
+        refresh=False,
+    )
+
+
+def draw_figures(folder: Path, config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> None:
+    """Write the pictures of a finished run."""
+    title = f"{dataset.name}, {config.model.num_iterations} routing iterations, seed {config.seed}"
+    curves = figures.learning_curves(records, f"{title}: test error {scores.error:.2%} after {config.steps} steps")
+    curves.savefig(folder / "learning_curves.png", dpi=120)
+    sheet = figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names)
+    sheet.savefig(folder / "misclassified.png", dpi=120)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result, one field a line."""
+    width = max(map(len, result))
+    return "\n".join(f"{name:<{width}}  {f'{v:.6g}' if isinstance(v, float) else v}" for name, v in result.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train a matrix capsule network with EM routing; the same command continues a run that was stopped."""
+
+    config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    workdir: Path | None = None
+    """The run's folder; the default is runs/ and the data set's name."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    parallel: Mode = "jit"
+    """How the devices share a batch."""
+    devices: int | None = None
+    """How many devices; the default is as many as divide the batch size. The CPU counts as one per core."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(TrainCommand, "python -m experiments.train", arguments)
+    typed = shlex.join(["python", "-m", "experiments.train", *arguments])
+    workdir = command.workdir or Path("runs", command.config.dataset)
+    try:
+        check_usable(workdir, command.config)
+        split_cpu(command.devices)
+        devices = choose_devices(command.config.batch_size, command.devices)
+        dataset = datasets.load(command.config.dataset, command.data_dir)
+        print(f"{dataset.name} on {describe(devices)}, into {workdir}")
+        result = train(command.config, dataset, workdir, parallel=command.parallel, devices=devices, command=typed)
+    except RunnerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)
+        return 130
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The Flax modules and the whole network."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import emcaps
+from emcaps import Capsules, CapsNet, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
+
+SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
+
+
+def count(params):
+    return sum(array.size for array in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("widths", "published"), [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)], ids=["310K", "68K"]
+)
+def test_parameter_counts_are_the_papers(widths, published):
+    """The paper rounds to 310K and 68K; the released code has these numbers, without biases in the primary capsules."""
+    model = CapsNet(5, *widths)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))
+    assert count(params) == published
+
+
+@pytest.mark.parametrize("shape", [(2, 18, 25, 3), (1, 21, 17, 1)])
+def test_any_image_size_and_channels(shape):
+    model = CapsNet(4, **SMALL)
+    images = jax.random.uniform(jax.random.key(1), shape)
+    (poses, activations), out = model.init_with_output(jax.random.key(0), images)[0]
+    chex.assert_shape(poses, (shape[0], 4, 4, 4))
+    chex.assert_shape(activations, (shape[0], 4))
+    assert list(out) == ["conv", "primary", "conv_caps_1", "conv_caps_2", "class_caps"]
+    assert isinstance(out["primary"], Capsules) and isinstance(out["class_caps"], RoutingResult)
+    height, width = out["conv_caps_2"].activations.shape[1:3]
+    chex.assert_shape(out["class_caps"].assignments, (shape[0], 1, 1, height, width, 2, 4))
+    np.testing.assert_array_equal(out["class_caps"].activations[:, 0, 0], activations)
+    chex.assert_tree_all_finite(out)
+
+
+def test_streamed_and_dense_networks_agree():
+    images = jax.random.uniform(jax.random.key(2), (3, 20, 20, 1))
+    streamed, dense = (CapsNet(3, **SMALL, routing=RoutingOptions(implementation=name)) for name in ("streamed", "dense"))
+    variables = streamed.init(jax.random.key(0), images)
+    ours, theirs = (jax.jit(model.apply)(variables, images)[0] for model in (streamed, dense))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
+    model = CapsNet(3, **SMALL, routing=RoutingOptions(num_iterations=iterations))
+    images = jax.random.uniform(jax.random.key(3), (6, 20, 20, 1))
+    params = model.init(jax.random.key(0), images)
+
+    def loss(params):
+        return spread_loss(model.apply(params, images)[0].activations, jnp.arange(6) % 3, 0.9).mean()
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 0, name
+
+
+def test_an_examples_result_does_not_depend_on_its_batch():
+    model = CapsNet(3, **SMALL)
+    images = jax.random.uniform(jax.random.key(4), (5, 20, 20, 1))
+    variables = model.init(jax.random.key(0), images)
+    together = model.apply(variables, images)[0].activations
+    alone = model.apply(variables, images[3:4])[0].activations
+    np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "layer"), [(4, "conv"), (8, "conv_caps_1"), (10, "conv_caps_2")]
+)
+def test_too_small_an_image_names_the_layer_that_cannot_take_it(size, layer):
+    with pytest.raises(ValueError, match=rf"^{layer}: its input is \d+x\d+, too small for its \d+x\d+ kernel with stride \d"):
+        CapsNet(3, **SMALL).init(jax.random.key(0), jnp.zeros((1, size, 20, 1)))
+
+
+@pytest.mark.parametrize(
+    ("images", "error"), [(jnp.zeros((20, 20, 1)), ValueError), (jnp.zeros((1, 20, 20, 1), jnp.uint8), TypeError)]
+)
+def test_wrong_images_are_refused(images, error):
+    with pytest.raises(error, match="^images must have"):
+        CapsNet(3, **SMALL).init(jax.random.key(0), images)
+
+
+def test_modules_stand_alone():
+    features = jax.random.uniform(jax.random.key(5), (2, 6, 5, 7))
+    capsules, _ = PrimaryCaps(2).init_with_output(jax.random.key(0), features)
+    chex.assert_shape(tuple(capsules), ((2, 6, 5, 2, 4, 4), (2, 6, 5, 2)))
+    result, variables = ConvCaps(3, kernel=2, stride=3).init_with_output(jax.random.key(0), capsules)
+    chex.assert_shape(result.poses, (2, 2, 2, 3, 4, 4))
+    assert set(variables["params"]) == {"transforms", "beta_u", "beta_a"}
+    result, variables = ClassCaps(4).init_with_output(jax.random.key(0), capsules)
+    chex.assert_shape(result.activations, (2, 1, 1, 4))
+    chex.assert_shape(variables["params"]["transforms"], (2, 4, 4, 4))
+
+
+def test_class_capsules_add_the_coordinates_of_receptive_field_centres():
+    """One child everywhere with a zero pose, one iteration: a class's pose is the mean coordinate of the positions."""
+    children = Capsules(jnp.zeros((1, 3, 2, 1, 4, 4)), jnp.ones((1, 3, 2, 1)))
+    rows, columns = np.array([0.1, 0.3, 0.8]), np.array([0.2, 0.7])
+    layer = ClassCaps(2, RoutingOptions(num_iterations=1))
+    variables = layer.init(jax.random.key(0), children)
+    poses = layer.apply(variables, children, (rows, columns)).poses[0, 0, 0]
+    expected = np.zeros((2, 4, 4))
+    expected[:, 0, 3], expected[:, 1, 3] = rows.mean(), columns.mean()
+    np.testing.assert_allclose(poses, expected, atol=1e-6)
+
+
+def test_works_as_an_nnx_module():
+    images = jnp.zeros((1, 20, 20, 1))
+    model = nnx.bridge.ToNNX(CapsNet(3, **SMALL), rngs=nnx.Rngs(0)).lazy_init(images)
+    capsules, _ = model(images)
+    chex.assert_shape(capsules.activations, (1, 3))
+
+
+def test_the_same_network_is_not_traced_twice():
+    model = CapsNet(3, **SMALL)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 20, 20, 1)))
+    chex.clear_trace_counter()
+    apply = jax.jit(chex.assert_max_traces(lambda variables, images: model.apply(variables, images)[0], n=1))
+    for seed in range(2):
+        apply(variables, jax.random.uniform(jax.random.key(seed), (2, 20, 20, 1)))
+
+
+def test_public_names_are_there():
+    assert all(hasattr(emcaps, name) for name in emcaps.__all__)

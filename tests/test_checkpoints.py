@@ -1,0 +1,66 @@
+"""Checkpoints: what is kept, and that it comes back as it was."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.checkpoints import Checkpoints
+from experiments.parallel import REPLICATED, data_mesh
+
+
+class State(NamedTuple):
+    step: jax.Array
+    weights: dict[str, jax.Array]
+
+
+def state(step):
+    return State(jnp.int32(step), {"w": jnp.arange(4.0) / (step + 1), "b": jnp.ones((), jnp.bfloat16)})
+
+
+def replicated(num_devices):
+    return jax.NamedSharding(data_mesh(jax.devices()[:num_devices]), REPLICATED)
+
+
+def test_a_state_comes_back_on_other_devices(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, jax.device_put(state(3), replicated(2)), accuracy=0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(3, jax.eval_shape(lambda: state(0)), replicated(1))
+    assert isinstance(restored, State)
+    for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
+        assert leaf.dtype == expected.dtype and leaf.sharding == replicated(1)
+        np.testing.assert_array_equal(leaf, expected)
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.4, 0.3]):
+            checkpoints.save(step, state(step), accuracy)
+        assert checkpoints.steps() == [1, 3, 4]
+        checkpoints.save(5, state(5))  # not evaluated
+        assert checkpoints.steps() == [1, 4, 5]
+    assert not caplog.records
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.save(1, state(2))
+        restored = checkpoints.restore(1, state(0), replicated(1))
+    np.testing.assert_array_equal(restored.weights["w"], state(1).weights["w"])
+
+
+def test_what_an_interrupted_save_leaves_is_not_a_checkpoint(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1))
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
+    assert half.exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state(3))
+        assert checkpoints.steps() == [1, 3]
+    assert not half.exists()

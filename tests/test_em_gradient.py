@@ -1,0 +1,95 @@
+"""Streamed routing against dense: values, gradients, blocks of the batch, low precision, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import cast, class_case, conv_case
+
+from emcaps import class_em_routing, conv_em_routing
+
+NETWORK_LIKE = dict(stride=2, num_iterations=3, normalize_costs=True, assignment_temperature=16.0)
+
+
+def values_and_gradients(function, arrays, keywords, implementation):
+    """The result, and the gradient for every array of a random projection of the whole result."""
+
+    def objective(*arrays):
+        result = function(*arrays, **keywords, implementation=implementation)
+        keys = jax.random.split(jax.random.key(0), len(result))
+        parts = [(x * jax.random.normal(key, x.shape, x.dtype)).sum() for key, x in zip(keys, result, strict=True)]
+        return sum(parts[1:], parts[0]), result
+
+    compute = jax.value_and_grad(objective, argnums=tuple(range(5)), has_aux=True)
+    (_, result), gradients = compute(*arrays)
+    return result, gradients
+
+
+def assert_close(ours, theirs, tolerance):
+    """Relative to the largest magnitude of each array."""
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        scale = max(np.abs(other).max(), np.finfo(np.float32).tiny)
+        assert np.abs(mine - other).max() <= tolerance * scale
+
+
+def network_like_arguments(batch, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(batch), 5)
+    return (
+        jax.random.normal(keys[0], (batch, 7, 6, 2, 4, 4), dtype),
+        jax.random.uniform(keys[1], (batch, 7, 6, 2), dtype),
+        (jnp.eye(4) + 0.1 * jax.random.normal(keys[2], (3, 3, 2, 4, 4, 4))).astype(dtype),
+        jax.random.normal(keys[3], (4,), dtype),
+        jax.random.normal(keys[4], (4,), dtype),
+    )
+
+
+@pytest.mark.parametrize("seed", range(0, 24, 4))
+@pytest.mark.parametrize(("function", "case"), [(conv_em_routing, conv_case), (class_em_routing, class_case)])
+def test_equals_dense_on_the_oracles_cases_in_float64(x64, function, case, seed):
+    arrays, keywords = case(seed)
+    arrays = tuple(jnp.asarray(array) for array in arrays)
+    streamed, dense = (values_and_gradients(function, arrays, keywords, name) for name in ("streamed", "dense"))
+    assert_close(streamed, dense, 1e-10)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 33])
+def test_equals_dense_in_float32(batch):
+    arguments = network_like_arguments(batch)
+    streamed, dense = (values_and_gradients(conv_em_routing, arguments, NETWORK_LIKE, name) for name in ("streamed", "dense"))
+    assert_close(streamed, dense, 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float16, 3e-3)])
+def test_low_precision_is_accumulated_in_float32(dtype, tolerance):
+    """Against float32 on the same numbers: what differs is only the rounding of the output, about half a unit in the last place."""
+    arguments = network_like_arguments(3, dtype)
+    result, gradients = values_and_gradients(conv_em_routing, arguments, NETWORK_LIKE, "streamed")
+    assert all(array.dtype == dtype for array in jax.tree.leaves((result, gradients)))
+    exact = conv_em_routing(*cast(tuple(map(np.asarray, network_like_arguments(3, dtype))), np.float32), **NETWORK_LIKE)
+    for ours, theirs in zip(result, exact, strict=True):
+        difference = np.abs(np.asarray(ours, np.float32) - theirs).max()
+        assert difference <= tolerance * np.abs(theirs).max()
+
+
+def test_refuses_what_it_cannot_differentiate():
+    arguments = network_like_arguments(1)
+
+    def total(poses):
+        return conv_em_routing(poses, *arguments[1:], **NETWORK_LIKE).poses.sum()
+
+    with pytest.raises(TypeError, match='implementation="dense"'):
+        jax.jvp(total, arguments[:1], arguments[:1])
+    with pytest.raises(TypeError, match='implementation="dense"'):
+        jax.grad(lambda poses: jax.grad(total)(poses).sum())(arguments[0])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_lowers_for_every_platform(platform):
+    arguments = network_like_arguments(40)
+
+    def total(*arguments):
+        return conv_em_routing(*arguments, **NETWORK_LIKE).poses.sum()
+
+    for function in (total, jax.grad(total, argnums=(0, 1, 2, 3, 4))):
+        exported = jax.export.export(jax.jit(function), platforms=[platform])(*arguments)
+        assert exported.platforms == (platform,)

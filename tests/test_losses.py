@@ -1,0 +1,112 @@
+"""The spread loss and its margin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.test_util import check_grads
+
+from emcaps import margin_schedule, spread_loss
+
+ACTIVATIONS = np.array([[0.9, 0.1, 0.3], [0.2, 0.6, 0.5], [0.0, 1.0, 0.0]], np.float32)
+LABELS = np.array([0, 2, 1])
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (5, 10)])
+def test_spread_loss_is_the_papers(shape, margin, dtype):
+    rng = np.random.default_rng(0)
+    activations = rng.uniform(size=shape).astype(dtype)
+    labels = rng.integers(shape[1], size=shape[0])
+    loss = spread_loss(activations, labels, margin)
+    assert loss.dtype == dtype
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype.name]
+    expected = reference.spread_loss(activations, labels, margin)
+    np.testing.assert_allclose(loss, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_spread_loss_by_hand():
+    loss = spread_loss(ACTIVATIONS, LABELS, 0.5)
+    np.testing.assert_allclose(loss, [0.0, 0.2**2 + 0.6**2, 0.0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_margin_that_is_met_costs_nothing_and_has_no_slope():
+    def loss(activations):
+        return spread_loss(activations, LABELS, 1.0).sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(ACTIVATIONS)[2], [0.0, 0.0, 0.0])
+
+
+def test_the_targets_own_activation_is_not_a_wrong_class():
+    """A common slip adds margin ** 2 to every loss."""
+    np.testing.assert_array_equal(spread_loss(ACTIVATIONS[2:], LABELS[2:], 0.9), [0.0])
+
+
+@pytest.mark.parametrize("integer", ["uint8", "int8", "int32"])
+def test_labels_of_any_integer_dtype(integer):
+    expected = spread_loss(ACTIVATIONS, LABELS, 0.9)
+    np.testing.assert_array_equal(spread_loss(ACTIVATIONS, LABELS.astype(integer), 0.9), expected)
+
+
+def test_jit_and_vmap_change_nothing():
+    expected = spread_loss(ACTIVATIONS, LABELS, 0.9)
+    np.testing.assert_allclose(jax.jit(spread_loss)(ACTIVATIONS, LABELS, 0.9), expected, rtol=1e-6)
+    mapped = jax.vmap(lambda a, t: spread_loss(a[None], t[None], 0.9)[0])(ACTIVATIONS, LABELS)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-6)
+
+
+def test_spread_loss_gradients(x64):
+    """Away from the kink, where a wrong class is exactly the margin below the target."""
+    rng = np.random.default_rng(0)
+    activations, labels = rng.uniform(size=(4, 5)), rng.integers(5, size=4)
+
+    def loss(activations, margin):
+        return spread_loss(activations, labels, margin)
+
+    check_grads(jax.jit(loss), (activations, np.array(0.45)), order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 255])
+def test_known_labels_out_of_range_are_refused(wrong):
+    for labels in (np.array([0, wrong, 1]), jnp.array([0, wrong, 1])):
+        with pytest.raises(ValueError, match="labels"):
+            spread_loss(ACTIVATIONS, labels, 0.9)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 255])
+def test_traced_labels_out_of_range_give_nan_in_their_row_only(wrong):
+    loss = np.asarray(jax.jit(spread_loss)(ACTIVATIONS, np.array([0, wrong, 1]), 0.9))
+    expected = np.asarray(spread_loss(ACTIVATIONS, LABELS, 0.9))
+    np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
+    np.testing.assert_allclose(loss[[0, 2]], expected[[0, 2]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("labels", LABELS.astype(np.float32), TypeError),
+        ("labels", LABELS[:2], ValueError),
+        ("labels", LABELS[:, None], ValueError),
+        ("labels", np.eye(3, dtype=np.int32), ValueError),
+        ("activations", ACTIVATIONS.astype(np.int32), TypeError),
+        ("activations", ACTIVATIONS[0], ValueError),
+        ("activations", ACTIVATIONS[None], ValueError),
+    ],
+)
+def test_wrong_arguments_are_refused(name, value, error):
+    arguments = {"activations": ACTIVATIONS, "labels": LABELS, "margin": 0.9}
+    with pytest.raises(error, match=name):
+        spread_loss(**{**arguments, name: value})
+
+
+def test_margin_grows_linearly_and_stays():
+    margins = [float(margin_schedule(step, 100)) for step in (0, 25, 50, 100, 101, 10_000)]
+    np.testing.assert_allclose(margins, [0.2, 0.375, 0.55, 0.9, 0.9, 0.9], rtol=1e-6)
+    assert float(margin_schedule(5, 10, start=0.0, end=1.0)) == pytest.approx(0.5)
+
+
+def test_margin_of_a_traced_step():
+    steps = np.array([0, 50, 100, 200])
+    margins = jax.jit(jax.vmap(lambda step: margin_schedule(step, 100)))(steps)
+    np.testing.assert_allclose(margins, [0.2, 0.55, 0.9, 0.9], rtol=1e-6)

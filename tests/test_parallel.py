@@ -1,0 +1,92 @@
+"""Devices: however they share a batch, they take the same step."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from experiments.batches import TrainingBatches
+from experiments.errors import RunnerError
+from experiments.learner import make_model, make_train_step
+from experiments.parallel import choose_devices, describe, map_examples, parallelize
+
+
+@functools.cache
+def model():
+    return make_model(tiny.MODEL, 3)
+
+
+def batches():
+    data = tiny.dataset()
+    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny.CONFIG.batch_size, max_shift=1)
+
+
+@functools.cache
+def two_steps(mode, num_devices):
+    """The state and metrics after two steps, as NumPy arrays."""
+    parallel = parallelize(make_train_step(tiny.CONFIG, model()), mode, jax.devices()[:num_devices])
+    state = parallel.replicate(tiny.initial_state())
+    draw = batches()
+    step = parallel.step.lower(state, parallel.shard(draw(0))).compile()
+    for index in range(2):
+        state, metrics = step(state, parallel.shard(draw(index)))
+    return jax.device_get((state, metrics))
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_two_devices_take_the_step_of_one(mode):
+    (state, metrics), (expected_state, expected_metrics) = two_steps(mode, 2), two_steps("jit", 1)
+    assert state.step == 2
+    np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
+    # Adam divides gradients by their size: where one is rounding noise, so is a fraction of the learning rate.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+        state.params,
+        expected_state.params,
+    )
+
+
+def test_jit_and_pmap_are_the_same_step():
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        two_steps("jit", 2),
+        two_steps("pmap", 2),
+    )
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
+    drawn = batches()(5)
+    shard = parallelize(make_train_step(tiny.CONFIG, model()), mode, jax.devices()[:num_devices]).shard
+    for whole, shared in zip(drawn, shard(drawn), strict=True):
+        assert len(shared.sharding.device_set) == num_devices
+        np.testing.assert_array_equal(np.asarray(shared).reshape(whole.shape), whole)
+
+
+def test_map_examples_gives_one_result_per_example():
+    mapped = map_examples(lambda scale, numbers: scale * numbers, jax.devices()[:2])
+    np.testing.assert_array_equal(mapped(2.0, np.arange(6.0)), 2 * np.arange(6.0))
+
+
+def test_devices_are_chosen_to_divide_the_batch():
+    assert len(choose_devices(8)) == 2
+    assert len(choose_devices(7)) == 1
+    assert describe(choose_devices(8, 1)) == "1 x cpu"
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
+    with pytest.raises(
+        RunnerError,
+        match="batch of 7 cannot be divided among 2 devices; the nearest that can: 6 and 8",
+    ):
+        choose_devices(7, 2)
+    with pytest.raises(RunnerError, match=r"the nearest that can: 2$"):
+        choose_devices(1, 2)
+
+
+def test_more_devices_than_there_are_is_an_error():
+    with pytest.raises(RunnerError, match=f"there are {jax.device_count()} devices .*; 99 were requested"):
+        choose_devices(99, 99)

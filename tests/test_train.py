@@ -1,0 +1,250 @@
+"""Training from end to end on a tiny problem: what a run leaves, that it resumes exactly, and how it fails."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import datasets, evaluate, train
+from experiments.checkpoints import Checkpoints
+from experiments.configs import from_json, to_json
+from experiments.errors import RunnerError
+from experiments.learner import Metrics, make_model
+from experiments.run_directory import read_records
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_compiled_once(tmp_path_factory):
+    """These tests train the same network again and again; compiling it takes most of their time."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of an uninterrupted run on two devices, whose train step was traced once."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    traced_once = lambda *args: chex.assert_max_traces(make_train_step(*args), n=1)  # noqa: E731
+    make_train_step = train.make_train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_train_step", traced_once)
+        train.train(tiny.CONFIG, tiny.dataset(), workdir, devices=jax.devices()[:2], command="the command")
+    return workdir
+
+
+def last_state(workdir):
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpoints.restore(checkpoints.steps()[-1], tiny.initial_state(), one_device)
+
+
+def deterministic(records):
+    """Records without what a clock has measured."""
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+def at_step(monkeypatch, number, action):
+    """Call `action` when this step of the process has been started."""
+    add, count = train.StepWindow.add, iter(range(1, 1000))
+
+    def counting_add(window, metrics):
+        add(window, metrics)
+        if next(count) == number:
+            action()
+
+    monkeypatch.setattr(train.StepWindow, "add", counting_add)
+
+
+def crash():
+    raise RuntimeError("crash")
+
+
+def test_a_run_leaves_its_outputs(finished):
+    assert from_json((finished / "config.json").read_text()) == tiny.CONFIG
+    records = read_records(finished)
+    assert [(record["step"], record["split"]) for record in records] == [
+        (4, "train"),
+        (4, "test"),
+        (6, "train"),
+        (6, "test"),
+    ]
+    for record in records:
+        assert np.isfinite([record["loss"], record["accuracy"], record["seconds"]]).all()
+    for name in ("learning_curves.png", "misclassified.png"):
+        assert (finished / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_result_says_what_was_run_and_reached(finished):
+    result = json.loads((finished / "result.json").read_text())
+    assert (result["dataset"], result["steps"], result["batch_size"], result["seed"]) == (
+        "mnist",
+        6,
+        8,
+        0,
+    )
+    assert (result["jax_version"], result["devices"], result["command"]) == (
+        jax.__version__,
+        2,
+        "the command",
+    )
+    assert result["num_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(last_state(finished).params))
+    assert result["test_examples"] == 37
+    assert result["test_error"] + result["test_accuracy"] == pytest.approx(1)
+    assert result["test_accuracy"] == read_records(finished)[-1]["accuracy"]
+    assert 0 < result["compile_seconds"] < result["train_seconds"]
+    assert "test_error" in train.table(result)
+
+
+def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tmp_path, monkeypatch):
+    def run():
+        return train.train(tiny.CONFIG, tiny.dataset(), tmp_path, devices=jax.devices()[:2])
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(train.Stopped, match=f"after step 3 of 6, saved in {tmp_path}"):
+            run()
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, crash)  # step 5, after the checkpoint of step 4
+        with pytest.raises(RuntimeError, match="crash"):
+            run()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "split": "train", "loss": 0}\n{"step": 6, "spl')  # what a killed process may leave
+    result = run()
+
+    chex.assert_trees_all_equal(last_state(tmp_path), last_state(finished))
+    resumed, uninterrupted = (deterministic(read_records(path)) for path in (tmp_path, finished))
+    assert resumed[0]["step"] == 3
+    assert resumed[2:] == uninterrupted[1:]
+    assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
+    seconds = [record["seconds"] for record in read_records(tmp_path)]
+    assert seconds == sorted(seconds) and result["train_seconds"] > seconds[-1]
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_evaluate_reproduces_the_test_error(finished, num_devices, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    assert evaluate.run(evaluate.EvaluateCommand(finished, devices=num_devices)) == 0
+    assert "reproduced exactly" in capsys.readouterr().out
+
+
+def test_evaluate_says_so_when_the_test_error_differs(finished, monkeypatch, capsys):
+    data = tiny.dataset()
+    other = data._replace(test_labels=(data.test_labels + 1) % 3)
+    monkeypatch.setattr(datasets, "load", lambda *args: other)
+    assert evaluate.main(["--workdir", str(finished)]) == 1
+    assert "NOT reproduced" in capsys.readouterr().out
+
+
+def test_evaluate_names_the_checkpoints_there_are(finished, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    assert evaluate.main(["--workdir", str(finished), "--step", "5"]) == 1
+    assert "[4, 6]; none of step 5" in capsys.readouterr().err
+    assert evaluate.main(["--workdir", str(finished / "nothing")]) == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_evaluate_says_so_when_there_are_no_checkpoints_yet(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    (tmp_path / "config.json").write_text(to_json(tiny.CONFIG))
+    assert evaluate.main(["--workdir", str(tmp_path)]) == 1
+    assert "has no checkpoints yet" in capsys.readouterr().err
+
+
+def test_every_example_is_scored_once_whatever_the_devices_and_the_padding():
+    model, data = make_model(tiny.MODEL, 3), tiny.dataset(num_test=53)
+    params = tiny.initial_state().params
+    one, two = (evaluate.make_evaluator(tiny.CONFIG, model, jax.devices()[:n]) for n in (1, 2))
+    scores = one(params, data.test_images, data.test_labels, 6)
+    shared = two(params, data.test_images, data.test_labels, 6)
+    np.testing.assert_allclose(shared.activations, scores.activations, rtol=1e-3)
+    backwards = one(params, data.test_images[::-1], data.test_labels[::-1], 6)
+    np.testing.assert_allclose(backwards.activations[::-1], scores.activations, rtol=1e-3)
+    assert scores.num_examples == len(scores.activations) == 53
+    assert scores.num_correct == backwards.num_correct == (scores.activations.argmax(-1) == data.test_labels).sum()
+    assert scores.error == (53 - scores.num_correct) / 53
+
+
+def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path):
+    config = dataclasses.replace(tiny.CONFIG, eval_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            train.train(config, tiny.dataset(), tmp_path)
+    broken = tiny.dataset()
+    broken.train_labels[:] = 99  # the loss of a label that is no class is NaN
+    with pytest.raises(RunnerError, match=r"diverged between steps 2 and 2: .*loss nan"):
+        train.train(config, broken, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
+    assert [record["step"] for record in read_records(tmp_path)] == [1, 1]
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_window_names_the_steps_in_which_training_diverged():
+    window = train.StepWindow(batch_size=8)
+    for loss in (1.0, np.inf, 1.0):
+        window.add(Metrics(*jax.numpy.float32([loss, 0.5, 1])))
+    with pytest.raises(RunnerError, match="between steps 18 and 20: loss inf"):
+        window.close(20)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (
+            dataclasses.replace(tiny.CONFIG, batch_size=22),
+            "at most the number of training images, 20; got 22",
+        ),
+        (
+            dataclasses.replace(tiny.CONFIG, model=dataclasses.replace(tiny.MODEL, conv_capsules=(2, 2))),
+            "too small",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_the_images_writes_nothing(config, message, tmp_path):
+    with pytest.raises(RunnerError, match=message):
+        train.train(config, tiny.dataset(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_trains_and_refuses_to_do_it_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    flags = "--steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
+    arguments = [*flags, "--workdir", str(tmp_path / "a run")]
+    assert train.main(arguments) == 0
+    result = json.loads((tmp_path / "a run" / "result.json").read_text())
+    assert result["command"] == f"python -m experiments.train {' '.join(flags)} --workdir '{tmp_path / 'a run'}'"
+    assert f"test_error          {result['test_error']:.6g}\n" in capsys.readouterr().out
+    assert train.main(arguments) == 1
+    assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
+
+
+def test_a_wrong_command_gets_one_line_and_writes_nothing(tmp_path):
+    command = [sys.executable, "-m", "experiments.train", "--dataset", "nosuch"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: dataset must be one of mnist, fashion_mnist; got 'nosuch'\n"
+    assert not list(tmp_path.iterdir())

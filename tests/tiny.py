@@ -1,0 +1,35 @@
+"""A data set and a run that are small enough to train in a test."""
+
+import functools
+
+import jax
+import numpy as np
+
+from experiments.configs import ModelConfig, TrainConfig
+from experiments.datasets import Dataset
+from experiments.learner import TrainState, init_state, make_model
+
+IMAGE_SHAPE = (13, 13, 1)
+MODEL = ModelConfig(conv_channels=4, primary_capsules=2, conv_capsules=(3,), num_iterations=1)
+CONFIG = TrainConfig(model=MODEL, steps=6, batch_size=8, eval_every=4, max_shift=1)
+
+
+def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
+    """Noise, brighter in the third of the image that is the label."""
+    random = np.random.default_rng(0)
+
+    def split(size: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = random.integers(0, 3, size).astype(np.int32)
+        images = random.integers(0, 100, (size, *IMAGE_SHAPE)).astype(np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4 * label : 4 * label + 4] += 150
+        return images, labels
+
+    return Dataset("mnist", ("top", "middle", "bottom"), *split(num_train), *split(num_test))
+
+
+@functools.cache
+def initial_state() -> TrainState:
+    """A state before the first step, in NumPy arrays, which no training step can take away."""
+    init = jax.jit(functools.partial(init_state, CONFIG, make_model(MODEL, 3), IMAGE_SHAPE))
+    return jax.device_get(init(jax.random.key(0)))
