@@ -7,6 +7,7 @@ among all the parents that it reaches, of all types and at all positions).
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -16,14 +17,18 @@ from jax import lax
 
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES
+from emcaps.votes import Moments
+
+# The mean square of votes about a centre, over their variance: the factor by which rounding errors grow in the variance.
+MOST_CANCELLATION = 30.0
 
 
 class Votes(Protocol):
     """The two operators of `votes.py`, and the weighted sum to start from."""
 
     def weighted_sum(self, weights: jax.Array, /) -> jax.Array: ...
-    def moments(self, weights: jax.Array, centre: jax.Array, /) -> tuple[jax.Array, jax.Array, jax.Array]: ...
-    def scores(self, quadratic: jax.Array, centre: jax.Array, /) -> jax.Array: ...
+    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array, /) -> Moments: ...
+    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, /) -> jax.Array: ...
 
 
 class Parents(NamedTuple):
@@ -38,20 +43,6 @@ class Parents(NamedTuple):
     means: jax.Array
     variances: jax.Array
     logits: jax.Array
-
-
-class Moments(NamedTuple):
-    """The M-step's sums over children with g_i = r_ij a_i, about a centre c.
-
-    Attributes:
-        mass: sum_i g_i, `[J, M]`.
-        first: sum_i g_i (V_ijh - c_h), `[4, J, 4, M]`.
-        second: sum_i g_i (V_ijh - c_h)^2, `[4, J, 4, M]`.
-    """
-
-    mass: jax.Array
-    first: jax.Array
-    second: jax.Array
 
 
 class Iteration(NamedTuple):
@@ -144,32 +135,31 @@ def _standardize_over_types(cost: jax.Array) -> jax.Array:
 
 
 def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, jax.Array]:
-    """log p_ij / assignment_temperature, where p_ij = a_j prod_h Normal(V_ijh; mean_jh, variance_jh), as a quadratic form.
+    """Log p_ij / assignment_temperature, where p_ij = a_j prod_h Normal(V_ijh; mean_jh, variance_jh), as a quadratic form.
 
     Returns:
-        The coefficients `[4, J, 4, M]` of (V_ijh - mean_jh)^2, and the part that does not depend on the child, `[J, M]`.
+        The part that does not depend on the child, `[J, M]`, and the coefficients `[4, J, 4, M]` of (V_ijh - mean_jh)^2.
     """
     quadratic = -0.5 / (parents.variances * constants.assignment_temperature)
     norm = 0.5 * jnp.log(2 * jnp.pi * parents.variances).sum((0, 2))
-    return quadratic, (jax.nn.log_sigmoid(parents.logits) - norm) / constants.assignment_temperature
+    return (jax.nn.log_sigmoid(parents.logits) - norm) / constants.assignment_temperature, quadratic
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def compete(scores: jax.Array, field: ReceptiveField) -> jax.Array:
     """Softmax of `[N, J, M]` over every parent that a child reaches: types within a patch, and the patches that overlap at it."""
-    seen = _unfold(scores, field)
-    peak = field.gather(field.scatter_max(seen.max(3)))
-    shares = jnp.exp(seen - peak[:, :, :, None])
-    total = field.gather(field.scatter_sum(shares.sum(3)))
-    return (shares / total[:, :, :, None]).reshape(scores.shape)
+    # First within each patch, over the types; then, in arrays without the types, over the patches that see a child.
+    patch_peak = scores.max(1)
+    patch_shares = jnp.exp(scores - patch_peak[:, None])
+    patch_weight = jnp.exp(patch_peak - _over_patches(field.scatter_max, patch_peak, field))
+    total = _over_patches(field.scatter_sum, patch_shares.sum(1) * patch_weight, field)
+    return patch_shares * (patch_weight / total)[:, None]
 
 
 def compete_derivative(assignments: jax.Array, direction: jax.Array, field: ReceptiveField) -> jax.Array:
     """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
     weighted = assignments * direction
-    mean = field.gather(field.scatter_sum(_unfold(weighted, field).sum(3)))
-    mean = jnp.broadcast_to(mean[:, :, :, None], _unfold(weighted, field).shape).reshape(assignments.shape)
-    return weighted - assignments * mean
+    return weighted - assignments * _over_patches(field.scatter_sum, weighted.sum(1), field)[:, None]
 
 
 @compete.defjvp
@@ -178,10 +168,10 @@ def _compete_jvp(field, primals, tangents):
     return assignments, compete_derivative(assignments, *tangents, field)
 
 
-def _unfold(array: jax.Array, field: ReceptiveField) -> jax.Array:
-    """`[N, J, M]` to `[KH, KW, I, J, OH, OW, B]`."""
-    types = array.shape[0] // math.prod(field.kernel_size)
-    return array.reshape(*field.kernel_size, types, array.shape[1], *field.output_size, -1)
+def _over_patches(scatter: Callable[[jax.Array], jax.Array], patches: jax.Array, field: ReceptiveField) -> jax.Array:
+    """Combine what the patches say of each child, and tell each patch the result: `[N, M]` to `[N, M]`."""
+    seen = patches.reshape(*field.kernel_size, -1, *field.output_size, patches.shape[1] // math.prod(field.output_size))
+    return field.gather(scatter(seen)).reshape(patches.shape)
 
 
 def first_shares(activations: jax.Array, field: ReceptiveField, num_types: int) -> jax.Array:
@@ -214,22 +204,22 @@ def m_step(
     Args:
         votes: of the children.
         activations: a, `[N, M]`.
-        assignments: r, `[N, J, M]`.
+        assignments: r, `[N, J, M]`, or `[N, 1, M]` where they are the same for all types.
         centre: about where the means will be, `[4, J, 4, M]`; a constant of the differentiation.
         constants: see `Constants`.
         geometry: see `Geometry`.
         iteration: t.
     """
     centre = lax.stop_gradient(centre)
-    moments = Moments(*votes.moments(assignments * activations[:, None], centre))
+    moments = votes.moments(assignments, centre, activations)
     parents = fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
     return Iteration(assignments, centre, moments, parents)
 
 
 def e_step(votes: Votes, parents: Parents, constants: Constants, field: ReceptiveField) -> jax.Array:
     """Divide each child among all the parents that it reaches, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
-    quadratic, constant = log_densities(parents, constants)
-    return compete(votes.scores(quadratic, parents.means) + constant[None], field)
+    constant, quadratic = log_densities(parents, constants)
+    return compete(votes.scores(constant, quadratic, parents.means), field)
 
 
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
@@ -240,11 +230,14 @@ def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, 
     types = activations.shape[0] // math.prod(field.kernel_size)
     batch = activations.shape[1] // math.prod(field.output_size)
     shares = jnp.broadcast_to(shares, (*field.kernel_size, types, *field.output_size, batch)).reshape(activations.shape)
-    # These assignments are the same for all types, so that the means cost one matrix product.
+    # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
     centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
-    assignments = jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1]))
-    return m_step(votes, activations, assignments, centre, constants, geometry, 0)
+    state = m_step(votes, activations, shares[:, None], centre, constants, geometry, 0)
+    return state._replace(
+        assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
+        moments=state.moments._replace(mass=jnp.broadcast_to(state.moments.mass, (num_types, shares.shape[1]))),
+    )
 
 
 def next_iteration(
@@ -255,9 +248,19 @@ def next_iteration(
     iteration: jax.Array,
     previous: Iteration,
 ) -> Iteration:
-    """An E-step and an M-step."""
+    """An E-step and an M-step about the previous means.
+
+    Where parents have moved so far that their variances lose digits, the M-step is done again, about the means that it gave.
+    """
     assignments = e_step(votes, previous.parents, constants, geometry.field)
-    return m_step(votes, activations, assignments, previous.parents.means, constants, geometry, iteration)
+
+    def fit(centre: jax.Array) -> Iteration:
+        return m_step(votes, activations, assignments, centre, constants, geometry, iteration)
+
+    rough = fit(previous.parents.means)
+    mean_squares = rough.moments.second / (rough.moments.mass + constants.mass_epsilon)[None, :, None]
+    lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * rough.parents.variances).any())
+    return lax.cond(lost, lambda: fit(rough.parents.means), lambda: rough)
 
 
 def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:

@@ -3,8 +3,8 @@
 `em.route` is run as it stands on `StreamedVotes`, and what each `Iteration` leaves is kept. The way back takes the M-steps and
 E-steps in reverse. The transpose of the one's sums is the other's scores, so that
 
-    M-step: (mass, first, second) = moments(g)            back: d_g = d_mass + scores(d_second, d_first)
-    E-step: scores(A)             = sum_h A (V - mean)^2   back: d_A, d_mean from moments(d_scores)
+    M-step: (mass, first, second) = moments(g)            back: d_g = scores(d_mass, d_second, d_first)
+    E-step: scores(d, A) = d + sum_h A (V - mean)^2        back: d_d, d_A, d_mean from moments(d_scores)
 
 and everything else is differentiated by JAX, in arrays that are small. Each of the 2T - 1 steps leaves one of `VoteTerms`; the
 gradient for poses and transforms is one pass over all of them at the end.
@@ -20,8 +20,6 @@ from jax import lax
 from emcaps.em import (
     Constants,
     Geometry,
-    Iteration,
-    Moments,
     Parents,
     compete_derivative,
     first_iteration,
@@ -30,13 +28,26 @@ from emcaps.em import (
     next_iteration,
     route,
 )
-from emcaps.votes import StreamedVotes, VoteTerms
-
+from emcaps.votes import Moments, StreamedVotes, VoteTerms
 
 FIRST_ORDER_ONLY = (
     'implementation="streamed" has first derivatives in reverse mode only (jax.grad, jax.vjp); '
     'for higher derivatives or forward mode use implementation="dense"'
 )
+
+
+class _History(NamedTuple):
+    """What the way back needs of the way forth, leading axis T.
+
+    Attributes:
+        assignments: of each iteration, `[T, N, J, M]`.
+        moments: of its data.
+        centres: what they are about, `[T, 4, J, 4, M]`.
+    """
+
+    assignments: jax.Array
+    moments: Moments
+    centres: jax.Array
 
 
 class _Gradients(NamedTuple):
@@ -47,14 +58,18 @@ class _Gradients(NamedTuple):
         assignments: for its assignments, besides what comes through its parents.
         activations: `[N, M]`, summed over iterations.
         constants: summed over iterations.
-        terms: for the votes, one for each step.
+        scores: of each E-step, `[T - 1, N, J, M]`, but one place for T = 1.
+        data_forms: of each M-step the coefficients of `moments`' gradient, as `(quadratic, linear)`, each `[T, 4, J, 4, M]`.
+        score_forms: of each E-step those of `scores`, `[T - 1, 4, J, 4, M]` likewise.
     """
 
     parents: Parents
     assignments: jax.Array
     activations: jax.Array
     constants: Constants
-    terms: VoteTerms
+    scores: jax.Array
+    data_forms: tuple[jax.Array, jax.Array]
+    score_forms: tuple[jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -68,15 +83,18 @@ def route_streamed(
 def _forth(votes, activations, constants, geometry):
     given = votes, activations, constants, geometry
 
-    def iterate(iteration, state):
+    def record(iteration):
+        return _History(iteration.assignments, iteration.moments, iteration.centre)
+
+    def iterate(number, state):
         previous, history = state
-        current = next_iteration(*given, iteration, previous)
-        return current, _put(history, current, iteration)
+        current = next_iteration(*given, number, previous)
+        return current, _put(history, record(current), number)
 
     first = first_iteration(*given)
-    history = jax.tree.map(lambda array: jnp.zeros((geometry.num_iterations, *array.shape), array.dtype), first)
-    last, history = lax.fori_loop(1, geometry.num_iterations, iterate, (first, _put(history, first, 0)))
-    return (last.parents, last.assignments), (votes, activations, constants, history)
+    state = first, _stack(record(first), geometry.num_iterations)
+    last, history = lax.fori_loop(1, geometry.num_iterations, iterate, state)
+    return (last.parents, last.assignments), (votes, activations, constants, history, last.parents.means)
 
 
 @jax.custom_jvp
@@ -90,73 +108,81 @@ def _refuse(primals, tangents):
 
 
 def _back(geometry, residuals, result_gradients):
-    (votes, activations, constants, history), result_gradients = _first_order_only((residuals, result_gradients))
-    centre = history.parents.means[-1]
-    gradients = _Gradients(
-        *result_gradients,
-        jnp.zeros_like(activations),
-        jax.tree.map(jnp.zeros_like, constants),
-        _no_terms(2 * geometry.num_iterations - 1, history),
-    )
+    residuals, result_gradients = _first_order_only((residuals, result_gradients))
+    votes, activations, constants, history, last_means = residuals
+    repeats = geometry.num_iterations
 
-    def iterate(step, gradients):
-        iteration = geometry.num_iterations - 1 - step
-        current, parents = _take(history, iteration), _take(history.parents, iteration - 1)
-        gradients = m_step_back(gradients, current, iteration)
-        return e_step_back(gradients, current, parents, iteration)
-
-    def m_step_back(gradients, current, iteration):
-        """From the parents of an iteration to its assignments."""
-
-        def fit(moments, constants):
-            return fit_gaussians(moments, current.centre, constants, iteration, geometry.normalize_costs)
-
-        _, transpose = jax.vjp(fit, current.moments, constants)
-        (mass, first, second), constants_gradient = transpose(gradients.parents)
-        data = current.assignments * activations[:, None]
-        data_gradient = votes.scores(second, current.centre, first) + mass[None]
-        return gradients._replace(
-            assignments=gradients.assignments + data_gradient * activations[:, None],
-            activations=gradients.activations + (data_gradient * current.assignments).sum(1),
-            constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
-            terms=_put_term(gradients.terms, 2 * iteration, data, second, first + 2 * second * (centre - current.centre)),
+    def fit(iteration):
+        """The parents of an iteration, and how their gradient goes back to the moments and the constants."""
+        moments, centre = _take(history.moments, iteration), _take(history.centres, iteration)
+        return jax.vjp(
+            lambda moments, constants: fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs),
+            moments,
+            constants,
         )
 
-    def e_step_back(gradients, current, parents, iteration):
+    def m_step_back(gradients, iteration):
+        """From the parents of an iteration to its assignments."""
+        _, transpose = fit(iteration)
+        (mass, first, second), constants_gradient = transpose(gradients.parents)
+        centre = _take(history.centres, iteration)
+        data_gradient = votes.scores(mass, second, centre, first)
+        assignments = _take(history.assignments, iteration)
+        return gradients._replace(
+            assignments=gradients.assignments + data_gradient * activations[:, None],
+            activations=gradients.activations + (data_gradient * assignments).sum(1),
+            constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
+            data_forms=_put(gradients.data_forms, _move_centre(second, first, centre, last_means), iteration),
+        )
+
+    def e_step_back(gradients, iteration):
         """From the assignments of an iteration to the parents of the one before."""
-        (quadratic, _), transpose = jax.vjp(log_densities, parents, constants)
-        scores = compete_derivative(current.assignments, gradients.assignments, geometry.field)
-        mass, first, second = Moments(*votes.moments(scores, parents.means))
-        parents_gradient, constants_gradient = transpose((second, mass))
+        parents, _ = fit(iteration - 1)
+        (_, quadratic), transpose = jax.vjp(log_densities, parents, constants)
+        assignments = _take(history.assignments, iteration)
+        scores = compete_derivative(assignments, gradients.assignments, geometry.field)
+        mass, first, second = votes.moments(scores, parents.means)
+        parents_gradient, constants_gradient = transpose((mass, second))
+        form = _move_centre(quadratic, jnp.zeros_like(quadratic), parents.means, last_means)
         return gradients._replace(
             parents=parents_gradient._replace(means=parents_gradient.means - 2 * quadratic * first),
             assignments=jnp.zeros_like(gradients.assignments),
             constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
-            terms=_put_term(
-                gradients.terms, 2 * iteration - 1, scores, quadratic, 2 * quadratic * (centre - parents.means)
-            ),
+            scores=_put(gradients.scores, scores, iteration - 1),
+            score_forms=_put(gradients.score_forms, form, iteration - 1),
         )
 
-    gradients = lax.fori_loop(0, geometry.num_iterations - 1, iterate, gradients)
-    gradients = m_step_back(gradients, _take(history, 0), 0)
-    return StreamedVotes(*votes.gradient(gradients.terms, centre)), gradients.activations, gradients.constants
+    def iterate(step, gradients):
+        iteration = repeats - 1 - step
+        return e_step_back(m_step_back(gradients, iteration), iteration)
+
+    nothing = jnp.zeros_like(last_means)
+    gradients = _Gradients(
+        *result_gradients,
+        jnp.zeros_like(activations),
+        jax.tree.map(jnp.zeros_like, constants),
+        _stack(jnp.zeros_like(history.assignments[0]), max(repeats - 1, 1)),
+        _stack((nothing, nothing), repeats),
+        _stack((nothing, nothing), max(repeats - 1, 1)),
+    )
+    gradients = m_step_back(lax.fori_loop(0, repeats - 1, iterate, gradients), 0)
+    terms = [VoteTerms(history.assignments, activations, *gradients.data_forms)]
+    if repeats > 1:
+        terms.append(VoteTerms(gradients.scores, None, *gradients.score_forms))
+    return StreamedVotes(*votes.gradient(terms, last_means)), gradients.activations, gradients.constants
 
 
 route_streamed.defvjp(_forth, _back)
 
 
-def _no_terms(number: int, history: Iteration) -> VoteTerms:
-    """Room for that many terms."""
-    _, num_children, *rest = history.assignments.shape
-    coefficients = jnp.zeros((number, *history.centre.shape[1:]), history.centre.dtype)
-    return VoteTerms(jnp.zeros((num_children, number, *rest), coefficients.dtype), coefficients, coefficients)
+def _move_centre(quadratic: jax.Array, linear: jax.Array, centre: jax.Array, new_centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The coefficients of the gradient `2 A (V - centre) + b` about another centre."""
+    return quadratic, linear + 2 * quadratic * (new_centre - centre)
 
 
-def _put_term(terms: VoteTerms, place, weights: jax.Array, quadratic: jax.Array, linear: jax.Array) -> VoteTerms:
-    return VoteTerms(
-        lax.dynamic_update_index_in_dim(terms.weights, weights, place, 1),
-        *_put((terms.quadratic, terms.linear), (quadratic, linear), place),
-    )
+def _stack(tree, number):
+    """Room for so many trees of arrays like `tree`, which is in all the places."""
+    return jax.tree.map(lambda array: jnp.broadcast_to(array, (number, *array.shape)), tree)
 
 
 def _put(stacked, tree, place):

@@ -139,9 +139,7 @@ class ClassCaps(nn.Module):
     transform_init: Callable = near_identity()
 
     @nn.compact
-    def __call__(
-        self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None
-    ) -> RoutingResult:
+    def __call__(self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None) -> RoutingResult:
         """From capsules `[B, H, W, I, ...]` to a routing result with one position, `[B, 1, 1, num_classes, ...]`.
 
         Args:

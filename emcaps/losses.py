@@ -37,9 +37,7 @@ def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | f
     return jnp.where(is_target.any(-1), loss, jnp.nan)
 
 
-def margin_schedule(
-    step: jax.Array | int, transition_steps: int, start: float = 0.2, end: float = 0.9
-) -> jax.Array:
+def margin_schedule(step: jax.Array | int, transition_steps: int, start: float = 0.2, end: float = 0.9) -> jax.Array:
     """The margin of the spread loss at `step`: from `start` linearly to `end` over `transition_steps`, then constant.
 
     The paper raises it from 0.2 to 0.9 so that few capsules die early; it does not say how fast.

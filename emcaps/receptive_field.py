@@ -31,10 +31,7 @@ class ReceptiveField(NamedTuple):
     @property
     def output_size(self) -> tuple[int, int]:
         """`(OH, OW)`, the parents' map. Not positive where the kernel is larger than the map."""
-        height, width = (
-            (size - kernel) // self.stride + 1
-            for size, kernel in zip(self.map_size, self.kernel_size, strict=True)
-        )
+        height, width = ((size - kernel) // self.stride + 1 for size, kernel in zip(self.map_size, self.kernel_size, strict=True))
         return height, width
 
     def gather(self, children: jax.Array) -> jax.Array:
@@ -62,9 +59,7 @@ class ReceptiveField(NamedTuple):
     def num_parent_positions(self) -> np.ndarray:
         """For each child position the number of parent positions that see it, `[H, W]`; 0 where none does."""
         rows, columns = (
-            np.bincount(
-                (np.arange(output)[:, None] * self.stride + np.arange(kernel)).ravel(), minlength=size
-            )
+            np.bincount((np.arange(output)[:, None] * self.stride + np.arange(kernel)).ravel(), minlength=size)
             for size, kernel, output in zip(self.map_size, self.kernel_size, self.output_size, strict=True)
         )
         return rows[:, None] * columns[None, :]
@@ -77,9 +72,7 @@ def _windows(array: jax.Array, axis: int, kernel: int, output: int, stride: int)
     return jnp.stack([lax.slice_in_dim(array, k, k + span, stride, axis) for k in range(kernel)])
 
 
-def _overlay(
-    windows: jax.Array, axis: int, size: int, stride: int, combine: Callable, identity: float
-) -> jax.Array:
+def _overlay(windows: jax.Array, axis: int, size: int, stride: int, combine: Callable, identity: float) -> jax.Array:
     """Undo `_windows`: lay each offset's slice back where it came from and combine what lands on the same place."""
     fill = jnp.asarray(identity, windows.dtype)
 

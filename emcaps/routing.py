@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from emcaps.checks import check_choice, check_floating, check_positive_int, check_range, check_shapes
-from emcaps.em import Constants, Geometry, Parents, route
+from emcaps.em import Constants, Geometry, route
 from emcaps.em_gradient import FIRST_ORDER_ONLY, route_streamed
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
@@ -23,7 +23,7 @@ from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
 IMPLEMENTATIONS = {"dense": (dense_votes, route), "streamed": (StreamedVotes, route_streamed)}
 
 # Streamed routing takes the batch in blocks of about so many columns (parent position x example), whose arrays fit in a cache.
-BLOCK_COLUMNS = 96
+BLOCK_COLUMNS = 144
 
 
 def inverse_temperature_schedule(num_iterations: int, final: float = 0.01) -> np.ndarray:
@@ -70,23 +70,29 @@ def em_routing(
         TypeError: an array is not floating point, `num_iterations` not an int.
         ValueError: shapes do not match, or a known value is out of its range.
     """
-    sizes = check_shapes(
+    check_shapes(
         {
-            "votes": (votes, "... N J P"),
+            "votes": (votes, f"... N J {POSE_ENTRIES}"),
             "activations": (activations, "... N"),
             "beta_u": (beta_u, "J"),
             "beta_a": (beta_a, "J"),
         }
     )
-    if sizes["P"] != POSE_ENTRIES:
-        raise ValueError(f"votes must have {POSE_ENTRIES} pose entries on the last axis; got shape {list(votes.shape)}")
     if votes.shape[:-2] != activations.shape:
         raise ValueError(
             f"activations must have shape {list(votes.shape[:-2])}, that of votes without its last two axes; "
             f"got shape {list(activations.shape)}"
         )
     constants = _check_constants(
-        activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
+        activations,
+        beta_u,
+        beta_a,
+        num_iterations,
+        inverse_temperature,
+        min_variance,
+        mass_epsilon,
+        mass_scale,
+        assignment_temperature,
     )
     return _em_routing(
         votes,
@@ -155,7 +161,15 @@ def conv_em_routing(
             f"got a {sizes['KH']}x{sizes['KW']} kernel"
         )
     constants = _check_constants(
-        activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
+        activations,
+        beta_u,
+        beta_a,
+        num_iterations,
+        inverse_temperature,
+        min_variance,
+        mass_epsilon,
+        mass_scale,
+        assignment_temperature,
     )
     return _route_checked(
         poses,
@@ -220,7 +234,15 @@ def class_em_routing(
     sizes = check_shapes(shapes)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     constants = _check_constants(
-        activations, beta_u, beta_a, num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature
+        activations,
+        beta_u,
+        beta_a,
+        num_iterations,
+        inverse_temperature,
+        min_variance,
+        mass_epsilon,
+        mass_scale,
+        assignment_temperature,
     )
     if coordinates is not None:
         poses, transforms = _append_coordinates(poses, transforms, coordinates)
@@ -247,9 +269,7 @@ def _route_checked(*arguments, **static) -> RoutingResult:
         raise
 
 
-def _append_coordinates(
-    poses: jax.Array, transforms: jax.Array, coordinates: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _append_coordinates(poses: jax.Array, transforms: jax.Array, coordinates: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Make coordinate addition part of the product: `[pose | x] @ [transform; 0 0 0 1]` = vote + x on the last column."""
     column = jnp.zeros((*coordinates.shape[:2], 1, POSE_SIZE, 1), poses.dtype)
     column = column.at[:, :, 0, :2, 0].set(coordinates.astype(poses.dtype))
@@ -335,9 +355,7 @@ def _em_routing(votes, activations, constants, *, num_iterations, normalize_cost
 
 
 @functools.partial(jax.jit, static_argnames=("stride", "num_iterations", "normalize_costs", "implementation"))
-def _conv_em_routing(
-    poses, activations, transforms, constants, *, stride, num_iterations, normalize_costs, implementation
-):
+def _conv_em_routing(poses, activations, transforms, constants, *, stride, num_iterations, normalize_costs, implementation):
     """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
     dtype = jnp.result_type(poses, activations, transforms)
     poses, activations, transforms, constants = _cast(
@@ -350,15 +368,10 @@ def _conv_em_routing(
         return _route_patches(*children, transforms, constants, geometry, implementation)
 
     batch = poses.shape[0]
-    if implementation == "dense":
-        num_blocks = 1
-    else:
-        num_blocks = -(-batch * math.prod(field.output_size) // BLOCK_COLUMNS)
-        num_blocks = min(num_blocks, batch)
-    if num_blocks == 1:
+    block = batch if implementation == "dense" else _block_size(batch, math.prod(field.output_size))
+    if block == batch:
         result = route_block((poses, activations))
     else:
-        block = -(-batch // num_blocks)
         num_blocks = -(-batch // block)
         children = jax.tree.map(
             lambda array: _pad_batch(array, num_blocks * block).reshape(num_blocks, block, *array.shape[1:]),
@@ -367,6 +380,13 @@ def _conv_em_routing(
         result = lax.map(route_block, children)
         result = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
     return _cast(result, dtype)
+
+
+def _block_size(batch: int, positions: int) -> int:
+    """Examples in a block: about `BLOCK_COLUMNS / positions`, rather a little less than leaving the last block partly empty."""
+    most = min(batch, max(1, BLOCK_COLUMNS // positions))
+    divisor = max(size for size in range(1, most + 1) if batch % size == 0)
+    return divisor if 2 * divisor > most else -(-batch // -(-batch // most))
 
 
 def _pad_batch(array: jax.Array, size: int) -> jax.Array:

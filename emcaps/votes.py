@@ -3,10 +3,10 @@
 Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two. About a centre c:
 
     moments(g)_jh   = sum_n g_nj ( 1, V_njh - c_jh, (V_njh - c_jh)^2 )                  the M-step's sums
-    scores(A, b)_nj = sum_h ( A_jh (V_njh - c_jh)^2 + b_jh (V_njh - c_jh) )              the E-step's log densities
+    scores(A, b, d)_nj = d_j + sum_h ( b_jh (V_njh - c_jh) + A_jh (V_njh - c_jh)^2 )     the E-step's log densities
 
 They are each other's transpose, which is all that the gradient of a routing needs, but for one thing: the gradient with respect
-to the votes themselves. Every use of the votes contributes one of `VoteTerms` to it, and the sum over all uses is one pass.
+to the votes themselves. Every use of the votes contributes one of the `VoteTerms` to it, and the sum over all uses is one pass.
 Squares of differences from a centre near the mean keep the digits that squares of votes would lose.
 
 Inner layout: a vote of child n for parent j is `vote[h, i] = sum_k pose[i, k] transform[k, h]`; row i goes with the columns,
@@ -14,7 +14,7 @@ column h with the parent type, so that a child's votes are one product of `[h J,
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,16 +22,32 @@ import jax.numpy as jnp
 from jax import lax
 
 
-class VoteTerms(NamedTuple):
-    """Terms `w_nj (2 A_jh (V_njh - c_jh) + b_jh)` of the gradient with respect to the votes, F of them.
+class Moments(NamedTuple):
+    """Sums over children with weights g, about a centre c.
 
     Attributes:
-        weights: w, `[N, F, J, M]`.
+        mass: sum_n g_nj, `[J, M]`.
+        first: sum_n g_nj (V_njh - c_jh), `[4, J, 4, M]`.
+        second: sum_n g_nj (V_njh - c_jh)^2, `[4, J, 4, M]`.
+    """
+
+    mass: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+
+class VoteTerms(NamedTuple):
+    """Terms `w_nj s_n (2 A_jh (V_njh - c_jh) + b_jh)` of the gradient with respect to the votes, F of them.
+
+    Attributes:
+        weights: w, `[F, N, J, M]`.
+        scale: s, `[N, M]`, or None for 1.
         quadratic: A, `[F, 4, J, 4, M]`.
         linear: b, `[F, 4, J, 4, M]`.
     """
 
     weights: jax.Array
+    scale: jax.Array | None
     quadratic: jax.Array
     linear: jax.Array
 
@@ -49,8 +65,9 @@ class DenseVotes(NamedTuple):
         """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, J, 4, M]`."""
         return jnp.einsum("nm,nhjim->hjim", weights, self.votes)
 
-    def moments(self, weights: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Moments about `centre` `[4, J, 4, M]` under weights `[N, J, M]`: `[J, M]` and twice `[4, J, 4, M]`."""
+    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
+        """Moments about `centre` `[4, J, 4, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
+        weights = _scaled(weights, scale)
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
             vote, weight = child
@@ -59,15 +76,15 @@ class DenseVotes(NamedTuple):
 
         nothing = jnp.zeros_like(centre)
         (first, second), _ = lax.scan(add_child, (nothing, nothing), (self.votes, weights))
-        return weights.sum(0), first, second
+        return Moments(weights.sum(0), first, second)
 
-    def scores(self, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
-        """Quadratic forms in the offsets from `centre`, coefficients `[4, J, 4, M]`. Returns `[N, J, M]`."""
+    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+        """Quadratic forms in the offsets from `centre`: a constant `[J, M]`, coefficients `[4, J, 4, M]`. Returns `[N, J, M]`."""
 
         def score_child(vote: jax.Array) -> jax.Array:
             offsets = vote - centre
             slope = quadratic * offsets if linear is None else quadratic * offsets + linear
-            return (slope * offsets).sum((0, 2))
+            return constant + (slope * offsets).sum((0, 2))
 
         return lax.map(score_child, self.votes)
 
@@ -94,7 +111,7 @@ class StreamedVotes(NamedTuple):
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
         return jnp.einsum("nqhj,nqim->hjim", self.transforms, self.poses * weights[:, None, None, :])
 
-    def moments(self, weights: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
 
         def step(sums: jax.Array, _: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
@@ -108,21 +125,25 @@ class StreamedVotes(NamedTuple):
             return sums + lax.complex(first, second)
 
         nothing = jnp.zeros(centre.shape, jnp.promote_types(centre.dtype, jnp.complex64))
-        sums = _for_chunks(step, nothing, (self.poses, self.transforms, weights))
-        return weights.sum(0), sums.real, sums.imag
+        sums = _for_chunks(
+            step,
+            nothing,
+            (self.poses, self.transforms, weights, scale),
+            prepare=lambda poses, transforms, weights, scale: (poses, transforms, _scaled(weights, scale)),
+        )
+        mass = weights.sum(0) if scale is None else jnp.einsum("njm,nm->jm", weights, scale)
+        return Moments(mass, sums.real, sums.imag)
 
-    def scores(self, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`."""
 
         def chunk_scores(poses: jax.Array, transforms: jax.Array) -> jax.Array:
             # The sum over pose entries is written out: element-wise, it stays in registers.
-            total = jnp.zeros((), centre.dtype)
+            total = constant[None]
             for column in range(4):
                 for row in range(4):
                     entry = (None, column, slice(None), row)
-                    vote = _sum(
-                        poses[:, k, row, None] * transforms[:, k, column, :, None] for k in range(poses.shape[1])
-                    )
+                    vote = _sum(poses[:, k, row, None] * transforms[:, k, column, :, None] for k in range(poses.shape[1]))
                     offset = vote - centre[entry]
                     slope = quadratic[entry] * offset
                     if linear is not None:
@@ -136,56 +157,62 @@ class StreamedVotes(NamedTuple):
         nothing = jnp.zeros((self.poses.shape[0], *centre.shape[1::2]), centre.dtype)
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
-    def gradient(self, terms: VoteTerms, centre: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the sum of all `terms`, about one `centre`, means for the poses and the transforms: one pass over the children.
+    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the sum of all terms, about one `centre`, means for the poses and the transforms: one pass over the children.
 
         Returns:
             Gradients like `poses` and like `transforms`.
         """
 
-        def vote_gradient(poses: jax.Array, transforms: jax.Array, weights: jax.Array) -> jax.Array:
+        def vote_gradient(poses: jax.Array, transforms: jax.Array, *group_weights: jax.Array) -> jax.Array:
             slope = intercept = jnp.zeros((), centre.dtype)
-            for term in range(terms.quadratic.shape[0]):
-                weight = weights[:, term, None, :, None]
-                slope += weight * terms.quadratic[term][None]
-                intercept += weight * terms.linear[term][None]
+            for terms, weights in zip(groups, group_weights, strict=True):
+                for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
+                    slope += weight[:, None, :, None] * quadratic[None]
+                    intercept += weight[:, None, :, None] * linear[None]
             return 2 * slope * (_form_votes(poses, transforms) - centre[None]) + intercept
 
         def push(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             gradients = _product_transpose(*chunk)
-            return tuple(
-                _put_chunk(output, gradient, index) for output, gradient in zip(outputs, gradients, strict=True)
-            )
+            return tuple(_put_chunk(output, gradient, index) for output, gradient in zip(outputs, gradients, strict=True))
 
         def step(state, index, chunk):
             # A matrix product wants its factors flat, and flattening inside the loop that computes them would spoil that loop. So
             # the products are always those of the chunk before; at first they are of zeros, and overwritten.
             outputs, before = state
-            poses, transforms, weights = chunk
             outputs = push(outputs, jnp.maximum(index - 1, 0), before)
-            return outputs, (poses, transforms, vote_gradient(poses, transforms, weights))
+            return outputs, (*chunk[:2], vote_gradient(*chunk))
 
-        size = _chunk_size(self.poses.shape[0], most=2)
+        num_children, inner, columns, num_parents = self.transforms.shape
+        size = _chunk_size(num_children, most=2)
         nothing = jnp.zeros((size, *centre.shape), centre.dtype)
+        to_poses = jnp.zeros_like(self.poses)
+        to_transforms = jnp.zeros((num_children, columns, num_parents, inner), centre.dtype)
+        weights = [(terms.weights, terms.scale) for terms in groups]
         outputs, last = _for_chunks(
             step,
-            ((jnp.zeros_like(self.poses), jnp.zeros_like(self.transforms)), (self.poses[:size], self.transforms[:size], nothing)),
-            (self.poses, self.transforms, terms.weights),
+            ((to_poses, to_transforms), (self.poses[:size], self.transforms[:size], nothing)),
+            (self.poses, self.transforms, *weights),
             most=2,
+            axes=(0, 0, *[(1, 0)] * len(groups)),
+            prepare=lambda poses, transforms, *weights: (poses, transforms, *(_scaled(*pair) for pair in weights)),
         )
-        poses, transforms = push(outputs, jnp.asarray(self.poses.shape[0] // size - 1), last)
-        return poses, transforms
+        to_poses, to_transforms = push(outputs, jnp.asarray(num_children // size - 1), last)
+        return to_poses, to_transforms.transpose(0, 3, 1, 2)
 
 
 def _form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
     """`[..., Q, 4, M]` and `[..., Q, 4, J]` to `[..., 4, J, 4, M]`. Q is too small to call a matrix product."""
-    return _sum(
-        transforms[..., k, :, :, None, None] * poses[..., k, None, None, :, :] for k in range(poses.shape[-3])
-    )
+    return _sum(transforms[..., k, :, :, None, None] * poses[..., k, None, None, :, :] for k in range(poses.shape[-3]))
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, terms)
+
+
+def _scaled(weights: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Weights `[..., N, J, M]` times a scale `[N, M]`, or as they are."""
+    return weights if scale is None else weights * scale[:, None]
 
 
 def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Array:
@@ -193,39 +220,54 @@ def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Arra
     return lax.dynamic_update_slice_in_dim(array, chunk, index * chunk.shape[0], 0)
 
 
-def _product_transpose(
-    poses: jax.Array, transforms: jax.Array, votes: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Gradients of `_form_votes` for a gradient `[n, 4, J, 4, M]` of its result: two batched matrix products."""
+def _product_transpose(poses: jax.Array, transforms: jax.Array, votes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `_form_votes` for a gradient `[n, 4, J, 4, M]` of its result, as two batched matrix products.
+
+    Returns:
+        For the poses, `[n, Q, 4, M]`, and for the transforms, `[n, 4, J, Q]`: the order that XLA:CPU multiplies fast.
+    """
     num_children, columns, num_parents, rows, width = votes.shape
     votes = votes.reshape(num_children, columns * num_parents, rows * width)
     to_poses = jnp.einsum("nqx,nxy->nqy", transforms.reshape(num_children, -1, columns * num_parents), votes)
-    # This order of the result is the one that XLA:CPU multiplies fast.
-    to_transforms = jnp.einsum("nxy,nqy->nxq", votes, poses.reshape(num_children, -1, rows * width)).swapaxes(1, 2)
-    return to_poses.reshape(poses.shape), to_transforms.reshape(transforms.shape)
+    to_transforms = jnp.einsum("nxy,nqy->nxq", votes, poses.reshape(num_children, -1, rows * width))
+    return to_poses.reshape(poses.shape), to_transforms.reshape(num_children, columns, num_parents, -1)
 
 
 def _chunk_size(num_children: int, most: int) -> int:
-    """How many children a step takes: the largest divisor of their number that does not exceed `most`."""
+    """How many children a step takes: the largest divisor of their number that does not exceed `most` and leaves two steps.
+
+    XLA unrolls a loop of one step and may then compute the same scores twice, differently rounded; that would not do for a softmax.
+    """
+    most = max(1, min(most, num_children // 2))
     return max(size for size in range(1, most + 1) if num_children % size == 0)
 
 
 def _for_chunks(
-    step: Callable, state: Any, arrays: tuple[jax.Array, ...], most: int = 4
+    step: Callable, state: Any, arrays: Any, most: int = 4, axes: Any = 0, prepare: Callable = lambda *chunk: chunk
 ) -> Any:
-    """`state = step(state, index, chunk)` for each chunk of `arrays` along their first axis, the children.
+    """`state = step(state, index, chunk)` for each chunk of `arrays` along the axis of the children.
 
     The next chunk is fetched a step ahead: a slice at a moving place, taken in the step that uses it, would become part of that
     step's loop, and XLA:CPU does not vectorise such loops.
+
+    Args:
+        step: see above; its chunk is a tree like `arrays`.
+        state: to start with.
+        arrays: a tree of arrays.
+        most: children in a chunk, at most.
+        axes: where the children are in each of `arrays`: a tree like it, or a prefix of one.
+        prepare: what to make of a chunk when it is fetched.
     """
-    num_children = arrays[0].shape[0]
+    axes = jax.tree.broadcast(axes, arrays)
+    num_children = jax.tree.leaves(arrays)[0].shape[0]
     size = _chunk_size(num_children, most)
     steps = num_children // size
 
-    def fetch(index: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(lax.dynamic_slice_in_dim(array, index * size, size) for array in arrays)
+    def fetch(index: jax.Array) -> Any:
+        chunk = jax.tree.map(lambda array, axis: lax.dynamic_slice_in_dim(array, index * size, size, axis), arrays, axes)
+        return prepare(*chunk)
 
-    def body(index: jax.Array, carry: tuple[Any, tuple[jax.Array, ...]]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def body(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, chunk = carry
         return step(state, index, chunk), fetch(jnp.minimum(index + 1, steps - 1))
 

@@ -19,11 +19,11 @@ import tyro
 from jax.sharding import NamedSharding
 
 import emcaps
-from emcaps import em
+from emcaps import em, routing
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import figures, textbook
 from experiments.command_line import parse
-from experiments.parallel import REPLICATED, SHARDED, data_mesh, map_examples, split_cpu
+from experiments.parallel import REPLICATED, SHARDED, data_mesh, split_cpu
 from experiments.timing import Measurement, fit_exponent, measure, multiply_adds, small_numbers
 
 Part = Literal["layer", "step", "kernels", "sweeps"]
@@ -123,9 +123,9 @@ def on_all_devices(function: Callable) -> Callable:
 
     def mapped(*arguments: jax.Array) -> Any:
         number = len(jax.eval_shape(function, *arguments))
-        return jax.shard_map(
-            local, mesh=data_mesh(jax.devices()), in_specs=in_specs, out_specs=specs(number), check_vma=False
-        )(*arguments)
+        return jax.shard_map(local, mesh=data_mesh(jax.devices()), in_specs=in_specs, out_specs=specs(number), check_vma=False)(
+            *arguments
+        )
 
     return mapped
 
@@ -201,7 +201,7 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     A vote costs 64 multiply-adds; each operator 32 more; the gradient of the votes, over 2T - 1 terms, 16 for each term and
     128 for its two products. The whole is that of DESIGN: 5 and 10 operators and one gradient for T = 3.
     """
-    block = max(1, emcaps.routing.BLOCK_COLUMNS // layer.positions)
+    block = max(1, routing.BLOCK_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
     poses, activations, transforms, beta_u, beta_a = layer_arguments(small)
     field = emcaps.ReceptiveField((small.size, small.size), (small.kernel, small.kernel), small.stride)
@@ -213,7 +213,7 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     weights = jax.random.uniform(jax.random.key(2), (num_children, small.parents, columns))
     coefficients = jax.random.normal(jax.random.key(3), (4, small.parents, 4, columns))
     num_terms = 2 * small.iterations - 1
-    terms = VoteTerms(jnp.stack([weights] * num_terms, 1), *(jnp.stack([coefficients] * num_terms),) * 2)
+    terms = VoteTerms(jnp.stack([weights] * num_terms), None, *(jnp.stack([coefficients] * num_terms),) * 2)
     operators = 2 * small.iterations - 1
     gradient_cost = 64 + 16 * num_terms + 128
     chain, chain_cost = multiply_adds()
@@ -221,9 +221,9 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     whole = functools.partial(emcaps.conv_em_routing, **static)
     arguments = (poses, activations, transforms, beta_u, beta_a)
     contenders = {
-        "moments": (lambda v, w, c: v.moments(w, c), (votes, weights, coefficients)),
-        "scores": (lambda v, q, c: v.scores(q, c), (votes, coefficients, coefficients)),
-        "vote gradient": (lambda v, t, c: v.gradient(t, c), (votes, terms, coefficients)),
+        "moments": (lambda v, w, c: v.moments(w, c, w[:, 0]), (votes, weights, coefficients)),
+        "scores": (lambda v, q, c: v.scores(q[0, :, 0], q, c), (votes, coefficients, coefficients)),
+        "vote gradient": (lambda v, t, c: v.gradient((t,), c), (votes, terms, coefficients)),
         "softmax over parents": (lambda w: em.compete(w, field), (weights,)),
         "whole forward": (lambda *a: whole(*a)[:2], arguments),
         "whole with gradient": (with_gradient(lambda *a: whole(*a)[:2]), arguments),

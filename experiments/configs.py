@@ -99,6 +99,4 @@ def check_fields(config_class: type, values: dict[str, Any]) -> None:
     """Raise ValueError unless the keys of `values` are exactly the fields of the dataclass."""
     fields = {field.name for field in dataclasses.fields(config_class)}
     if wrong := fields ^ values.keys():
-        raise ValueError(
-            f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}"
-        )
+        raise ValueError(f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}")

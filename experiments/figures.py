@@ -120,9 +120,7 @@ def benchmark(record: dict[str, Any]) -> Figure:
         label = f"{name}: exponent {sweep['exponent']:.2f}"
         growth.loglog(relative, [second / sweep["seconds"][0] for second in sweep["seconds"]], marker="o", label=label)
     growth.plot([1, 32], [1, 32], color=NEUTRAL, linestyle="--", label="linear")
-    growth.set(
-        xlabel="size, relative to the smallest", ylabel="time, relative to the smallest", title="Streamed, with gradient"
-    )
+    growth.set(xlabel="size, relative to the smallest", ylabel="time, relative to the smallest", title="Streamed, with gradient")
     growth.grid(alpha=0.3, which="both")
     growth.legend(fontsize=8)
     return figure

@@ -79,9 +79,7 @@ def choose_devices(batch_size: int, requested: int | None = None) -> Devices:
     if batch_size % requested:
         below = batch_size - batch_size % requested
         nearest = f"{below} and {below + requested}" if below else f"{requested}"
-        raise RunnerError(
-            f"a batch of {batch_size} cannot be divided among {requested} devices; the nearest that can: {nearest}"
-        )
+        raise RunnerError(f"a batch of {batch_size} cannot be divided among {requested} devices; the nearest that can: {nearest}")
     return available[:requested]
 
 

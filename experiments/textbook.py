@@ -108,7 +108,5 @@ def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> 
 
 def nn_conv(images: jax.Array, layer: Any, stride: int) -> jax.Array:
     """A Flax convolution, with or without bias, without padding."""
-    out = lax.conv_general_dilated(
-        images, layer["kernel"], (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    out = lax.conv_general_dilated(images, layer["kernel"], (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return out + layer.get("bias", 0)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import emcaps
-from emcaps import Capsules, CapsNet, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
+from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
 
 SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
 
@@ -17,9 +17,7 @@ def count(params):
     return sum(array.size for array in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize(
-    ("widths", "published"), [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)], ids=["310K", "68K"]
-)
+@pytest.mark.parametrize(("widths", "published"), [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)], ids=["310K", "68K"])
 def test_parameter_counts_are_the_papers(widths, published):
     """The paper rounds to 310K and 68K; the released code has these numbers, without biases in the primary capsules."""
     model = CapsNet(5, *widths)
@@ -74,9 +72,7 @@ def test_an_examples_result_does_not_depend_on_its_batch():
     np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("size", "layer"), [(4, "conv"), (8, "conv_caps_1"), (10, "conv_caps_2")]
-)
+@pytest.mark.parametrize(("size", "layer"), [(4, "conv"), (8, "conv_caps_1"), (10, "conv_caps_2")])
 def test_too_small_an_image_names_the_layer_that_cannot_take_it(size, layer):
     with pytest.raises(ValueError, match=rf"^{layer}: its input is \d+x\d+, too small for its \d+x\d+ kernel with stride \d"):
         CapsNet(3, **SMALL).init(jax.random.key(0), jnp.zeros((1, size, 20, 1)))

@@ -18,9 +18,7 @@ def render(figure):
 @pytest.mark.parametrize("steps", [(), (20,), (20, 40, 60)])
 def test_learning_curves(steps):
     records = [
-        {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step}
-        for step in steps
-        for split in ("train", "test")
+        {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step} for step in steps for split in ("train", "test")
     ]
     figure = figures.learning_curves(records, "a title")
     loss, error = figure.axes

@@ -64,6 +64,7 @@ def test_num_parent_positions_counts_the_sights_of_a_child(field):
 def test_centers_are_the_middle_of_what_a_position_sees(size, layers):
     seen = [[pixel] for pixel in range(size)]
     for kernel, stride in layers:
-        seen = [sum(seen[i : i + kernel], []) for i in range(0, len(seen) - kernel + 1, stride)]
+        starts = range(0, len(seen) - kernel + 1, stride)
+        seen = [[pixel for pixels in seen[i : i + kernel] for pixel in pixels] for i in starts]
     expected = [(min(pixels) + max(pixels) + 1) / 2 / size for pixels in seen]
     np.testing.assert_allclose(receptive_field_centers(size, layers), expected, rtol=1e-12)

@@ -344,8 +344,7 @@ def test_interior_is_translation_equivariant(implementation, x64):
     inside_left = np.s_[:, :, margin + 1 : columns - margin]
     inside_right = np.s_[:, :, margin : columns - margin - 1]
     expected, result = (
-        RoutingResult(*(np.asarray(f)[inside] for f in fields))
-        for fields, inside in ((left, inside_left), (right, inside_right))
+        RoutingResult(*(np.asarray(f)[inside] for f in fields)) for fields, inside in ((left, inside_left), (right, inside_right))
     )
     assert expected.activations.size
     cases.assert_results_close(result, expected, 1e-12)

@@ -34,10 +34,13 @@ def test_streamed_operators_equal_dense(x64, sizes):
     poses, transforms, weights, (quadratic, linear, centre) = draw(1, sizes)
     dense, streamed = dense_votes(poses, transforms), StreamedVotes(poses, transforms)
     close = dict(rtol=1e-11, atol=1e-11)
-    for ours, theirs in zip(streamed.moments(weights, centre), dense.moments(weights, centre), strict=True):
-        np.testing.assert_allclose(ours, theirs, **close)
-    np.testing.assert_allclose(streamed.scores(quadratic, centre), dense.scores(quadratic, centre), **close)
-    np.testing.assert_allclose(streamed.scores(quadratic, centre, linear), dense.scores(quadratic, centre, linear), **close)
+    constant, scale = centre[0, :, 0], weights[:, 0]
+    for arguments in ((weights, centre), (weights, centre, scale)):
+        for ours, theirs in zip(streamed.moments(*arguments), dense.moments(*arguments), strict=True):
+            np.testing.assert_allclose(ours, theirs, **close)
+    np.testing.assert_allclose(streamed.scores(constant, quadratic, centre), dense.scores(constant, quadratic, centre), **close)
+    forms = constant, quadratic, centre, linear
+    np.testing.assert_allclose(streamed.scores(*forms), dense.scores(*forms), **close)
     np.testing.assert_allclose(streamed.weighted_sum(weights[:, 0]), dense.weighted_sum(weights[:, 0]), **close)
 
 
@@ -45,9 +48,10 @@ def test_streamed_operators_equal_dense(x64, sizes):
 def test_moments_and_scores_are_each_others_transpose(x64, hold):
     poses, transforms, weights, (quadratic, linear, centre) = draw(2, SIZES[2])
     votes = hold(poses, transforms)
-    _, first, second = votes.moments(weights, centre)
-    through_moments = (quadratic * second).sum() + (linear * first).sum()
-    through_scores = (weights * votes.scores(quadratic, centre, linear)).sum()
+    constant = centre[1, :, 1]
+    mass, first, second = votes.moments(weights, centre)
+    through_moments = (quadratic * second).sum() + (linear * first).sum() + (constant * mass).sum()
+    through_scores = (weights * votes.scores(constant, quadratic, centre, linear)).sum()
     np.testing.assert_allclose(through_moments, through_scores, rtol=1e-12)
 
 
@@ -57,13 +61,19 @@ def test_gradient_is_that_of_the_scores(x64, sizes):
 
     def objective(poses, transforms):
         votes = dense_votes(poses, transforms)
-        return sum((w * weights * votes.scores(w * quadratic, centre, linear)).sum() for w in (1.0, 2.0))
+        return sum(
+            (weights * factor * votes.scores(jnp.zeros_like(centre[0, :, 0]), w * quadratic, centre, linear)).sum()
+            for w, factor in ((1.0, 1.0), (2.0, 2.0), (1.0, weights[:, :1]), (2.0, weights[:, :1]))
+        )
 
-    terms = VoteTerms(
-        jnp.stack([weights, 2 * weights], 1), jnp.stack([quadratic, 2 * quadratic]), jnp.stack([linear, linear])
+    forms = jnp.stack([quadratic, 2 * quadratic]), jnp.stack([linear, linear])
+    scale = weights[:, 0]
+    groups = (
+        VoteTerms(jnp.stack([weights, 2 * weights]), None, *forms),
+        VoteTerms(jnp.stack([weights, weights]), scale, *forms),
     )
     expected = jax.grad(objective, argnums=(0, 1))(poses, transforms)
-    for ours, theirs in zip(StreamedVotes(poses, transforms).gradient(terms, centre), expected, strict=True):
+    for ours, theirs in zip(StreamedVotes(poses, transforms).gradient(groups, centre), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
