@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def check_shapes(arrays: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
@@ -67,7 +68,7 @@ def check_choice(name: str, value: Any, choices: Mapping[str, Any] | tuple[str, 
 
 def check_range(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:
     """Raise ValueError if any element lies outside [low, high] or is NaN. Traced values pass: they are not known yet."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     values = np.asarray(value, dtype=np.float64)
     above = values > low if open_low else values >= low

@@ -164,8 +164,9 @@ def compete_derivative(assignments: jax.Array, direction: jax.Array, field: Rece
 
 @compete.defjvp
 def _compete_jvp(field, primals, tangents):
-    assignments = compete(*primals, field)
-    return assignments, compete_derivative(assignments, *tangents, field)
+    (scores,), (direction,) = primals, tangents
+    assignments = compete(scores, field)
+    return assignments, compete_derivative(assignments, direction, field)
 
 
 def _over_patches(scatter: Callable[[jax.Array], jax.Array], patches: jax.Array, field: ReceptiveField) -> jax.Array:
@@ -182,12 +183,6 @@ def first_shares(activations: jax.Array, field: ReceptiveField, num_types: int) 
     batch = activations.shape[1] // math.prod(field.output_size)
     shape = (*field.kernel_size, types, *field.output_size, batch)
     return jnp.broadcast_to(shares, shape).reshape(activations.shape)
-
-
-def first_centre(votes: Votes, data: jax.Array, constants: Constants) -> jax.Array:
-    """The means of the first M-step, where data `[N, M]` is the same for all types. A constant of the differentiation."""
-    total = data.sum(0) + constants.mass_epsilon
-    return lax.stop_gradient(votes.weighted_sum(data) / total[None, None, None])
 
 
 def m_step(
@@ -224,12 +219,8 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, field: Receptiv
 
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
     """An M-step in which each child divides itself evenly among the parents that it reaches."""
-    field, (num_types,) = geometry.field, constants.beta_u.shape
-    reached = np.maximum(field.num_parent_positions(), 1) * num_types
-    shares = field.gather(jnp.asarray(1 / reached, activations.dtype)[None, :, :, None])
-    types = activations.shape[0] // math.prod(field.kernel_size)
-    batch = activations.shape[1] // math.prod(field.output_size)
-    shares = jnp.broadcast_to(shares, (*field.kernel_size, types, *field.output_size, batch)).reshape(activations.shape)
+    (num_types,) = constants.beta_u.shape
+    shares = first_shares(activations, geometry.field, num_types)
     # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
     centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]

@@ -157,13 +157,15 @@ def _back(geometry, residuals, result_gradients):
         return e_step_back(m_step_back(gradients, iteration), iteration)
 
     nothing = jnp.zeros_like(last_means)
+    parents_gradient, assignments_gradient = result_gradients
     gradients = _Gradients(
-        *result_gradients,
-        jnp.zeros_like(activations),
-        jax.tree.map(jnp.zeros_like, constants),
-        _stack(jnp.zeros_like(history.assignments[0]), max(repeats - 1, 1)),
-        _stack((nothing, nothing), repeats),
-        _stack((nothing, nothing), max(repeats - 1, 1)),
+        parents=parents_gradient,
+        assignments=assignments_gradient,
+        activations=jnp.zeros_like(activations),
+        constants=jax.tree.map(jnp.zeros_like, constants),
+        scores=_stack(jnp.zeros_like(assignments_gradient), max(repeats - 1, 1)),
+        data_forms=_stack((nothing, nothing), repeats),
+        score_forms=_stack((nothing, nothing), max(repeats - 1, 1)),
     )
     gradients = m_step_back(lax.fori_loop(0, repeats - 1, iterate, gradients), 0)
     terms = [VoteTerms(history.assignments, activations, *gradients.data_forms)]

@@ -20,21 +20,22 @@ class RoutingOptions:
 
     Attributes:
         num_iterations: T, M-steps in each layer.
-        inverse_temperature: lambda, the same in every iteration, because the costs it multiplies are normalised.
+        inverse_temperature: lambda, the same in every iteration, because the costs it multiplies are normalised; None is the
+            schedule of `em_routing`.
         assignment_temperature: divides log p in the E-step. 16, the number of pose entries, makes it a mean over entries.
         normalize_costs: whether costs are measured in standard deviations over the parent types at a position.
         parent_mass: the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is
-            this over the number of children per parent. The paper's own cost has no such scale.
+            this over the number of children per parent. None, the paper's own cost, has no such scale.
         min_variance: added to the variances.
         mass_epsilon: added to a parent's mass where it divides.
         implementation: how votes are held, see `conv_em_routing`.
     """
 
     num_iterations: int = 2
-    inverse_temperature: float = 1.0
+    inverse_temperature: float | None = 1.0
     assignment_temperature: float = 16.0
     normalize_costs: bool = True
-    parent_mass: float = 16.0
+    parent_mass: float | None = 16.0
     min_variance: float = 5e-4
     mass_epsilon: float = 1e-7
     implementation: str = "streamed"
@@ -43,12 +44,15 @@ class RoutingOptions:
         """The keyword arguments of the routing functions for a layer of this geometry."""
         children = math.prod(field.map_size) * child_types
         parents = math.prod(field.output_size) * parent_types
+        inverse_temperature = self.inverse_temperature
+        if inverse_temperature is not None:
+            inverse_temperature = jnp.full(self.num_iterations, inverse_temperature)
         return dict(
             num_iterations=self.num_iterations,
-            inverse_temperature=jnp.full(self.num_iterations, self.inverse_temperature),
+            inverse_temperature=inverse_temperature,
             min_variance=self.min_variance,
             mass_epsilon=self.mass_epsilon,
-            mass_scale=self.parent_mass * parents / children,
+            mass_scale=1.0 if self.parent_mass is None else self.parent_mass * parents / children,
             assignment_temperature=self.assignment_temperature,
             normalize_costs=self.normalize_costs,
             implementation=self.implementation,
@@ -149,8 +153,9 @@ class ClassCaps(nn.Module):
         """
         _, height, width, child_types = children.activations.shape
         if centers is None:
-            centers = tuple((np.arange(size) + 0.5) / size for size in (height, width))
-        coordinates = jnp.stack(jnp.meshgrid(*map(jnp.asarray, centers), indexing="ij"), -1)
+            centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+        rows, columns = centers
+        coordinates = jnp.stack(jnp.meshgrid(jnp.asarray(rows), jnp.asarray(columns), indexing="ij"), -1)
         field = ReceptiveField((height, width), (height, width), 1)
         return class_em_routing(
             *children,

@@ -24,8 +24,8 @@ class ReceptiveField(NamedTuple):
         stride: in rows and in columns.
     """
 
-    map_size: tuple[int, int]
-    kernel_size: tuple[int, int]
+    map_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     stride: int
 
     @property

@@ -365,7 +365,7 @@ def _conv_em_routing(poses, activations, transforms, constants, *, stride, num_i
     geometry = Geometry(field, num_iterations, normalize_costs)
 
     def route_block(children):
-        return _route_patches(*children, transforms, constants, geometry, implementation)
+        return _route_patches(children, transforms, constants, geometry, implementation)
 
     batch = poses.shape[0]
     block = batch if implementation == "dense" else _block_size(batch, math.prod(field.output_size))
@@ -394,9 +394,9 @@ def _pad_batch(array: jax.Array, size: int) -> jax.Array:
     return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
 
 
-def _route_patches(poses, activations, transforms, constants, geometry, implementation) -> RoutingResult:
+def _route_patches(children, transforms, constants, geometry, implementation) -> RoutingResult:
     """Gather the children of every patch into the inner layout, route, and bring the result back to batch-first."""
-    hold_votes, route = IMPLEMENTATIONS[implementation]
+    (poses, activations), (hold_votes, route) = children, IMPLEMENTATIONS[implementation]
     field = geometry.field
     seen_poses = field.gather(poses.transpose(3, 5, 4, 1, 2, 0))  # [KH, KW, I, Q, 4, OH, OW, B]
     seen_activations = field.gather(activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]

@@ -1,9 +1,9 @@
 """How fast is the routing, and how much memory does it take? `python -m experiments.benchmark`, on an otherwise idle machine.
 
 In one process it measures, side by side, the textbook formulation (experiments/textbook.py), `implementation="dense"` and
-`"streamed"`, the last as a plain call on one device and with the batch divided among all devices (on a CPU: one per core): one layer,
-forward and with its gradient, and a training step of a whole network. Then the parts of the streamed routing against the
-multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size.
+`"streamed"`, the last as a plain call on one device and with the batch divided among all devices (on a CPU: one per core).
+It measures one layer, forward and with its gradient, and a training step of a whole network; then the parts of the streamed
+routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size.
 """
 
 import dataclasses
@@ -28,6 +28,10 @@ from experiments.timing import Measurement, fit_exponent, measure, multiply_adds
 
 Part = Literal["layer", "step", "kernels", "sweeps"]
 PARTS: tuple[Part, ...] = ("layer", "step", "kernels", "sweeps")
+
+
+# The procedure that textbook.py implements.
+PAPER_ROUTING = emcaps.RoutingOptions(inverse_temperature=None, assignment_temperature=1.0, normalize_costs=False, parent_mass=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +159,7 @@ def benchmark_step(batch: int, repeats: int, iterations: int) -> dict[str, Measu
     labels = jnp.arange(batch) % 5
 
     def model(implementation: str) -> emcaps.CapsNet:
-        routing = emcaps.RoutingOptions(
-            num_iterations=iterations, normalize_costs=False, assignment_temperature=1.0, implementation=implementation
-        )
+        routing = dataclasses.replace(PAPER_ROUTING, num_iterations=iterations, implementation=implementation)
         return emcaps.CapsNet(5, 32, 8, (16, 16), routing)
 
     params = model("streamed").init(jax.random.key(0), images[:1])["params"]
@@ -176,7 +178,9 @@ def benchmark_step(batch: int, repeats: int, iterations: int) -> dict[str, Measu
         "dense": functools.partial(ours, "dense"),
         "streamed": functools.partial(ours, "streamed"),
     }
-    contenders = {name: (functools.partial(step, network), (params, images, labels)) for name, network in networks.items()}
+    contenders: dict[str, tuple[Callable, tuple]] = {
+        name: (functools.partial(step, network), (params, images, labels)) for name, network in networks.items()
+    }
 
     def sharded_step(params: Any, images: jax.Array, labels: jax.Array) -> Any:
         def local(params: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
@@ -199,7 +203,7 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their multiply-adds.
 
     A vote costs 64 multiply-adds; each operator 32 more; the gradient of the votes, over 2T - 1 terms, 16 for each term and
-    128 for its two products. The whole is that of DESIGN: 5 and 10 operators and one gradient for T = 3.
+    128 for its two products. The whole has 2T - 1 operators forward, as many back, and one gradient of the votes.
     """
     block = max(1, routing.BLOCK_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
@@ -306,11 +310,12 @@ def main(config: BenchmarkConfig) -> None:
             if name != "multiply-adds":
                 print(f"{name:24}{row['ns_per_pair']:14.1f}{row['floor_ns']:8.1f}{row['times_floor']:9.1f}")
     if "sweeps" in config.parts:
-        record["sweeps"] = sweeps = benchmark_sweeps(layer, max(3, config.repeats // 2))
+        sweeps = benchmark_sweeps(layer, max(3, config.repeats // 2))
+        record["sweeps"] = {}
         print("\nStreamed with gradient, one device: how cost grows")
         for name, sweep in sweeps.items():
             exponent = fit_exponent(sweep["sizes"], sweep["seconds"])
-            sweep["exponent"] = exponent
+            record["sweeps"][name] = {**sweep, "exponent": exponent}
             costs = "  ".join(f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True))
             print(f"{name:12} exponent {exponent:5.2f}   {costs}")
     config.output.mkdir(parents=True, exist_ok=True)

@@ -92,8 +92,9 @@ def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> 
     height, width = capsules[1].shape[1:3]
     transforms = jnp.broadcast_to(layer["transforms"], (height, width, *layer["transforms"].shape))
     offsets = jnp.zeros((height, width, 4, 4))
-    offsets = offsets.at[:, :, 0, 3].set(jnp.arange(height)[:, None] / height)
-    offsets = offsets.at[:, :, 1, 3].set(jnp.arange(width) / width)
+    layers = [(5, 2), (1, 1), (3, 2)] + [(3, 1)] * (len(model.conv_capsules) - 1)
+    rows, columns = (jnp.asarray(emcaps.receptive_field_centers(size, layers)) for size in images.shape[1:3])
+    offsets = offsets.at[:, :, 0, 3].set(rows[:, None]).at[:, :, 1, 3].set(columns)
     routed = conv_em_routing(
         *capsules,
         transforms,

@@ -1,7 +1,7 @@
 """Measuring compiled functions side by side."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,6 @@ def small_numbers(size: int) -> jax.Array:
     return jnp.linspace(0.0, 0.4, size)
 
 
-def fit_exponent(sizes: list[int], seconds: list[float]) -> float:
+def fit_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     """The b of `seconds = a * sizes ** b`, by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

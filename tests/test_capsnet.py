@@ -82,7 +82,7 @@ def test_too_small_an_image_names_the_layer_that_cannot_take_it(size, layer):
     ("images", "error"), [(jnp.zeros((20, 20, 1)), ValueError), (jnp.zeros((1, 20, 20, 1), jnp.uint8), TypeError)]
 )
 def test_wrong_images_are_refused(images, error):
-    with pytest.raises(error, match="^images must have"):
+    with pytest.raises(error, match=r"^images must have"):
         CapsNet(3, **SMALL).init(jax.random.key(0), images)
 
 
