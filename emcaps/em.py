@@ -245,13 +245,14 @@ def next_iteration(
     """
     assignments = e_step(votes, previous.parents, constants, geometry.field)
 
-    def fit(centre: jax.Array) -> Iteration:
-        return m_step(votes, activations, assignments, centre, constants, geometry, iteration)
+    def fit(centre: jax.Array) -> tuple[jax.Array, Moments, Parents]:
+        state = m_step(votes, activations, assignments, centre, constants, geometry, iteration)
+        return state.centre, state.moments, state.parents
 
-    rough = fit(previous.parents.means)
-    mean_squares = rough.moments.second / (rough.moments.mass + constants.mass_epsilon)[None, :, None]
-    lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * rough.parents.variances).any())
-    return lax.cond(lost, lambda: fit(rough.parents.means), lambda: rough)
+    rough = _, moments, parents = fit(previous.parents.means)
+    mean_squares = moments.second / (moments.mass + constants.mass_epsilon)[None, :, None]
+    lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * parents.variances).any())
+    return Iteration(assignments, *lax.cond(lost, lambda: fit(parents.means), lambda: rough))
 
 
 def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:

@@ -317,7 +317,8 @@ def main(config: BenchmarkConfig) -> None:
             exponent = fit_exponent(sweep["sizes"], sweep["seconds"])
             record["sweeps"][name] = {**sweep, "exponent": exponent}
             costs = "  ".join(f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True))
-            print(f"{name:12} exponent {exponent:5.2f}   {costs}")
+            per_unit = [second / size for second, size in zip(sweep["seconds"], sweep["sizes"], strict=True)]
+            print(f"{name:12} exponent {exponent:5.2f}   cost per unit, last to first {per_unit[-1] / per_unit[0]:5.2f}   {costs}")
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
     if {"layer", "sweeps"} <= set(config.parts):
