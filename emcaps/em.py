@@ -20,7 +20,7 @@ from emcaps.types import POSE_ENTRIES
 from emcaps.votes import Moments
 
 # The mean square of votes about a centre, over their variance: the factor by which rounding errors grow in the variance.
-MOST_CANCELLATION = 30.0
+MOST_CANCELLATION = 100.0
 
 
 class Votes(Protocol):
