@@ -11,6 +11,7 @@ import emcaps
 from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
 
 SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
+ONE_ITERATION = RoutingOptions(num_iterations=1)  # where routing is beside the point, a program that compiles faster
 
 
 def count(params):
@@ -27,7 +28,7 @@ def test_parameter_counts_are_the_papers(widths, published):
 
 @pytest.mark.parametrize("shape", [(2, 18, 25, 3), (1, 21, 17, 1)])
 def test_any_image_size_and_channels(shape):
-    model = CapsNet(4, **SMALL)
+    model = CapsNet(4, **SMALL, routing=ONE_ITERATION)
     images = jax.random.uniform(jax.random.key(1), shape)
     (poses, activations), out = model.init_with_output(jax.random.key(0), images)[0]
     chex.assert_shape(poses, (shape[0], 4, 4, 4))
@@ -112,13 +113,13 @@ def test_class_capsules_add_the_coordinates_of_receptive_field_centres():
 
 def test_works_as_an_nnx_module():
     images = jnp.zeros((1, 20, 20, 1))
-    model = nnx.bridge.ToNNX(CapsNet(3, **SMALL), rngs=nnx.Rngs(0)).lazy_init(images)
+    model = nnx.bridge.ToNNX(CapsNet(3, **SMALL, routing=ONE_ITERATION), rngs=nnx.Rngs(0)).lazy_init(images)
     capsules, _ = model(images)
     chex.assert_shape(capsules.activations, (1, 3))
 
 
 def test_the_same_network_is_not_traced_twice():
-    model = CapsNet(3, **SMALL)
+    model = CapsNet(3, **SMALL, routing=ONE_ITERATION)
     variables = model.init(jax.random.key(0), jnp.zeros((2, 20, 20, 1)))
     chex.clear_trace_counter()
     apply = jax.jit(chex.assert_max_traces(lambda variables, images: model.apply(variables, images)[0], n=1))
