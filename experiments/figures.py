@@ -114,7 +114,7 @@ def benchmark(record: dict[str, Any]) -> Figure:
     bars.invert_yaxis()
     bars.margins(x=0.12)
     bars.set(xlabel="times as fast as the textbook", title="Speed")
-    bars.legend(loc="lower right")
+    bars.legend(loc="upper right")
     for name, sweep in record["sweeps"].items():
         relative = [size / sweep["sizes"][0] for size in sweep["sizes"]]
         label = f"{name}: exponent {sweep['exponent']:.2f}"
