@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -62,7 +63,7 @@ class RoutingOptions:
 def near_identity(stddev: float = 0.02) -> Callable:
     """Initialiser of `[..., 4, 4]` transforms: identity + normal(0, stddev), so that at first parents agree with children."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jnp.eye(POSE_SIZE, dtype=dtype) + stddev * jax.random.normal(key, shape, dtype)
 
     return init
