@@ -24,9 +24,10 @@ MOST_CANCELLATION = 100.0
 
 
 class Votes(Protocol):
-    """The two operators of `votes.py`, and the weighted sum to start from."""
+    """The two operators of `votes.py`, and the two weighted sums to start from."""
 
     def weighted_sum(self, weights: jax.Array, /) -> jax.Array: ...
+    def weighted_squares(self, weights: jax.Array, centre: jax.Array, /) -> jax.Array: ...
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array, /) -> Moments: ...
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, /) -> jax.Array: ...
 
@@ -185,32 +186,6 @@ def first_shares(activations: jax.Array, field: ReceptiveField, num_types: int) 
     return jnp.broadcast_to(shares, shape).reshape(activations.shape)
 
 
-def m_step(
-    votes: Votes,
-    activations: jax.Array,
-    assignments: jax.Array,
-    centre: jax.Array,
-    constants: Constants,
-    geometry: Geometry,
-    iteration: jax.Array | int,
-) -> Iteration:
-    """Fit each parent's Gaussian to the data assigned to it and decide how active it is: `fit_gaussians`.
-
-    Args:
-        votes: of the children.
-        activations: a, `[N, M]`.
-        assignments: r, `[N, J, M]`, or `[N, 1, M]` where they are the same for all types.
-        centre: about where the means will be, `[4, J, 4, M]`; a constant of the differentiation.
-        constants: see `Constants`.
-        geometry: see `Geometry`.
-        iteration: t.
-    """
-    centre = lax.stop_gradient(centre)
-    moments = votes.moments(assignments, centre, activations)
-    parents = fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
-    return Iteration(assignments, centre, moments, parents)
-
-
 def e_step(votes: Votes, parents: Parents, constants: Constants, field: ReceptiveField) -> jax.Array:
     """Divide each child among all the parents that it reaches, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
     constant, quadratic = log_densities(parents, constants)
@@ -218,17 +193,22 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, field: Receptiv
 
 
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
-    """An M-step in which each child divides itself evenly among the parents that it reaches."""
+    """An M-step in which each child divides itself evenly among the parents that it reaches.
+
+    Its assignments do not depend on the parents' types, so that its means are one matrix product; its moments are about them.
+    """
     (num_types,) = constants.beta_u.shape
     shares = first_shares(activations, geometry.field, num_types)
-    # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
-    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
-    state = m_step(votes, activations, shares[:, None], centre, constants, geometry, 0)
-    return state._replace(
-        assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
-        moments=state.moments._replace(mass=jnp.broadcast_to(state.moments.mass, (num_types, shares.shape[1]))),
+    mass = data.sum(0)
+    means = votes.weighted_sum(data) / (mass + constants.mass_epsilon)
+    moments = Moments(
+        mass=jnp.broadcast_to(mass, (num_types, *mass.shape)),
+        first=constants.mass_epsilon * means,
+        second=votes.weighted_squares(data, means),
     )
+    parents = fit_gaussians(moments, means, constants, 0, geometry.normalize_costs)
+    return Iteration(jnp.broadcast_to(shares[:, None], (shares.shape[0], *moments.mass.shape)), means, moments, parents)
 
 
 def next_iteration(
@@ -246,8 +226,9 @@ def next_iteration(
     assignments = e_step(votes, previous.parents, constants, geometry.field)
 
     def fit(centre: jax.Array) -> tuple[jax.Array, Moments, Parents]:
-        state = m_step(votes, activations, assignments, centre, constants, geometry, iteration)
-        return state.centre, state.moments, state.parents
+        centre = lax.stop_gradient(centre)
+        moments = votes.moments(assignments, centre, activations)
+        return centre, moments, fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
 
     rough = _, moments, parents = fit(previous.parents.means)
     mean_squares = moments.second / (moments.mass + constants.mass_epsilon)[None, :, None]

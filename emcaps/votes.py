@@ -65,6 +65,10 @@ class DenseVotes(NamedTuple):
         """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, J, 4, M]`."""
         return jnp.einsum("nm,nhjim->hjim", weights, self.votes)
 
+    def weighted_squares(self, weights: jax.Array, centre: jax.Array) -> jax.Array:
+        """`sum_n w_n (V_njh - c_jh)^2`, for weights likewise and a centre `[4, J, 4, M]`."""
+        return jnp.einsum("nm,nhjim->hjim", weights, (self.votes - centre) ** 2)
+
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """Moments about `centre` `[4, J, 4, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
         weights = _scaled(weights, scale)
@@ -110,6 +114,16 @@ class StreamedVotes(NamedTuple):
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
         return jnp.einsum("nqhj,nqim->hjim", self.transforms, self.poses * weights[:, None, None, :])
+
+    def weighted_squares(self, weights: jax.Array, centre: jax.Array) -> jax.Array:
+        """As `DenseVotes.weighted_squares`."""
+
+        def step(squares: jax.Array, _: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
+            return squares + _sum(
+                weight * (_form_votes(pose, transform) - centre) ** 2 for pose, transform, weight in zip(*chunk, strict=True)
+            )
+
+        return _for_chunks(step, jnp.zeros_like(centre), (self.poses, self.transforms, weights))
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
