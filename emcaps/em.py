@@ -24,10 +24,9 @@ MOST_CANCELLATION = 100.0
 
 
 class Votes(Protocol):
-    """The two operators of `votes.py`, and the two weighted sums to start from."""
+    """The two operators of `votes.py`, and the weighted sum to start from."""
 
     def weighted_sum(self, weights: jax.Array, /) -> jax.Array: ...
-    def weighted_squares(self, weights: jax.Array, centre: jax.Array, /) -> jax.Array: ...
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array, /) -> Moments: ...
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, /) -> jax.Array: ...
 
@@ -36,8 +35,8 @@ class Parents(NamedTuple):
     """The parents after an M-step.
 
     Attributes:
-        means: `[4, J, 4, M]`.
-        variances: `[4, J, 4, M]`, at least `min_variance`.
+        means: `[4, 4, J, M]`.
+        variances: `[4, 4, J, M]`, at least `min_variance`.
         logits: `[J, M]`; the activations are their sigmoid.
     """
 
@@ -51,7 +50,7 @@ class Iteration(NamedTuple):
 
     Attributes:
         assignments: that its M-step used, `[N, J, M]`.
-        centre: that its moments are about, `[4, J, 4, M]`.
+        centre: that its moments are about, `[4, 4, J, M]`.
         moments: of its data.
         parents: that it fitted.
     """
@@ -112,12 +111,12 @@ def fit_gaussians(
         normalize_costs: static.
     """
     mass, first, second = moments
-    total = (mass + constants.mass_epsilon)[None, :, None]
+    total = mass + constants.mass_epsilon
     shift = (first - constants.mass_epsilon * centre) / total
     # Rounding can leave a small negative sum of squares where all votes agree.
-    squares = jnp.maximum(second - 2 * shift * first + mass[None, :, None] * shift**2, 0)
+    squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
-    information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 2))
+    information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 1))
     cost = information * mass * constants.mass_scale
     if normalize_costs:
         cost = _standardize_over_types(cost)
@@ -139,10 +138,10 @@ def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, ja
     """Log p_ij / assignment_temperature, where p_ij = a_j prod_h Normal(V_ijh; mean_jh, variance_jh), as a quadratic form.
 
     Returns:
-        The part that does not depend on the child, `[J, M]`, and the coefficients `[4, J, 4, M]` of (V_ijh - mean_jh)^2.
+        The part that does not depend on the child, `[J, M]`, and the coefficients `[4, 4, J, M]` of (V_ijh - mean_jh)^2.
     """
     quadratic = -0.5 / (parents.variances * constants.assignment_temperature)
-    norm = 0.5 * jnp.log(2 * jnp.pi * parents.variances).sum((0, 2))
+    norm = 0.5 * jnp.log(2 * jnp.pi * parents.variances).sum((0, 1))
     return (jax.nn.log_sigmoid(parents.logits) - norm) / constants.assignment_temperature, quadratic
 
 
@@ -186,6 +185,32 @@ def first_shares(activations: jax.Array, field: ReceptiveField, num_types: int) 
     return jnp.broadcast_to(shares, shape).reshape(activations.shape)
 
 
+def m_step(
+    votes: Votes,
+    activations: jax.Array,
+    assignments: jax.Array,
+    centre: jax.Array,
+    constants: Constants,
+    geometry: Geometry,
+    iteration: jax.Array | int,
+) -> Iteration:
+    """Fit each parent's Gaussian to the data assigned to it and decide how active it is: `fit_gaussians`.
+
+    Args:
+        votes: of the children.
+        activations: a, `[N, M]`.
+        assignments: r, `[N, J, M]`, or `[N, 1, M]` where they are the same for all types.
+        centre: about where the means will be, `[4, 4, J, M]`; a constant of the differentiation.
+        constants: see `Constants`.
+        geometry: see `Geometry`.
+        iteration: t.
+    """
+    centre = lax.stop_gradient(centre)
+    moments = votes.moments(assignments, centre, activations)
+    parents = fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
+    return Iteration(assignments, centre, moments, parents)
+
+
 def e_step(votes: Votes, parents: Parents, constants: Constants, field: ReceptiveField) -> jax.Array:
     """Divide each child among all the parents that it reaches, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
     constant, quadratic = log_densities(parents, constants)
@@ -193,22 +218,17 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, field: Receptiv
 
 
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
-    """An M-step in which each child divides itself evenly among the parents that it reaches.
-
-    Its assignments do not depend on the parents' types, so that its means are one matrix product; its moments are about them.
-    """
+    """An M-step in which each child divides itself evenly among the parents that it reaches."""
     (num_types,) = constants.beta_u.shape
     shares = first_shares(activations, geometry.field, num_types)
+    # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
-    mass = data.sum(0)
-    means = votes.weighted_sum(data) / (mass + constants.mass_epsilon)
-    moments = Moments(
-        mass=jnp.broadcast_to(mass, (num_types, *mass.shape)),
-        first=constants.mass_epsilon * means,
-        second=votes.weighted_squares(data, means),
+    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)
+    state = m_step(votes, activations, shares[:, None], centre, constants, geometry, 0)
+    return state._replace(
+        assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
+        moments=state.moments._replace(mass=jnp.broadcast_to(state.moments.mass, (num_types, shares.shape[1]))),
     )
-    parents = fit_gaussians(moments, means, constants, 0, geometry.normalize_costs)
-    return Iteration(jnp.broadcast_to(shares[:, None], (shares.shape[0], *moments.mass.shape)), means, moments, parents)
 
 
 def next_iteration(
@@ -226,12 +246,11 @@ def next_iteration(
     assignments = e_step(votes, previous.parents, constants, geometry.field)
 
     def fit(centre: jax.Array) -> tuple[jax.Array, Moments, Parents]:
-        centre = lax.stop_gradient(centre)
-        moments = votes.moments(assignments, centre, activations)
-        return centre, moments, fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
+        state = m_step(votes, activations, assignments, centre, constants, geometry, iteration)
+        return state.centre, state.moments, state.parents
 
     rough = _, moments, parents = fit(previous.parents.means)
-    mean_squares = moments.second / (moments.mass + constants.mass_epsilon)[None, :, None]
+    mean_squares = moments.second / (moments.mass + constants.mass_epsilon)
     lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * parents.variances).any())
     return Iteration(assignments, *lax.cond(lost, lambda: fit(parents.means), lambda: rough))
 

@@ -42,7 +42,7 @@ class _History(NamedTuple):
     Attributes:
         assignments: of each iteration, `[T, N, J, M]`.
         moments: of its data.
-        centres: what they are about, `[T, 4, J, 4, M]`.
+        centres: what they are about, `[T, 4, 4, J, M]`.
     """
 
     assignments: jax.Array
@@ -59,8 +59,8 @@ class _Gradients(NamedTuple):
         activations: `[N, M]`, summed over iterations.
         constants: summed over iterations.
         scores: of each E-step, `[T - 1, N, J, M]`, but one place for T = 1.
-        data_forms: of each M-step the coefficients of `moments`' gradient, as `(quadratic, linear)`, each `[T, 4, J, 4, M]`.
-        score_forms: of each E-step those of `scores`, `[T - 1, 4, J, 4, M]` likewise.
+        data_forms: of each M-step the coefficients of `moments`' gradient, as `(quadratic, linear)`, each `[T, 4, 4, J, M]`.
+        score_forms: of each E-step those of `scores`, `[T - 1, 4, 4, J, M]` likewise.
     """
 
     parents: Parents

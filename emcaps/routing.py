@@ -332,14 +332,14 @@ def _em_routing(votes, activations, constants, *, num_iterations, normalize_cost
     votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
     field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
     parents, assignments = route(
-        DenseVotes(votes.transpose(1, 4, 2, 3, 0)),
+        DenseVotes(votes.transpose(1, 3, 4, 2, 0)),
         activations.reshape(-1, num_children).T,
         constants,
         Geometry(field, num_iterations, normalize_costs),
     )
 
-    def outer_poses(array):  # [4, J, 4, M] to [..., J, P]
-        return array.transpose(3, 1, 2, 0).reshape(*batch, num_parents, POSE_ENTRIES)
+    def outer_poses(array):  # [4, 4, J, M] to [..., J, P]
+        return array.transpose(3, 2, 0, 1).reshape(*batch, num_parents, POSE_ENTRIES)
 
     def outer_activations(array):  # [J, M] to [..., J]
         return array.T.reshape(*batch, num_parents)
@@ -398,13 +398,13 @@ def _route_patches(children, transforms, constants, geometry, implementation) ->
     """Gather the children of every patch into the inner layout, route, and bring the result back to batch-first."""
     (poses, activations), (hold_votes, route) = children, IMPLEMENTATIONS[implementation]
     field = geometry.field
-    seen_poses = field.gather(poses.transpose(3, 5, 4, 1, 2, 0))  # [KH, KW, I, Q, 4, OH, OW, B]
+    seen_poses = field.gather(poses.transpose(3, 4, 5, 1, 2, 0))  # [KH, KW, I, 4, Q, OH, OW, B]
     seen_activations = field.gather(activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
     kernel, positions = seen_activations.shape[:3], seen_activations.shape[3:]
     num_children, num_inner = math.prod(kernel), poses.shape[-1]
     parents, assignments = route(
         hold_votes(
-            seen_poses.reshape(num_children, num_inner, POSE_SIZE, -1),
+            seen_poses.reshape(num_children, POSE_SIZE, num_inner, -1),
             transforms.transpose(0, 1, 2, 4, 5, 3).reshape(num_children, num_inner, POSE_SIZE, -1),
         ),
         seen_activations.reshape(num_children, -1),
@@ -412,8 +412,8 @@ def _route_patches(children, transforms, constants, geometry, implementation) ->
         geometry,
     )
 
-    def outer_poses(array):  # [4, J, 4, M] to [B, OH, OW, J, 4, 4]
-        return array.reshape(*array.shape[:3], *positions).transpose(5, 3, 4, 1, 2, 0)
+    def outer_poses(array):  # [4, 4, J, M] to [B, OH, OW, J, 4, 4]
+        return array.reshape(*array.shape[:3], *positions).transpose(5, 3, 4, 2, 0, 1)
 
     def outer_activations(array):  # [J, M] to [B, OH, OW, J]
         return array.reshape(-1, *positions).transpose(3, 1, 2, 0)

@@ -9,8 +9,8 @@ They are each other's transpose, which is all that the gradient of a routing nee
 to the votes themselves. Every use of the votes contributes one of the `VoteTerms` to it, and the sum over all uses is one pass.
 Squares of differences from a centre near the mean keep the digits that squares of votes would lose.
 
-Inner layout: a vote of child n for parent j is `vote[h, i] = sum_k pose[i, k] transform[k, h]`; row i goes with the columns,
-column h with the parent type, so that a child's votes are one product of `[h J, k]` with `[k, i M]`. See `types.py` for `M`.
+Inner layout: the pose entries first, as a matrix, then the parent types J, then the columns M (see `types.py`), so that all that
+belongs to a parent broadcasts over its pose entries: `vote[i, h, j, m] = sum_k pose[i, k, m] transform[k, h, j]`.
 """
 
 import functools
@@ -27,8 +27,8 @@ class Moments(NamedTuple):
 
     Attributes:
         mass: sum_n g_nj, `[J, M]`.
-        first: sum_n g_nj (V_njh - c_jh), `[4, J, 4, M]`.
-        second: sum_n g_nj (V_njh - c_jh)^2, `[4, J, 4, M]`.
+        first: sum_n g_nj (V_njh - c_jh), `[4, 4, J, M]`.
+        second: sum_n g_nj (V_njh - c_jh)^2, `[4, 4, J, M]`.
     """
 
     mass: jax.Array
@@ -42,8 +42,8 @@ class VoteTerms(NamedTuple):
     Attributes:
         weights: w, `[F, N, J, M]`.
         scale: s, `[N, M]`, or None for 1.
-        quadratic: A, `[F, 4, J, 4, M]`.
-        linear: b, `[F, 4, J, 4, M]`.
+        quadratic: A, `[F, 4, 4, J, M]`.
+        linear: b, `[F, 4, 4, J, M]`.
     """
 
     weights: jax.Array
@@ -56,26 +56,22 @@ class DenseVotes(NamedTuple):
     """Votes held in memory: the readable twin, and differentiable to any order.
 
     Attributes:
-        votes: `[N, 4, J, 4, M]`.
+        votes: `[N, 4, 4, J, M]`.
     """
 
     votes: jax.Array
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
-        """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, J, 4, M]`."""
-        return jnp.einsum("nm,nhjim->hjim", weights, self.votes)
-
-    def weighted_squares(self, weights: jax.Array, centre: jax.Array) -> jax.Array:
-        """`sum_n w_n (V_njh - c_jh)^2`, for weights likewise and a centre `[4, J, 4, M]`."""
-        return jnp.einsum("nm,nhjim->hjim", weights, (self.votes - centre) ** 2)
+        """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, 4, J, M]`."""
+        return jnp.einsum("nm,nihjm->ihjm", weights, self.votes)
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
-        """Moments about `centre` `[4, J, 4, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
+        """Moments about `centre` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
         weights = _scaled(weights, scale)
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
             vote, weight = child
-            weighted = weight[None, :, None] * (vote - centre)
+            weighted = weight * (vote - centre)
             return (sums[0] + weighted, sums[1] + weighted * (vote - centre)), None
 
         nothing = jnp.zeros_like(centre)
@@ -83,28 +79,28 @@ class DenseVotes(NamedTuple):
         return Moments(weights.sum(0), first, second)
 
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
-        """Quadratic forms in the offsets from `centre`: a constant `[J, M]`, coefficients `[4, J, 4, M]`. Returns `[N, J, M]`."""
+        """Quadratic forms in the offsets from `centre`: a constant `[J, M]`, coefficients `[4, 4, J, M]`. Returns `[N, J, M]`."""
 
         def score_child(vote: jax.Array) -> jax.Array:
             offsets = vote - centre
             slope = quadratic * offsets if linear is None else quadratic * offsets + linear
-            return constant + (slope * offsets).sum((0, 2))
+            return constant + (slope * offsets).sum((0, 1))
 
         return lax.map(score_child, self.votes)
 
 
 def dense_votes(poses: jax.Array, transforms: jax.Array) -> DenseVotes:
-    """Every child's vote for every parent, from poses `[N, Q, 4, M]` and transforms `[N, Q, 4, J]` (as `StreamedVotes`)."""
-    return DenseVotes(jnp.einsum("nqhj,nqim->nhjim", transforms, poses))
+    """Every child's vote for every parent, from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]` (as `StreamedVotes`)."""
+    return DenseVotes(jnp.einsum("nikm,nkhj->nihjm", poses, transforms))
 
 
 class StreamedVotes(NamedTuple):
     """Votes formed where they are used, 4 multiply-adds for each entry, and forgotten.
 
-    The loops below are shaped for what compilers do with them; each is one long vector operation over `[J, M]` or `[4, J, 4, M]`.
+    The loops below are shaped for what compilers do with them; each is one long vector operation over `[J, M]` or `[4, 4, J, M]`.
 
     Attributes:
-        poses: `[N, Q, 4, M]`: inner index k, row i. Q is 4, or 5 where a column of coordinates rides along.
+        poses: `[N, 4, Q, M]`: row i, inner index k. Q is 4, or 5 where a column of coordinates rides along.
         transforms: `[N, Q, 4, J]`: inner index k, column h.
     """
 
@@ -113,17 +109,7 @@ class StreamedVotes(NamedTuple):
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
-        return jnp.einsum("nqhj,nqim->hjim", self.transforms, self.poses * weights[:, None, None, :])
-
-    def weighted_squares(self, weights: jax.Array, centre: jax.Array) -> jax.Array:
-        """As `DenseVotes.weighted_squares`."""
-
-        def step(squares: jax.Array, _: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
-            return squares + _sum(
-                weight * (_form_votes(pose, transform) - centre) ** 2 for pose, transform, weight in zip(*chunk, strict=True)
-            )
-
-        return _for_chunks(step, jnp.zeros_like(centre), (self.poses, self.transforms, weights))
+        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms)
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
@@ -132,7 +118,7 @@ class StreamedVotes(NamedTuple):
             first = second = jnp.zeros((), centre.dtype)
             for pose, transform, weight in zip(*chunk, strict=True):
                 offsets = _form_votes(pose, transform) - centre
-                weighted = weight[None, :, None] * offsets
+                weighted = weight * offsets
                 first += weighted
                 second += weighted * offsets
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
@@ -154,21 +140,20 @@ class StreamedVotes(NamedTuple):
         def chunk_scores(poses: jax.Array, transforms: jax.Array) -> jax.Array:
             # The sum over pose entries is written out: element-wise, it stays in registers.
             total = constant[None]
-            for column in range(4):
-                for row in range(4):
-                    entry = (None, column, slice(None), row)
-                    vote = _sum(poses[:, k, row, None] * transforms[:, k, column, :, None] for k in range(poses.shape[1]))
-                    offset = vote - centre[entry]
-                    slope = quadratic[entry] * offset
+            for row in range(4):
+                for column in range(4):
+                    vote = _sum(poses[:, row, k, None] * transforms[:, k, column, :, None] for k in range(poses.shape[2]))
+                    offset = vote - centre[row, column]
+                    slope = quadratic[row, column] * offset
                     if linear is not None:
-                        slope += linear[entry]
+                        slope += linear[row, column]
                     total += slope * offset
             return total
 
         def step(scores: jax.Array, index: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
             return _put_chunk(scores, chunk_scores(*chunk), index)
 
-        nothing = jnp.zeros((self.poses.shape[0], *centre.shape[1::2]), centre.dtype)
+        nothing = jnp.zeros((self.poses.shape[0], *centre.shape[2:]), centre.dtype)
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
     def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -182,42 +167,32 @@ class StreamedVotes(NamedTuple):
             slope = intercept = jnp.zeros((), centre.dtype)
             for terms, weights in zip(groups, group_weights, strict=True):
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
-                    slope += weight[:, None, :, None] * quadratic[None]
-                    intercept += weight[:, None, :, None] * linear[None]
-            return 2 * slope * (_form_votes(poses, transforms) - centre[None]) + intercept
+                    slope += weight[:, None, None] * quadratic
+                    intercept += weight[:, None, None] * linear
+            return 2 * slope * (_form_votes(poses, transforms) - centre) + intercept
 
-        def push(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            gradients = _product_transpose(*chunk)
+        def step(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            poses, transforms, *_ = chunk
+            gradients = _product_transpose(poses, transforms, vote_gradient(*chunk))
             return tuple(_put_chunk(output, gradient, index) for output, gradient in zip(outputs, gradients, strict=True))
 
-        def step(state, index, chunk):
-            # A matrix product wants its factors flat, and flattening inside the loop that computes them would spoil that loop. So
-            # the products are always those of the chunk before; at first they are of zeros, and overwritten.
-            outputs, before = state
-            outputs = push(outputs, jnp.maximum(index - 1, 0), before)
-            return outputs, (*chunk[:2], vote_gradient(*chunk))
-
         num_children, inner, columns, num_parents = self.transforms.shape
-        size = _chunk_size(num_children, most=2)
-        nothing = jnp.zeros((size, *centre.shape), centre.dtype)
         to_poses = jnp.zeros_like(self.poses)
         to_transforms = jnp.zeros((num_children, columns, num_parents, inner), centre.dtype)
-        weights = [(terms.weights, terms.scale) for terms in groups]
-        outputs, last = _for_chunks(
+        to_poses, to_transforms = _for_chunks(
             step,
-            ((to_poses, to_transforms), (self.poses[:size], self.transforms[:size], nothing)),
-            (self.poses, self.transforms, *weights),
-            most=2,
+            (to_poses, to_transforms),
+            (self.poses, self.transforms, *[(terms.weights, terms.scale) for terms in groups]),
+            most=3,
             axes=(0, 0, *[(1, 0)] * len(groups)),
             prepare=lambda poses, transforms, *weights: (poses, transforms, *(_scaled(*pair) for pair in weights)),
         )
-        to_poses, to_transforms = push(outputs, jnp.asarray(num_children // size - 1), last)
         return to_poses, to_transforms.transpose(0, 3, 1, 2)
 
 
 def _form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
-    """`[..., Q, 4, M]` and `[..., Q, 4, J]` to `[..., 4, J, 4, M]`. Q is too small to call a matrix product."""
-    return _sum(transforms[..., k, :, :, None, None] * poses[..., k, None, None, :, :] for k in range(poses.shape[-3]))
+    """`[..., 4, Q, M]` and `[..., Q, 4, J]` to `[..., 4, 4, J, M]`. Q is too small to call a matrix product."""
+    return _sum(poses[..., :, k, None, None, :] * transforms[..., None, k, :, :, None] for k in range(poses.shape[-2]))
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
@@ -235,16 +210,19 @@ def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Arra
 
 
 def _product_transpose(poses: jax.Array, transforms: jax.Array, votes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of `_form_votes` for a gradient `[n, 4, J, 4, M]` of its result, as two batched matrix products.
+    """Gradients of `_form_votes` for a gradient `[n, 4, 4, J, M]` of its result, as matrix products, one for each row.
 
     Returns:
-        For the poses, `[n, Q, 4, M]`, and for the transforms, `[n, 4, J, Q]`: the order that XLA:CPU multiplies fast.
+        For the poses, `[n, 4, Q, M]`, and for the transforms, `[n, 4, J, Q]`: the order that XLA:CPU multiplies fast.
     """
-    num_children, columns, num_parents, rows, width = votes.shape
-    votes = votes.reshape(num_children, columns * num_parents, rows * width)
-    to_poses = jnp.einsum("nqx,nxy->nqy", transforms.reshape(num_children, -1, columns * num_parents), votes)
-    to_transforms = jnp.einsum("nxy,nqy->nxq", votes, poses.reshape(num_children, -1, rows * width))
-    return to_poses.reshape(poses.shape), to_transforms.reshape(num_children, columns, num_parents, -1)
+    num_children, rows, columns, num_parents, width = votes.shape
+    # Only leading axes are merged: to merge the last one would spoil the loop that computes the votes' gradient.
+    votes = votes.reshape(num_children, rows, columns * num_parents, width)
+    transforms = transforms.reshape(num_children, 1, -1, columns * num_parents)
+    transforms = jnp.broadcast_to(transforms, (num_children, rows, *transforms.shape[2:]))
+    to_poses = jnp.einsum("nikx,nixm->nikm", transforms, votes)
+    to_transforms = jnp.einsum("nixm,nikm->nixk", votes, poses).sum(1)
+    return to_poses, to_transforms.reshape(num_children, columns, num_parents, -1)
 
 
 def _chunk_size(num_children: int, most: int) -> int:

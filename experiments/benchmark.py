@@ -211,14 +211,18 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     field = emcaps.ReceptiveField((small.size, small.size), (small.kernel, small.kernel), small.stride)
     num_children, columns = small.kernel**2 * small.children, small.positions * block
     votes = StreamedVotes(
-        field.gather(poses.transpose(3, 5, 4, 1, 2, 0)).reshape(num_children, 4, 4, columns),
+        field.gather(poses.transpose(3, 4, 5, 1, 2, 0)).reshape(num_children, 4, 4, columns),
         transforms.transpose(0, 1, 2, 4, 5, 3).reshape(num_children, 4, 4, small.parents),
     )
     weights = jax.random.uniform(jax.random.key(2), (num_children, small.parents, columns))
-    coefficients = jax.random.normal(jax.random.key(3), (4, small.parents, 4, columns))
-    num_terms = 2 * small.iterations - 1
-    terms = VoteTerms(jnp.stack([weights] * num_terms), None, *(jnp.stack([coefficients] * num_terms),) * 2)
-    operators = 2 * small.iterations - 1
+    coefficients = jax.random.normal(jax.random.key(3), (4, 4, small.parents, columns))
+    operators = num_terms = 2 * small.iterations - 1
+
+    def terms(number: int, scale: jax.Array | None) -> VoteTerms:
+        forms = jnp.stack([coefficients] * number)
+        return VoteTerms(jnp.stack([weights] * number), scale, forms, forms + 1)
+
+    groups = terms(small.iterations, weights[:, 0]), terms(small.iterations - 1, None)
     gradient_cost = 64 + 16 * num_terms + 128
     chain, chain_cost = multiply_adds()
     static = {"stride": small.stride, "num_iterations": small.iterations}
@@ -226,8 +230,8 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     arguments = (poses, activations, transforms, beta_u, beta_a)
     contenders = {
         "moments": (lambda v, w, c: v.moments(w, c, w[:, 0]), (votes, weights, coefficients)),
-        "scores": (lambda v, q, c: v.scores(q[0, :, 0], q, c), (votes, coefficients, coefficients)),
-        "vote gradient": (lambda v, t, c: v.gradient((t,), c), (votes, terms, coefficients)),
+        "scores": (lambda v, q, c: v.scores(q[0, 0], q, c), (votes, coefficients, coefficients)),
+        "vote gradient": (lambda v, g, c: v.gradient(g, c), (votes, groups, coefficients)),
         "softmax over parents": (lambda w: em.compete(w, field), (weights,)),
         "whole forward": (lambda *a: whole(*a)[:2], arguments),
         "whole with gradient": (with_gradient(lambda *a: whole(*a)[:2]), arguments),

@@ -13,10 +13,10 @@ SIZES = [(1, 4, 1, 1), (7, 4, 3, 5), (18, 5, 2, 4), (24, 4, 4, 9)]  # N, Q, J, M
 def draw(seed, sizes):
     num_children, inner, num_parents, columns = sizes
     keys = jax.random.split(jax.random.key(seed), 6)
-    poses = jax.random.normal(keys[0], (num_children, inner, 4, columns))
+    poses = jax.random.normal(keys[0], (num_children, 4, inner, columns))
     transforms = jax.random.normal(keys[1], (num_children, inner, 4, num_parents))
     weights = jax.random.uniform(keys[2], (num_children, num_parents, columns))
-    coefficients = jax.random.normal(keys[3], (3, 4, num_parents, 4, columns))
+    coefficients = jax.random.normal(keys[3], (3, 4, 4, num_parents, columns))
     return poses, transforms, weights, coefficients
 
 
@@ -25,8 +25,8 @@ def test_votes_are_pose_times_transform(x64, sizes):
     poses, transforms, _, _ = draw(0, sizes)
     votes = np.asarray(dense_votes(poses, transforms).votes)
     for child, parent, column in np.ndindex(sizes[0], sizes[2], sizes[3]):
-        vote = np.asarray(poses)[child, :, :, column].T @ np.asarray(transforms)[child, :, :, parent]
-        np.testing.assert_allclose(votes[child, :, parent, :, column].T, vote, rtol=1e-12, atol=1e-13)
+        vote = np.asarray(poses)[child, :, :, column] @ np.asarray(transforms)[child, :, :, parent]
+        np.testing.assert_allclose(votes[child, :, :, parent, column], vote, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -34,21 +34,21 @@ def test_streamed_operators_equal_dense(x64, sizes):
     poses, transforms, weights, (quadratic, linear, centre) = draw(1, sizes)
     dense, streamed = dense_votes(poses, transforms), StreamedVotes(poses, transforms)
     close = dict(rtol=1e-11, atol=1e-11)
-    constant, scale = centre[0, :, 0], weights[:, 0]
+    constant, scale = centre[0, 0], weights[:, 0]
     for arguments in ((weights, centre), (weights, centre, scale)):
         for ours, theirs in zip(streamed.moments(*arguments), dense.moments(*arguments), strict=True):
             np.testing.assert_allclose(ours, theirs, **close)
     np.testing.assert_allclose(streamed.scores(constant, quadratic, centre), dense.scores(constant, quadratic, centre), **close)
     forms = constant, quadratic, centre, linear
     np.testing.assert_allclose(streamed.scores(*forms), dense.scores(*forms), **close)
-    np.testing.assert_allclose(streamed.weighted_sum(weights[:, 0]), dense.weighted_sum(weights[:, 0]), **close)
+    np.testing.assert_allclose(streamed.weighted_sum(scale), dense.weighted_sum(scale), **close)
 
 
 @pytest.mark.parametrize("hold", [StreamedVotes, dense_votes])
 def test_moments_and_scores_are_each_others_transpose(x64, hold):
     poses, transforms, weights, (quadratic, linear, centre) = draw(2, SIZES[2])
     votes = hold(poses, transforms)
-    constant = centre[1, :, 1]
+    constant = centre[1, 1]
     mass, first, second = votes.moments(weights, centre)
     through_moments = (quadratic * second).sum() + (linear * first).sum() + (constant * mass).sum()
     through_scores = (weights * votes.scores(constant, quadratic, centre, linear)).sum()
@@ -62,7 +62,7 @@ def test_gradient_is_that_of_the_scores(x64, sizes):
     def objective(poses, transforms):
         votes = dense_votes(poses, transforms)
         return sum(
-            (weights * factor * votes.scores(jnp.zeros_like(centre[0, :, 0]), w * quadratic, centre, linear)).sum()
+            (weights * factor * votes.scores(jnp.zeros_like(centre[0, 0]), w * quadratic, centre, linear)).sum()
             for w, factor in ((1.0, 1.0), (2.0, 2.0), (1.0, weights[:, :1]), (2.0, weights[:, :1]))
         )
 
@@ -85,9 +85,9 @@ def test_second_moments_keep_their_digits_when_the_variance_is_a_millionth_of_th
     poses[:] = 1 + 1e-3 * rng.normal(size=poses.shape)
     transforms = np.broadcast_to(np.eye(4, dtype=np.float32)[None, :, :, None], (children, 4, 4, parents))
     weights = rng.uniform(size=(children, parents, columns)).astype(np.float32)
-    exact_votes = np.einsum("nqhj,nqim->nhjim", transforms.astype(np.float64), poses.astype(np.float64))
-    spread, votes = weights[:, None, :, None], exact_votes.astype(np.float32)
-    mass = weights.sum(0)[None, :, None]
+    exact_votes = np.einsum("nikm,nkhj->nihjm", poses.astype(np.float64), transforms.astype(np.float64))
+    spread, votes = weights[:, None, None], exact_votes.astype(np.float32)
+    mass = weights.sum(0)
 
     def variance(values, spread, mass):
         mean = (spread * values).sum(0) / mass
