@@ -1,27 +1,35 @@
 """Matrix capsules with EM routing (Hinton, Sabour, Frosst 2018) in JAX and Flax."""
 
 from emcaps.capsnet import CapsNet
-from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, near_identity
-from emcaps.losses import margin_schedule, spread_loss
+from emcaps.diagnostics import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
+from emcaps.layers import PRESETS, CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions
+from emcaps.losses import margin_loss, margin_schedule, spread_loss
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
 from emcaps.routing import class_em_routing, conv_em_routing, em_routing, inverse_temperature_schedule
 from emcaps.types import Capsules, RoutingResult
 
 __all__ = [
+    "PRESETS",
     "CapsNet",
+    "CapsuleInit",
     "Capsules",
     "ClassCaps",
     "ConvCaps",
     "PrimaryCaps",
     "ReceptiveField",
+    "RoutingDiagnostics",
     "RoutingOptions",
     "RoutingResult",
     "class_em_routing",
     "conv_em_routing",
+    "diagnose",
+    "diagnostics",
     "em_routing",
     "inverse_temperature_schedule",
+    "iteration_diagnostics",
+    "margin_loss",
     "margin_schedule",
-    "near_identity",
     "receptive_field_centers",
+    "results_by_iteration",
     "spread_loss",
 ]

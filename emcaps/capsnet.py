@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_covers
+from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_covers
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
 from emcaps.types import Capsules
 
@@ -23,14 +23,30 @@ class CapsNet(nn.Module):
         conv_channels: of the first convolution.
         primary_capsules: primary capsule types.
         conv_capsules: capsule types of each convolutional capsule layer.
-        routing: how all capsule layers route.
+        routing: how all capsule layers route; or one for each of them, the class capsules last.
+        capsule_init: how the capsule layers' parameters start.
+        add_coordinates: whether the class capsules' votes are told where they come from.
+
+    Raises:
+        ValueError: `routing` has another length than there are capsule layers.
     """
 
     num_classes: int
     conv_channels: int = 32
     primary_capsules: int = 8
     conv_capsules: tuple[int, ...] = (8, 8)
-    routing: RoutingOptions = RoutingOptions()
+    routing: RoutingOptions | tuple[RoutingOptions, ...] = RoutingOptions()
+    capsule_init: CapsuleInit = CapsuleInit()
+    add_coordinates: bool = True
+
+    def layer_routing(self) -> tuple[RoutingOptions, ...]:
+        """How each capsule layer routes, the class capsules last."""
+        num_layers = len(self.conv_capsules) + 1
+        if isinstance(self.routing, RoutingOptions):
+            return (self.routing,) * num_layers
+        if len(self.routing) != num_layers:
+            raise ValueError(f"routing must be one RoutingOptions, or {num_layers} for as many layers; got {len(self.routing)}")
+        return tuple(self.routing)
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[Capsules, dict[str, Any]]:
@@ -61,12 +77,14 @@ class CapsNet(nn.Module):
         out["conv"] = nn.relu(conv(images))
         capsules = out["primary"] = PrimaryCaps(self.primary_capsules, name="primary")(out["conv"])
 
-        layers = zip(self.conv_capsules, geometry[2:], strict=True)
-        for index, (num_capsules, (kernel, stride)) in enumerate(layers, start=1):
+        *conv_routing, class_routing = self.layer_routing()
+        layers = zip(self.conv_capsules, geometry[2:], conv_routing, strict=True)
+        for index, (num_capsules, (kernel, stride), routing) in enumerate(layers, start=1):
             name = f"conv_caps_{index}"
-            out[name] = ConvCaps(num_capsules, kernel, stride, self.routing, name=name)(capsules)
+            out[name] = ConvCaps(num_capsules, kernel, stride, routing, self.capsule_init, name=name)(capsules)
             capsules = Capsules(out[name].poses, out[name].activations)
 
         rows, columns = (receptive_field_centers(size, geometry) for size in images.shape[1:3])
-        out["class_caps"] = ClassCaps(self.num_classes, self.routing, name="class_caps")(capsules, (rows, columns))
+        class_caps = ClassCaps(self.num_classes, class_routing, self.capsule_init, self.add_coordinates, name="class_caps")
+        out["class_caps"] = class_caps(capsules, (rows, columns))
         return Capsules(out["class_caps"].poses[:, 0, 0], out["class_caps"].activations[:, 0, 0]), out

@@ -19,6 +19,9 @@ from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES
 from emcaps.votes import Moments
 
+COMPETITIONS = ("all", "types", "positions")
+INITIAL_ASSIGNMENTS = ("reachable", "types")
+
 # The mean square of votes about a centre, over their variance: the factor by which rounding errors grow in the variance.
 MOST_CANCELLATION = 100.0
 
@@ -74,29 +77,39 @@ class Constants(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What shapes the compiled program; static.
+    """What shapes the compiled program; static. The defaults are the paper's.
 
     Attributes:
         field: which children a parent sees.
         num_iterations: T.
         normalize_costs: see `fit_gaussians`.
+        competition: among which parents a child divides itself, one of `COMPETITIONS`: all that it reaches, the types at each
+            position, or the positions of each type.
+        initial_assignments: one of `INITIAL_ASSIGNMENTS`: 1 / (parents that the child reaches), or 1 / (parent types).
+        damping: how much of the previous means stays in the means, in [0, 1).
+        assignment_gradient: whether derivatives go through the assignments; otherwise they are constants.
     """
 
     field: ReceptiveField
     num_iterations: int
-    normalize_costs: bool
+    normalize_costs: bool = False
+    competition: str = "all"
+    initial_assignments: str = "reachable"
+    damping: float = 0.0
+    assignment_gradient: bool = True
 
 
 def fit_gaussians(
     moments: Moments,
     centre: jax.Array,
+    old_means: jax.Array | None,
     constants: Constants,
+    geometry: Geometry,
     iteration: jax.Array | int,
-    normalize_costs: bool,
 ) -> Parents:
     """The M-step after its sums. With g_i = r_ij a_i and m = sum_i g_i, for parent j and pose entry h:
 
-        mean_h = sum_i g_i V_ijh / (m + mass_epsilon)
+        mean_h = (1 - damping) sum_i g_i V_ijh / (m + mass_epsilon) + damping old_mean_h
         variance_h = sum_i g_i (V_ijh - mean_h)^2 / (m + mass_epsilon) + min_variance
         cost = sum_h (beta_u + log(variance_h) / 2) * m * mass_scale
         logit = lambda (beta_a - cost)
@@ -106,19 +119,23 @@ def fit_gaussians(
     Args:
         moments: of the data.
         centre: what the moments are about. The result does not depend on it but for rounding.
+        old_means: of the previous iteration, `[4, 4, J, M]`, or None for zeros. Nobody asks for them without damping.
         constants: beta_u is the cost of describing one unit of data for one pose entry, beta_a what an active parent is worth.
+        geometry: see `Geometry`.
         iteration: t, which chooses lambda.
-        normalize_costs: static.
     """
     mass, first, second = moments
     total = mass + constants.mass_epsilon
     shift = (first - constants.mass_epsilon * centre) / total
+    if geometry.damping:
+        old = 0.0 if old_means is None else old_means
+        shift += geometry.damping * (old - (centre + shift))
     # Rounding can leave a small negative sum of squares where all votes agree.
     squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
     information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 1))
     cost = information * mass * constants.mass_scale
-    if normalize_costs:
+    if geometry.normalize_costs:
         cost = _standardize_over_types(cost)
     logits = constants.inverse_temperature[iteration] * (constants.beta_a[:, None] - cost)
     return Parents(centre + shift, variances, logits)
@@ -146,37 +163,48 @@ def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, ja
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def compete(scores: jax.Array, field: ReceptiveField) -> jax.Array:
-    """Softmax of `[N, J, M]` over every parent that a child reaches: types within a patch, and the patches that overlap at it."""
-    # First within each patch, over the types; then, in arrays without the types, over the patches that see a child.
-    patch_peak = scores.max(1)
-    patch_shares = jnp.exp(scores - patch_peak[:, None])
-    patch_weight = jnp.exp(patch_peak - _over_patches(field.scatter_max, patch_peak, field))
-    total = _over_patches(field.scatter_sum, patch_shares.sum(1) * patch_weight, field)
-    return patch_shares * (patch_weight / total)[:, None]
+def compete(scores: jax.Array, geometry: Geometry) -> jax.Array:
+    """Softmax of `[N, J, M]` over the parents that compete for a child."""
+    peak = _over_rivals(scores, geometry, jnp.max, geometry.field.scatter_max)
+    shares = jnp.exp(scores - peak)
+    return shares / _over_rivals(shares, geometry, jnp.sum, geometry.field.scatter_sum)
 
 
-def compete_derivative(assignments: jax.Array, direction: jax.Array, field: ReceptiveField) -> jax.Array:
+def compete_derivative(assignments: jax.Array, direction: jax.Array, geometry: Geometry) -> jax.Array:
     """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
     weighted = assignments * direction
-    return weighted - assignments * _over_patches(field.scatter_sum, weighted.sum(1), field)[:, None]
+    return weighted - assignments * _over_rivals(weighted, geometry, jnp.sum, geometry.field.scatter_sum)
 
 
 @compete.defjvp
-def _compete_jvp(field, primals, tangents):
+def _compete_jvp(geometry, primals, tangents):
     (scores,), (direction,) = primals, tangents
-    assignments = compete(scores, field)
-    return assignments, compete_derivative(assignments, direction, field)
+    assignments = compete(scores, geometry)
+    return assignments, compete_derivative(assignments, direction, geometry)
 
 
-def _over_patches(scatter: Callable[[jax.Array], jax.Array], patches: jax.Array, field: ReceptiveField) -> jax.Array:
-    """Combine what the patches say of each child, and tell each patch the result: `[N, M]` to `[N, M]`."""
-    seen = patches.reshape(*field.kernel_size, -1, *field.output_size, patches.shape[1] // math.prod(field.output_size))
-    return field.gather(scatter(seen)).reshape(patches.shape)
+def _over_rivals(
+    values: jax.Array, geometry: Geometry, over_types: Callable, scatter: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Combine `[N, J, M]` over the parents that compete for each child: types, and the patches that overlap at it.
+
+    Returns:
+        `[N, J, M]`, or `[N, 1, M]` where types compete.
+    """
+    field = geometry.field
+    if geometry.competition != "positions":
+        values = over_types(values, axis=1, keepdims=True)
+    if geometry.competition != "types":
+        seen = values.reshape(*field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size))
+        values = field.gather(scatter(seen)).reshape(values.shape)
+    return values
 
 
-def first_shares(activations: jax.Array, field: ReceptiveField, num_types: int) -> jax.Array:
-    """Before any routing each child divides itself evenly among the parents that it reaches. Same for all types: `[N, M]`."""
+def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> jax.Array:
+    """How each child divides itself before any routing. The same for all types: `[N, M]`."""
+    if geometry.initial_assignments == "types":
+        return jnp.full_like(activations, 1 / num_types)
+    field = geometry.field
     reached = np.maximum(field.num_parent_positions(), 1) * num_types
     shares = field.gather(jnp.asarray(1 / reached, activations.dtype)[None, :, :, None])
     types = activations.shape[0] // math.prod(field.kernel_size)
@@ -190,6 +218,7 @@ def m_step(
     activations: jax.Array,
     assignments: jax.Array,
     centre: jax.Array,
+    old_means: jax.Array | None,
     constants: Constants,
     geometry: Geometry,
     iteration: jax.Array | int,
@@ -201,30 +230,31 @@ def m_step(
         activations: a, `[N, M]`.
         assignments: r, `[N, J, M]`, or `[N, 1, M]` where they are the same for all types.
         centre: about where the means will be, `[4, 4, J, M]`; a constant of the differentiation.
+        old_means: see `fit_gaussians`.
         constants: see `Constants`.
         geometry: see `Geometry`.
         iteration: t.
     """
     centre = lax.stop_gradient(centre)
     moments = votes.moments(assignments, centre, activations)
-    parents = fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs)
-    return Iteration(assignments, centre, moments, parents)
+    return Iteration(assignments, centre, moments, fit_gaussians(moments, centre, old_means, constants, geometry, iteration))
 
 
-def e_step(votes: Votes, parents: Parents, constants: Constants, field: ReceptiveField) -> jax.Array:
-    """Divide each child among all the parents that it reaches, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
+def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geometry) -> jax.Array:
+    """Divide each child among the parents that compete for it, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
     constant, quadratic = log_densities(parents, constants)
-    return compete(votes.scores(constant, quadratic, parents.means), field)
+    assignments = compete(votes.scores(constant, quadratic, parents.means), geometry)
+    return assignments if geometry.assignment_gradient else lax.stop_gradient(assignments)
 
 
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
-    """An M-step in which each child divides itself evenly among the parents that it reaches."""
+    """An M-step with the `first_shares` of each child."""
     (num_types,) = constants.beta_u.shape
-    shares = first_shares(activations, geometry.field, num_types)
+    shares = first_shares(activations, geometry, num_types)
     # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
     centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)
-    state = m_step(votes, activations, shares[:, None], centre, constants, geometry, 0)
+    state = m_step(votes, activations, shares[:, None], centre, None, constants, geometry, 0)
     return state._replace(
         assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
         moments=state.moments._replace(mass=jnp.broadcast_to(state.moments.mass, (num_types, shares.shape[1]))),
@@ -243,13 +273,14 @@ def next_iteration(
 
     Where parents have moved so far that their variances lose digits, the M-step is done again, about the means that it gave.
     """
-    assignments = e_step(votes, previous.parents, constants, geometry.field)
+    old_means = previous.parents.means
+    assignments = e_step(votes, previous.parents, constants, geometry)
 
     def fit(centre: jax.Array) -> tuple[jax.Array, Moments, Parents]:
-        state = m_step(votes, activations, assignments, centre, constants, geometry, iteration)
+        state = m_step(votes, activations, assignments, centre, old_means, constants, geometry, iteration)
         return state.centre, state.moments, state.parents
 
-    rough = _, moments, parents = fit(previous.parents.means)
+    rough = _, moments, parents = fit(old_means)
     mean_squares = moments.second / (moments.mass + constants.mass_epsilon)
     lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * parents.variances).any())
     return Iteration(assignments, *lax.cond(lost, lambda: fit(parents.means), lambda: rough))

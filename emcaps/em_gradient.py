@@ -43,11 +43,13 @@ class _History(NamedTuple):
         assignments: of each iteration, `[T, N, J, M]`.
         moments: of its data.
         centres: what they are about, `[T, 4, 4, J, M]`.
+        old_means: of the iteration before, likewise, and zeros at first; None without damping, which has no use for them.
     """
 
     assignments: jax.Array
     moments: Moments
     centres: jax.Array
+    old_means: jax.Array | None
 
 
 class _Gradients(NamedTuple):
@@ -55,6 +57,7 @@ class _Gradients(NamedTuple):
 
     Attributes:
         parents: for the parents of the iteration that is next to be taken back.
+        old_means: for the means of the iteration before, from the damping of this one; None without damping.
         assignments: for its assignments, besides what comes through its parents.
         activations: `[N, M]`, summed over iterations.
         constants: summed over iterations.
@@ -64,6 +67,7 @@ class _Gradients(NamedTuple):
     """
 
     parents: Parents
+    old_means: jax.Array | None
     assignments: jax.Array
     activations: jax.Array
     constants: Constants
@@ -83,16 +87,17 @@ def route_streamed(
 def _forth(votes, activations, constants, geometry):
     given = votes, activations, constants, geometry
 
-    def record(iteration):
-        return _History(iteration.assignments, iteration.moments, iteration.centre)
+    def record(iteration, old_means):
+        old_means = old_means if geometry.damping else None
+        return _History(iteration.assignments, iteration.moments, iteration.centre, old_means)
 
     def iterate(number, state):
         previous, history = state
         current = next_iteration(*given, number, previous)
-        return current, _put(history, record(current), number)
+        return current, _put(history, record(current, previous.parents.means), number)
 
     first = first_iteration(*given)
-    state = first, _stack(record(first), geometry.num_iterations)
+    state = first, _stack(record(first, jnp.zeros_like(first.centre)), geometry.num_iterations)
     last, history = lax.fori_loop(1, geometry.num_iterations, iterate, state)
     return (last.parents, last.assignments), (votes, activations, constants, history, last.parents.means)
 
@@ -113,22 +118,24 @@ def _back(geometry, residuals, result_gradients):
     repeats = geometry.num_iterations
 
     def fit(iteration):
-        """The parents of an iteration, and how their gradient goes back to the moments and the constants."""
-        moments, centre = _take(history.moments, iteration), _take(history.centres, iteration)
+        """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
+        _, moments, centre, old_means = _take(history, iteration)
         return jax.vjp(
-            lambda moments, constants: fit_gaussians(moments, centre, constants, iteration, geometry.normalize_costs),
+            lambda moments, old_means, constants: fit_gaussians(moments, centre, old_means, constants, geometry, iteration),
             moments,
+            old_means,
             constants,
         )
 
     def m_step_back(gradients, iteration):
-        """From the parents of an iteration to its assignments."""
+        """From the parents of an iteration to its assignments, and to the old means."""
         _, transpose = fit(iteration)
-        (mass, first, second), constants_gradient = transpose(gradients.parents)
+        (mass, first, second), old_means, constants_gradient = transpose(gradients.parents)
         centre = _take(history.centres, iteration)
         data_gradient = votes.scores(mass, second, centre, first)
         assignments = _take(history.assignments, iteration)
         return gradients._replace(
+            old_means=old_means,
             assignments=gradients.assignments + data_gradient * activations[:, None],
             activations=gradients.activations + (data_gradient * assignments).sum(1),
             constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
@@ -140,12 +147,16 @@ def _back(geometry, residuals, result_gradients):
         parents, _ = fit(iteration - 1)
         (_, quadratic), transpose = jax.vjp(log_densities, parents, constants)
         assignments = _take(history.assignments, iteration)
-        scores = compete_derivative(assignments, gradients.assignments, geometry.field)
+        direction = gradients.assignments if geometry.assignment_gradient else jnp.zeros_like(assignments)
+        scores = compete_derivative(assignments, direction, geometry)
         mass, first, second = votes.moments(scores, parents.means)
         parents_gradient, constants_gradient = transpose((mass, second))
+        means_gradient = parents_gradient.means - 2 * quadratic * first
+        if gradients.old_means is not None:
+            means_gradient += gradients.old_means
         form = _move_centre(quadratic, jnp.zeros_like(quadratic), parents.means, last_means)
         return gradients._replace(
-            parents=parents_gradient._replace(means=parents_gradient.means - 2 * quadratic * first),
+            parents=parents_gradient._replace(means=means_gradient),
             assignments=jnp.zeros_like(gradients.assignments),
             constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
             scores=_put(gradients.scores, scores, iteration - 1),
@@ -160,6 +171,7 @@ def _back(geometry, residuals, result_gradients):
     parents_gradient, assignments_gradient = result_gradients
     gradients = _Gradients(
         parents=parents_gradient,
+        old_means=nothing if geometry.damping else None,
         assignments=assignments_gradient,
         activations=jnp.zeros_like(activations),
         constants=jax.tree.map(jnp.zeros_like, constants),

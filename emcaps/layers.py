@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emcaps.checks import check_positive_int
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
@@ -26,10 +27,14 @@ class RoutingOptions:
         assignment_temperature: divides log p in the E-step. 16, the number of pose entries, makes it a mean over entries.
         normalize_costs: whether costs are measured in standard deviations over the parent types at a position.
         parent_mass: the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is
-            this over the number of children per parent. None, the paper's own cost, has no such scale.
+            this over the number of children on the map per parent on its map. None, the paper's own cost, has no such scale.
+        field_mass: the same with the children that one parent sees, per parent type: IBM's scale. Not both.
         min_variance: added to the variances.
         mass_epsilon: added to a parent's mass where it divides.
-        implementation: how votes are held, see `conv_em_routing`.
+        competition, initial_assignments, damping, assignment_gradient, implementation: see `conv_em_routing`.
+
+    Raises:
+        TypeError, ValueError: `num_iterations` is not an int of at least 1, or both `parent_mass` and `field_mass` are given.
     """
 
     num_iterations: int = 2
@@ -37,14 +42,30 @@ class RoutingOptions:
     assignment_temperature: float = 16.0
     normalize_costs: bool = True
     parent_mass: float | None = 16.0
+    field_mass: float | None = None
     min_variance: float = 5e-4
     mass_epsilon: float = 1e-7
+    competition: str = "all"
+    initial_assignments: str = "reachable"
+    damping: float = 0.0
+    assignment_gradient: bool = True
     implementation: str = "streamed"
+
+    def __post_init__(self):
+        check_positive_int("num_iterations", self.num_iterations)
+        if self.parent_mass is not None and self.field_mass is not None:
+            raise ValueError(f"give parent_mass or field_mass, not both; got {self.parent_mass} and {self.field_mass}")
+
+    def mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
+        """The `mass_scale` of a layer of this geometry."""
+        if self.parent_mass is not None:
+            return self.parent_mass * math.prod(field.output_size) * parent_types / (math.prod(field.map_size) * child_types)
+        if self.field_mass is not None:
+            return self.field_mass * parent_types / (math.prod(field.kernel_size) * child_types)
+        return 1.0
 
     def keywords(self, field: ReceptiveField, child_types: int, parent_types: int) -> dict:
         """The keyword arguments of the routing functions for a layer of this geometry."""
-        children = math.prod(field.map_size) * child_types
-        parents = math.prod(field.output_size) * parent_types
         inverse_temperature = self.inverse_temperature
         if inverse_temperature is not None:
             inverse_temperature = jnp.full(self.num_iterations, inverse_temperature)
@@ -53,20 +74,74 @@ class RoutingOptions:
             inverse_temperature=inverse_temperature,
             min_variance=self.min_variance,
             mass_epsilon=self.mass_epsilon,
-            mass_scale=1.0 if self.parent_mass is None else self.parent_mass * parents / children,
+            mass_scale=self.mass_scale(field, child_types, parent_types),
             assignment_temperature=self.assignment_temperature,
             normalize_costs=self.normalize_costs,
+            competition=self.competition,
+            initial_assignments=self.initial_assignments,
+            damping=self.damping,
+            assignment_gradient=self.assignment_gradient,
             implementation=self.implementation,
         )
 
 
-def near_identity(stddev: float = 0.02) -> Callable:
-    """Initialiser of `[..., 4, 4]` transforms: identity + normal(0, stddev), so that at first parents agree with children."""
+@dataclasses.dataclass(frozen=True)
+class CapsuleInit:
+    """How the parameters of a capsule layer start; the defaults belong to those of `RoutingOptions`.
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.eye(POSE_SIZE, dtype=dtype) + stddev * jax.random.normal(key, shape, dtype)
+    Attributes:
+        identity: transforms are this times the identity, so that at first parents agree with children,
+        transform_stddev: + normal(0, this).
+        beta_u: the mean of the cost of one unit of data and pose entry,
+        beta_u_stddev: and its standard deviation.
+        beta_a: the mean of a parent's threshold, in units of cost,
+        beta_a_stddev: and its standard deviation.
+    """
 
-    return init
+    identity: float = 1.0
+    transform_stddev: float = 0.02
+    beta_u: float = 0.0
+    beta_u_stddev: float = 0.0
+    beta_a: float = 0.0
+    beta_a_stddev: float = 0.0
+
+    def transforms(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        """Initialiser of transforms `[..., 4, 4]`."""
+        return self.identity * jnp.eye(POSE_SIZE, dtype=dtype) + self.transform_stddev * jax.random.normal(key, shape, dtype)
+
+    def betas(self, layer: nn.Module, num_parents: int) -> tuple[jax.Array, jax.Array]:
+        """Make the parameters `beta_u` and `beta_a` `[num_parents]` of a layer that is being called."""
+
+        def init(mean: float, stddev: float) -> Callable:
+            return lambda key, shape: mean + stddev * jax.random.normal(key, shape)
+
+        beta_u = layer.param("beta_u", init(self.beta_u, self.beta_u_stddev), (num_parents,))
+        return beta_u, layer.param("beta_a", init(self.beta_a, self.beta_a_stddev), (num_parents,))
+
+
+# Routing and initial values that belong together. BUILD_NOTES.md says where the numbers come from.
+PRESETS = {
+    "emcaps": (RoutingOptions(), CapsuleInit()),
+    "paper": (
+        RoutingOptions(
+            num_iterations=3, inverse_temperature=None, assignment_temperature=1.0, normalize_costs=False, parent_mass=None
+        ),
+        CapsuleInit(identity=0.0, transform_stddev=0.3),
+    ),
+    "ibm": (
+        RoutingOptions(
+            num_iterations=2,
+            inverse_temperature=None,
+            assignment_temperature=1.0,
+            normalize_costs=False,
+            parent_mass=None,
+            field_mass=100.0,
+            min_variance=1e-9,
+            mass_epsilon=1e-9,
+        ),
+        CapsuleInit(identity=0.0, transform_stddev=1.0, beta_a=-1000.0, beta_a_stddev=500.0),
+    ),
+}
 
 
 class PrimaryCaps(nn.Module):
@@ -101,14 +176,14 @@ class ConvCaps(nn.Module):
         kernel: K.
         stride: in rows and columns.
         routing: see `RoutingOptions`.
-        transform_init: initialiser of the transforms.
+        capsule_init: see `CapsuleInit`.
     """
 
     num_capsules: int
     kernel: int = 3
     stride: int = 1
     routing: RoutingOptions = RoutingOptions()
-    transform_init: Callable = near_identity()
+    capsule_init: CapsuleInit = CapsuleInit()
 
     @nn.compact
     def __call__(self, children: Capsules) -> RoutingResult:
@@ -119,29 +194,29 @@ class ConvCaps(nn.Module):
         shape = (self.kernel, self.kernel, child_types, self.num_capsules, POSE_SIZE, POSE_SIZE)
         return conv_em_routing(
             *children,
-            self.param("transforms", self.transform_init, shape),
-            self.param("beta_u", nn.initializers.zeros, (self.num_capsules,)),
-            self.param("beta_a", nn.initializers.zeros, (self.num_capsules,)),
+            self.param("transforms", self.capsule_init.transforms, shape),
+            *self.capsule_init.betas(self, self.num_capsules),
             stride=self.stride,
             **self.routing.keywords(field, child_types, self.num_capsules),
         )
 
 
 class ClassCaps(nn.Module):
-    """Class capsules: every class sees every capsule on the map, with transforms shared by all positions and coordinate addition
-    (`class_em_routing`).
+    """Class capsules: every class sees every capsule on the map, with transforms shared by all positions (`class_em_routing`).
 
     Parameters: `transforms` `[I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`.
 
     Attributes:
         num_classes: J.
         routing: see `RoutingOptions`.
-        transform_init: initialiser of the transforms.
+        capsule_init: see `CapsuleInit`.
+        add_coordinates: whether votes are told where they come from; see `class_em_routing`.
     """
 
     num_classes: int
     routing: RoutingOptions = RoutingOptions()
-    transform_init: Callable = near_identity()
+    capsule_init: CapsuleInit = CapsuleInit()
+    add_coordinates: bool = True
 
     @nn.compact
     def __call__(self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None) -> RoutingResult:
@@ -153,17 +228,18 @@ class ClassCaps(nn.Module):
                 the centres of the map's own cells.
         """
         _, height, width, child_types = children.activations.shape
-        if centers is None:
-            centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-        rows, columns = centers
-        coordinates = jnp.stack(jnp.meshgrid(jnp.asarray(rows), jnp.asarray(columns), indexing="ij"), -1)
+        coordinates = None
+        if self.add_coordinates:
+            if centers is None:
+                centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+            grid = np.stack(np.meshgrid(*centers, indexing="ij"), -1)
+            coordinates = jnp.asarray(grid, children.poses.dtype)
         field = ReceptiveField((height, width), (height, width), 1)
         return class_em_routing(
             *children,
-            self.param("transforms", self.transform_init, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE)),
-            self.param("beta_u", nn.initializers.zeros, (self.num_classes,)),
-            self.param("beta_a", nn.initializers.zeros, (self.num_classes,)),
-            coordinates=coordinates.astype(children.poses.dtype),
+            self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE)),
+            *self.capsule_init.betas(self, self.num_classes),
+            coordinates=coordinates,
             **self.routing.keywords(field, child_types, self.num_classes),
         )
 

@@ -22,19 +22,36 @@ def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | f
         TypeError: activations are not floating point, or labels not integers.
         ValueError: shapes do not match, or a known label is out of range.
     """
+    is_target = _check_classes(activations, labels)
+    if jnp.shape(margin) != ():
+        raise ValueError(f"margin must be a scalar; got shape {list(jnp.shape(margin))}")
+    target = jnp.where(is_target, activations, 0).sum(-1, keepdims=True)
+    spread = jnp.maximum(0, jnp.asarray(margin, activations.dtype) - (target - activations)) ** 2
+    loss = jnp.where(is_target, 0, spread).sum(-1)
+    return jnp.where(is_target.any(-1), loss, jnp.nan)
+
+
+def margin_loss(activations: jax.Array, labels: jax.Array) -> jax.Array:
+    """Margin loss (Sabour, Frosst, Hinton 2017, equation 4): `max(0, 0.9 - a_t)^2 + 0.5 sum over i != t of max(0, a_i - 0.1)^2`.
+
+    Args and errors as for `spread_loss`, without a margin.
+    """
+    is_target = _check_classes(activations, labels)
+    present = jnp.maximum(0, 0.9 - activations) ** 2
+    absent = 0.5 * jnp.maximum(0, activations - 0.1) ** 2
+    loss = jnp.where(is_target, present, absent).sum(-1)
+    return jnp.where(is_target.any(-1), loss, jnp.nan)
+
+
+def _check_classes(activations: jax.Array, labels: jax.Array) -> jax.Array:
+    """Check the arguments that losses share; return where each example's target is, bool `[B, J]`."""
     num_classes = check_shapes({"activations": (activations, "B J")})["J"]
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise TypeError(f"labels must be integers; got {jnp.result_type(labels)}")
     if jnp.shape(labels) != activations.shape[:1]:
         raise ValueError(f"labels must have shape {list(activations.shape[:1])}; got shape {list(jnp.shape(labels))}")
-    if jnp.shape(margin) != ():
-        raise ValueError(f"margin must be a scalar; got shape {list(jnp.shape(margin))}")
     check_range("labels", labels, 0, num_classes - 1)
-    is_target = jax.nn.one_hot(labels, num_classes, dtype=bool)
-    target = jnp.where(is_target, activations, 0).sum(-1, keepdims=True)
-    spread = jnp.maximum(0, jnp.asarray(margin, activations.dtype) - (target - activations)) ** 2
-    loss = jnp.where(is_target, 0, spread).sum(-1)
-    return jnp.where(is_target.any(-1), loss, jnp.nan)
+    return jax.nn.one_hot(labels, num_classes, dtype=bool)
 
 
 def margin_schedule(step: jax.Array | int, transition_steps: int, start: float = 0.2, end: float = 0.9) -> jax.Array:

@@ -6,6 +6,7 @@ that all see every child, `conv_em_routing` for parents on a map, `class_em_rout
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from emcaps.checks import check_choice, check_floating, check_positive_int, check_range, check_shapes
-from emcaps.em import Constants, Geometry, route
+from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry, route
 from emcaps.em_gradient import FIRST_ORDER_ONLY, route_streamed
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
@@ -45,6 +46,8 @@ def em_routing(
     mass_scale: float = 1.0,
     assignment_temperature: float = 1.0,
     normalize_costs: bool = False,
+    damping: float = 0.0,
+    assignment_gradient: bool = True,
 ) -> RoutingResult:
     """Procedure 1 for parents that all see every child. Pure, jitted, differentiable to any order.
 
@@ -60,8 +63,11 @@ def em_routing(
         mass_epsilon: > 0, added to a parent's mass where it divides.
         mass_scale: > 0, multiplies a parent's mass in its cost.
         assignment_temperature: > 0, divides log p in the E-step; 1 is the paper's EM, more makes the assignments softer.
-        normalize_costs: measure costs in standard deviations over the parent types at a position (see `m_step`); the paper's
-            procedure does not. Static.
+        normalize_costs: measure costs in standard deviations over the parent types at a position (see `em.fit_gaussians`); the
+            paper's procedure does not. Static.
+        damping: in [0, 1), how much of an iteration's means is kept in the next one's: mean = (1 - damping) new + damping old,
+            from 0 at first, and the variance is about the damped mean. The paper has none, the released code 0.1. Static.
+        assignment_gradient: whether derivatives go through the E-step; False makes the assignments constants. Static.
 
     Returns:
         A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`.
@@ -83,24 +89,23 @@ def em_routing(
             f"activations must have shape {list(votes.shape[:-2])}, that of votes without its last two axes; "
             f"got shape {list(activations.shape)}"
         )
-    constants = _check_constants(
+    field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
+    constants, geometry = _check_procedure(
+        field,
         activations,
         beta_u,
         beta_a,
-        num_iterations,
-        inverse_temperature,
-        min_variance,
-        mass_epsilon,
-        mass_scale,
-        assignment_temperature,
-    )
-    return _em_routing(
-        votes,
-        activations,
-        constants,
         num_iterations=num_iterations,
-        normalize_costs=bool(normalize_costs),
+        inverse_temperature=inverse_temperature,
+        min_variance=min_variance,
+        mass_epsilon=mass_epsilon,
+        mass_scale=mass_scale,
+        assignment_temperature=assignment_temperature,
+        normalize_costs=normalize_costs,
+        damping=damping,
+        assignment_gradient=assignment_gradient,
     )
+    return _em_routing(votes, activations, constants, geometry=geometry)
 
 
 def conv_em_routing(
@@ -118,6 +123,10 @@ def conv_em_routing(
     mass_scale: float = 1.0,
     assignment_temperature: float = 1.0,
     normalize_costs: bool = False,
+    competition: str = "all",
+    initial_assignments: str = "reachable",
+    damping: float = 0.0,
+    assignment_gradient: bool = True,
     implementation: str = "streamed",
 ) -> RoutingResult:
     """Procedure 1 for parents on a map, each seeing a `KH x KW` patch of children. Pure, jitted, differentiable.
@@ -132,8 +141,13 @@ def conv_em_routing(
         beta_u: `[J]`, as in `em_routing`.
         beta_a: `[J]`, as in `em_routing`.
         stride: >= 1, in rows and columns. Static.
-        num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature, normalize_costs:
-            as in `em_routing`.
+        num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature, normalize_costs,
+            damping, assignment_gradient: as in `em_routing`.
+        competition: among which parents a child divides itself. `"all"`: all that it reaches, as in the paper. `"types"`: only
+            the types at one position, for each position anew, as most public code does. `"positions"`: for each type anew, the
+            positions whose receptive fields overlap at the child, as the released code does. Static.
+        initial_assignments: `"reachable"`: at first each child divides itself evenly among the parents that it reaches, as in
+            the paper; `"types"`: 1 / J for each parent, as in the released code. Static.
         implementation: how the votes are held. `"streamed"`: recomputed where they are used and never stored, several times faster,
             for gradients of first order in reverse mode. `"dense"`: in memory, differentiable to any order in either mode. Static.
 
@@ -160,27 +174,25 @@ def conv_em_routing(
             f"transforms must have a kernel no larger than the {sizes['H']}x{sizes['W']} map of children; "
             f"got a {sizes['KH']}x{sizes['KW']} kernel"
         )
-    constants = _check_constants(
+    field = ReceptiveField((sizes["H"], sizes["W"]), (sizes["KH"], sizes["KW"]), stride)
+    constants, geometry = _check_procedure(
+        field,
         activations,
         beta_u,
         beta_a,
-        num_iterations,
-        inverse_temperature,
-        min_variance,
-        mass_epsilon,
-        mass_scale,
-        assignment_temperature,
-    )
-    return _route_checked(
-        poses,
-        activations,
-        transforms,
-        constants,
-        stride=stride,
         num_iterations=num_iterations,
-        normalize_costs=bool(normalize_costs),
-        implementation=implementation,
+        inverse_temperature=inverse_temperature,
+        min_variance=min_variance,
+        mass_epsilon=mass_epsilon,
+        mass_scale=mass_scale,
+        assignment_temperature=assignment_temperature,
+        normalize_costs=normalize_costs,
+        competition=competition,
+        initial_assignments=initial_assignments,
+        damping=damping,
+        assignment_gradient=assignment_gradient,
     )
+    return _route_checked(poses, activations, transforms, constants, geometry=geometry, implementation=implementation)
 
 
 def class_em_routing(
@@ -198,6 +210,10 @@ def class_em_routing(
     mass_scale: float = 1.0,
     assignment_temperature: float = 1.0,
     normalize_costs: bool = False,
+    competition: str = "all",
+    initial_assignments: str = "reachable",
+    damping: float = 0.0,
+    assignment_gradient: bool = True,
     implementation: str = "streamed",
 ) -> RoutingResult:
     """Procedure 1 for class capsules: each sees the whole map, with one transform per child type at all positions.
@@ -213,7 +229,8 @@ def class_em_routing(
         beta_a: `[J]`, as in `em_routing`.
         coordinates: `[H, W, 2]`, row and column of each position in the image, scaled to [0, 1]; None adds nothing.
         num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature, normalize_costs,
-            implementation: as in `conv_em_routing`.
+            competition, initial_assignments, damping, assignment_gradient, implementation: as in `conv_em_routing`. With
+            one parent position, `"types"` is `"all"`, and `"positions"` is no competition.
 
     Returns:
         A `RoutingResult` like `conv_em_routing`'s with one parent position: poses `[B, 1, 1, J, 4, 4]`, assignments
@@ -233,30 +250,28 @@ def class_em_routing(
         shapes["coordinates"] = (coordinates, "H W 2")
     sizes = check_shapes(shapes)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    constants = _check_constants(
+    field = ReceptiveField((sizes["H"], sizes["W"]), (sizes["H"], sizes["W"]), 1)
+    constants, geometry = _check_procedure(
+        field,
         activations,
         beta_u,
         beta_a,
-        num_iterations,
-        inverse_temperature,
-        min_variance,
-        mass_epsilon,
-        mass_scale,
-        assignment_temperature,
+        num_iterations=num_iterations,
+        inverse_temperature=inverse_temperature,
+        min_variance=min_variance,
+        mass_epsilon=mass_epsilon,
+        mass_scale=mass_scale,
+        assignment_temperature=assignment_temperature,
+        normalize_costs=normalize_costs,
+        competition=competition,
+        initial_assignments=initial_assignments,
+        damping=damping,
+        assignment_gradient=assignment_gradient,
     )
     if coordinates is not None:
         poses, transforms = _append_coordinates(poses, transforms, coordinates)
     whole_map = jnp.broadcast_to(transforms, (sizes["H"], sizes["W"], *transforms.shape))
-    return _route_checked(
-        poses,
-        activations,
-        whole_map,
-        constants,
-        stride=1,
-        num_iterations=num_iterations,
-        normalize_costs=bool(normalize_costs),
-        implementation=implementation,
-    )
+    return _route_checked(poses, activations, whole_map, constants, geometry=geometry, implementation=implementation)
 
 
 def _route_checked(*arguments, **static) -> RoutingResult:
@@ -278,18 +293,22 @@ def _append_coordinates(poses: jax.Array, transforms: jax.Array, coordinates: ja
     return jnp.concatenate([poses, column], -1), jnp.concatenate([transforms, row], -2)
 
 
-def _check_constants(
+def _check_procedure(
+    field: ReceptiveField,
     activations: jax.Array,
     beta_u: jax.Array,
     beta_a: jax.Array,
+    *,
     num_iterations: int,
     inverse_temperature: jax.Array | None,
     min_variance: float,
     mass_epsilon: float,
     mass_scale: float,
     assignment_temperature: float,
-) -> Constants:
-    """Check what all the public functions take, and gather the constants."""
+    damping: float,
+    **static: Any,
+) -> tuple[Constants, Geometry]:
+    """Check what all the public functions take, and gather it."""
     check_positive_int("num_iterations", num_iterations)
     check_range("activations", activations, 0, 1)
     if inverse_temperature is None:
@@ -311,7 +330,17 @@ def _check_constants(
             raise ValueError(f"{name} must be a scalar; got shape {list(np.shape(value))}")
         check_range(name, value, 0, open_low=True)
     scalars = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in scalars.items()}
-    return Constants(beta_u, beta_a, inverse_temperature, **scalars)
+    constants = Constants(beta_u, beta_a, inverse_temperature, **scalars)
+    if not isinstance(damping, int | float):
+        raise TypeError(f"damping must be a number known when tracing; got {type(damping).__name__}")
+    if not 0 <= damping < 1:
+        raise ValueError(f"damping must lie in [0, 1); got {damping}")
+    for name in ("normalize_costs", "assignment_gradient"):
+        static[name] = bool(static[name])
+    for name, choices in (("competition", COMPETITIONS), ("initial_assignments", INITIAL_ASSIGNMENTS)):
+        if name in static:
+            check_choice(name, static[name], choices)
+    return constants, Geometry(field, num_iterations, damping=float(damping), **static)
 
 
 def _compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -323,19 +352,18 @@ def _cast(tree, dtype):
     return jax.tree.map(lambda array: array.astype(dtype), tree)
 
 
-@functools.partial(jax.jit, static_argnames=("num_iterations", "normalize_costs"))
-def _em_routing(votes, activations, constants, *, num_iterations, normalize_costs):
+@functools.partial(jax.jit, static_argnames=("geometry",))
+def _em_routing(votes, activations, constants, *, geometry):
     """`em_routing` behind the door: one patch of children, one parent position."""
     dtype = jnp.result_type(votes, activations)
     votes, activations, constants = _cast((votes, activations, constants), _compute_dtype(votes, activations))
     *batch, num_children, num_parents, _ = votes.shape
     votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
-    field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
     parents, assignments = route(
         DenseVotes(votes.transpose(1, 3, 4, 2, 0)),
         activations.reshape(-1, num_children).T,
         constants,
-        Geometry(field, num_iterations, normalize_costs),
+        geometry,
     )
 
     def outer_poses(array):  # [4, 4, J, M] to [..., J, P]
@@ -354,21 +382,19 @@ def _em_routing(votes, activations, constants, *, num_iterations, normalize_cost
     return _cast(result, dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("stride", "num_iterations", "normalize_costs", "implementation"))
-def _conv_em_routing(poses, activations, transforms, constants, *, stride, num_iterations, normalize_costs, implementation):
+@functools.partial(jax.jit, static_argnames=("geometry", "implementation"))
+def _conv_em_routing(poses, activations, transforms, constants, *, geometry, implementation):
     """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
     dtype = jnp.result_type(poses, activations, transforms)
     poses, activations, transforms, constants = _cast(
         (poses, activations, transforms, constants), _compute_dtype(poses, activations, transforms)
     )
-    field = ReceptiveField(poses.shape[1:3], transforms.shape[:2], stride)
-    geometry = Geometry(field, num_iterations, normalize_costs)
 
     def route_block(children):
         return _route_patches(children, transforms, constants, geometry, implementation)
 
     batch = poses.shape[0]
-    block = batch if implementation == "dense" else _block_size(batch, math.prod(field.output_size))
+    block = batch if implementation == "dense" else _block_size(batch, math.prod(geometry.field.output_size))
     if block == batch:
         result = route_block((poses, activations))
     else:

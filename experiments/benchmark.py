@@ -232,7 +232,7 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
         "moments": (lambda v, w, c: v.moments(w, c, w[:, 0]), (votes, weights, coefficients)),
         "scores": (lambda v, q, c: v.scores(q[0, 0], q, c), (votes, coefficients, coefficients)),
         "vote gradient": (lambda v, g, c: v.gradient(g, c), (votes, groups, coefficients)),
-        "softmax over parents": (lambda w: em.compete(w, field), (weights,)),
+        "softmax over parents": (lambda w: em.compete(w, em.Geometry(field, small.iterations)), (weights,)),
         "whole forward": (lambda *a: whole(*a)[:2], arguments),
         "whole with gradient": (with_gradient(lambda *a: whole(*a)[:2]), arguments),
         "multiply-adds": (chain, (small_numbers(1 << 13),)),

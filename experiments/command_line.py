@@ -13,8 +13,10 @@ import tyro
 Command = TypeVar("Command")
 
 
-def parse(command: type[Command], program: str, arguments: Sequence[str] | None = None) -> Command:
+def parse(command: type[Command], program: str, arguments: Sequence[str] | None = None, default: Command | None = None) -> Command:
     """Read the flags of a dataclass, nested dataclasses without prefix, from `arguments` (None: the process's own).
+
+    What no flag says is as in `default`, or as the dataclass has it.
 
     A flag or value that is not understood ends the process with one line on stderr and exit code 2.
     """
@@ -22,7 +24,12 @@ def parse(command: type[Command], program: str, arguments: Sequence[str] | None 
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
-                command, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,), return_unknown_args=True
+                command,
+                prog=program,
+                args=arguments,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
             )
     except SystemExit as exit:
         if not exit.code:  # --help

@@ -4,11 +4,16 @@
 takes and what it reaches is in the README.
 """
 
+import argparse
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_origin, get_type_hints
 
+from emcaps import PRESETS, CapsuleInit, RoutingOptions
 from experiments.datasets import DATASETS
+
+Preset = Literal["emcaps", "paper", "ibm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +26,13 @@ class ModelConfig:
     """Primary capsule types, the paper's B."""
     conv_capsules: tuple[int, ...] = (8, 8)
     """Capsule types of each convolutional capsule layer, the paper's C and D."""
-    num_iterations: int = 2
-    """Routing iterations in every capsule layer."""
+    add_coordinates: bool = True
+    """Coordinate addition in the class capsules."""
+    routing: RoutingOptions = dataclasses.field(default_factory=RoutingOptions)
+    capsule_init: CapsuleInit = dataclasses.field(default_factory=CapsuleInit)
 
     def __post_init__(self):
-        check_positive(self, "conv_channels", "primary_capsules", "num_iterations")
+        check_positive(self, "conv_channels", "primary_capsules")
         if not self.conv_capsules or min(self.conv_capsules) < 1:
             raise ValueError(f"conv_capsules must be one or more positive numbers; got {self.conv_capsules}")
 
@@ -44,11 +51,19 @@ class TrainConfig:
     seed: int = 0
     """Seed of the parameters, the shuffling and the augmentation."""
     learning_rate: float = 3e-3
-    """Adam's learning rate at the first step."""
+    """Adam's learning rate after the warm-up."""
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    """How the learning rate falls: as the paper's, or to 0 at the last step."""
     decay_rate: float = 0.96
-    """The learning rate is multiplied by this every `decay_steps`."""
+    """The exponential schedule multiplies the learning rate by this every `decay_steps`."""
     decay_steps: int = 20_000
     """Steps in which the learning rate falls by `decay_rate`, smoothly."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    clip_norm: float | None = None
+    """Gradients with a larger norm are scaled down to it."""
+    loss: Literal["spread", "margin", "cross_entropy"] = "spread"
+    """Loss: the paper's, that of dynamic routing, or that of a softmax over the activation logits."""
     weight_decay: float = 0.0
     """Factor of the L2 term in the gradient; the paper's released code has 2e-7."""
     margin_start: float = 0.2
@@ -57,18 +72,29 @@ class TrainConfig:
     """Margin of the spread loss after the ramp."""
     margin_ramp: float = 0.5
     """Fraction of the steps over which the margin rises."""
+    assignment_temperature_end: float | None = None
+    """The assignment temperature goes geometrically from that of the model to this over the training."""
+    inverse_temperature_start: float | None = None
+    """The inverse temperature goes geometrically from this to that of the model over the training."""
     max_shift: int = 2
     """Training images are shifted at random by up to this many pixels."""
     eval_every: int = 1000
     """Evaluate and save a checkpoint after this many steps, and after the last."""
+    holdout: int = 0
+    """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
 
     def __post_init__(self):
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {self.dataset!r}")
         check_positive(self, "steps", "batch_size", "learning_rate", "decay_rate", "decay_steps", "eval_every")
-        for name in ("seed", "weight_decay", "max_shift"):
+        for name in ("seed", "weight_decay", "max_shift", "warmup_steps", "holdout"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("clip_norm", "assignment_temperature_end", "inverse_temperature_start"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+        if self.inverse_temperature_start is not None and self.model.routing.inverse_temperature is None:
+            raise ValueError("inverse_temperature_start needs a constant inverse_temperature to rise to; got None")
         for name in ("margin_start", "margin_end", "margin_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
@@ -88,15 +114,32 @@ def to_json(config: TrainConfig) -> str:
 
 def from_json(text: str) -> TrainConfig:
     """The inverse of `to_json`. Raises ValueError for a field that is unknown or missing."""
-    values = json.loads(text)
-    check_fields(TrainConfig, values)
-    check_fields(ModelConfig, values["model"])
-    model = dict(values["model"], conv_capsules=tuple(values["model"]["conv_capsules"]))
-    return TrainConfig(**dict(values, model=ModelConfig(**model)))
+    return build(TrainConfig, json.loads(text))
 
 
-def check_fields(config_class: type, values: dict[str, Any]) -> None:
-    """Raise ValueError unless the keys of `values` are exactly the fields of the dataclass."""
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    if wrong := fields ^ values.keys():
+def build(config_class: type, values: dict[str, Any]) -> Any:
+    """A config dataclass from JSON values, the configs in it likewise. Raises ValueError unless the keys are exactly its fields."""
+    fields = get_type_hints(config_class)
+    if wrong := fields.keys() ^ values.keys():
         raise ValueError(f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}")
+    values = dict(values)
+    for name, field_type in fields.items():
+        if dataclasses.is_dataclass(field_type):
+            values[name] = build(field_type, values[name])  # pyright: ignore[reportArgumentType]
+        elif get_origin(field_type) is tuple:
+            values[name] = tuple(values[name])
+    return config_class(**values)
+
+
+def chosen_preset(words: Sequence[str]) -> Preset:
+    """What `--preset` says among the words of a command, to be known before the others, whose defaults it sets."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="emcaps")
+    name = parser.parse_known_args(words)[0].preset
+    return name if name in PRESETS else "emcaps"  # the parser of all flags will complain
+
+
+def preset_config(name: Preset) -> TrainConfig:
+    """The default config with the routing and initial values of a preset."""
+    routing, init = PRESETS[name]
+    return TrainConfig(model=ModelConfig(routing=routing, capsule_init=init))

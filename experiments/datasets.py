@@ -70,6 +70,24 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     return Dataset(name, tuple(builder.info.features["label"].names), **arrays)
 
 
+def hold_out(dataset: Dataset, number: int) -> Dataset:
+    """The data set with its last `number` training images in place of the test set; 0 changes nothing.
+
+    Raises:
+        RunnerError: nothing would be left to train on.
+    """
+    if not number:
+        return dataset
+    if number >= len(dataset.train_labels):
+        raise RunnerError(f"holdout must be less than the {len(dataset.train_labels)} training images; got {number}")
+    return dataset._replace(
+        train_images=dataset.train_images[:-number],
+        train_labels=dataset.train_labels[:-number],
+        test_images=dataset.train_images[-number:],
+        test_labels=dataset.train_labels[-number:],
+    )
+
+
 def prepare(builder: Builder) -> None:
     """Download (or take from the manual folder), check and convert. TFDS renames the folder into place when it is complete."""
     root = data_root(builder)

@@ -1,7 +1,6 @@
 """Score a trained network on the test set; `python -m experiments.evaluate --workdir RUN` repeats a run's own evaluation."""
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
 from experiments.configs import TrainConfig
 from experiments.errors import RunnerError
-from experiments.learner import class_activations, init_state, make_model, margin_at
+from experiments.learner import TrainState, class_logits, init_state, losses, make_model
 from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
 from experiments.run_directory import read_config, read_result
 
@@ -30,8 +29,8 @@ class Scores(NamedTuple):
 
     Attributes:
         activations: of the classes, `[N, num_classes]`.
-        loss: the mean spread loss.
-        num_correct: how many images have the highest activation for their label.
+        loss: the mean of the config's loss.
+        num_correct: how many images have the highest activation (by its logit: activations can round to 1) for their label.
         num_examples: N.
     """
 
@@ -52,20 +51,53 @@ class Scores(NamedTuple):
 def make_evaluator(
     config: TrainConfig, model: emcaps.CapsNet, devices: Devices
 ) -> Callable[[Any, np.ndarray, np.ndarray, int], Scores]:
-    """The function `evaluate(params, images, labels, step)`, which scores each image once, with the margin of that step."""
-    classify = map_examples(functools.partial(class_activations, model), devices)
+    """The function `evaluate(params, images, labels, step)`, which scores each image once, as things are at that step."""
+    classify = map_examples(lambda given, images: class_logits(config, model, given[0], images, given[1]), devices)
     chunk = EXAMPLES_PER_DEVICE * len(devices)
 
     def evaluate(params: Any, images: np.ndarray, labels: np.ndarray, step: int) -> Scores:
         padding = -len(images) % chunk
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         chunks = padded.reshape(-1, chunk, *images.shape[1:])
-        activations = np.concatenate([np.asarray(classify(params, chunk)) for chunk in chunks])[: len(images)]
-        loss = emcaps.spread_loss(jnp.asarray(activations), jnp.asarray(labels), margin_at(config, step))
-        num_correct = int((activations.argmax(-1) == labels).sum())
-        return Scores(activations, float(loss.mean()), num_correct, len(images))
+        given = params, jnp.int32(step)
+        logits = np.concatenate([np.asarray(classify(given, chunk)) for chunk in chunks])[: len(images)]
+        loss = losses(config, jnp.asarray(logits), jnp.asarray(labels), step).mean()
+        num_correct = int((logits.argmax(-1) == labels).sum())
+        return Scores(np.asarray(jax.nn.sigmoid(logits)), float(loss), num_correct, len(images))
 
     return evaluate
+
+
+class Restored(NamedTuple):
+    """A run as it was after `step` steps.
+
+    Attributes:
+        step: of the checkpoint.
+        state: what the checkpoint holds, on all devices.
+        dataset: that of the run.
+        model: that of the config.
+    """
+
+    step: int
+    state: TrainState
+    dataset: datasets.Dataset
+    model: emcaps.CapsNet
+
+
+def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
+    """Load what a run has left at a step; None is its newest checkpoint. Raises RunnerError if there is no such checkpoint."""
+    dataset = datasets.hold_out(datasets.load(config.dataset, data_dir), config.holdout)
+    model = make_model(config.model, len(dataset.class_names))
+    like = jax.eval_shape(lambda: init_state(config, model, dataset.test_images.shape[1:], jax.random.key(0)))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise RunnerError(f"{workdir} has no checkpoints yet")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise RunnerError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
+        state = checkpoints.restore(step, like, jax.NamedSharding(data_mesh(devices), REPLICATED))
+    return Restored(step, state, dataset, model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +120,8 @@ def run(command: EvaluateCommand) -> int:
     num_devices = command.devices or (result["devices"] if result else None)
     split_cpu(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
-    dataset = datasets.load(config.dataset, command.data_dir)
-    model = make_model(config.model, len(dataset.class_names))
-    like = jax.eval_shape(lambda: init_state(config, model, dataset.test_images.shape[1:], jax.random.key(0)))
-    with Checkpoints(command.workdir / "checkpoints", read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise RunnerError(f"{command.workdir} has no checkpoints yet")
-        step = steps[-1] if command.step is None else command.step
-        if step not in steps:
-            raise RunnerError(f"{command.workdir} has checkpoints of the steps {steps}; none of step {step}")
-        state = checkpoints.restore(step, like, jax.NamedSharding(data_mesh(devices), REPLICATED))
-    evaluate = make_evaluator(config, model, devices)
-    scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
+    scores = make_evaluator(config, model, devices)(state.params, dataset.test_images, dataset.test_labels, step)
     wrong = scores.num_examples - scores.num_correct
     print(f"step {step}: test error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
 

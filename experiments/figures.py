@@ -1,11 +1,28 @@
-"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves."""
+"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves.
 
+`python -m experiments.figures --workdir RUN` adds to a run the one that training does not draw: how the votes for the class
+capsules gather.
+"""
+
+import dataclasses
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+
+from experiments.augment import to_float
+from experiments.command_line import parse
+from experiments.convergence import Convergence, measure_convergence
+from experiments.errors import RunnerError
+from experiments.evaluate import restore
+from experiments.learner import routing_at
+from experiments.run_directory import read_config
 
 TRAIN, TEST, NEUTRAL = "tab:blue", "tab:orange", "0.75"
 TRUE, PREDICTED = "tab:green", "tab:red"
@@ -124,3 +141,100 @@ def benchmark(record: dict[str, Any]) -> Figure:
     growth.grid(alpha=0.3, which="both")
     growth.legend(fontsize=8)
     return figure
+
+
+def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """For each image, histograms of the votes' distances to the mean of each class after each iteration: the paper's figure 2.
+
+    Filled as in the paper: a vote counts by its assignment, here in units of an even share, 1 / J. The outline counts each once.
+
+    Args:
+        measured: of B images, after T iterations.
+        images: uint8 `[B, H, W, C]`.
+        labels: `[B]`.
+        class_names: `[J]`.
+        title: of the figure.
+    """
+    num_iterations, num_images, _, num_classes = measured.distances.shape
+    height = num_images * (0.75 * num_iterations + 0.5) + 0.9
+    figure = Figure(figsize=(max(11, 2.2 + 1.15 * num_classes), height), layout="constrained")
+    figure.suptitle(
+        f"{title}: how far the votes are from the mean of each class capsule\n"
+        "weighted by assignment (filled), each counted once (outline); number: activation; true class green, predicted class red"
+    )
+    figure.supxlabel("distance of the vote to the mean")
+    for index, block in enumerate(figure.subfigures(num_images, 1, squeeze=False)[:, 0]):
+        of_image = Convergence(*(array[:, index] for array in measured))
+        draw_convergence(block, of_image, images[index], int(labels[index]), class_names)
+    return figure
+
+
+def draw_convergence(block: SubFigure, measured: Convergence, image: np.ndarray, label: int, class_names: Sequence[str]) -> None:
+    """One image `[H, W, C]`, and beside it a row of histograms for each iteration; `measured` has no axis of images."""
+    num_iterations, _, num_classes = measured.distances.shape
+    predicted = int(measured.activations[-1].argmax())
+    left, right = block.subfigures(1, 2, squeeze=False, width_ratios=[1.6, num_classes])[0]
+    picture = left.subplots()
+    draw_image(picture, image)
+    picture.set_title(f"{class_names[label]} → {class_names[predicted]}", fontsize=9)
+
+    bins = np.linspace(0, measured.distances.max(), 25)
+    panels = right.subplots(num_iterations, num_classes, sharex=True, sharey=True, squeeze=False)
+    for (iteration, j), axes in np.ndenumerate(panels):
+        distances, assignments = measured.distances[iteration, :, j], measured.assignments[iteration, :, j]
+        color = TRUE if j == label else PREDICTED if j == predicted else NEUTRAL
+        axes.hist(distances, bins, weights=num_classes * assignments, color=color)
+        axes.hist(distances, bins, histtype="step", color="black", linewidth=0.5)
+        axes.annotate(
+            f"{measured.activations[iteration, j]:.2f}", (1, 1), xycoords="axes fraction", fontsize=7, ha="right", va="top"
+        )
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for name, axes in zip(class_names, panels[0], strict=True):
+        axes.set_title(name, fontsize=8)
+    for iteration, axes in enumerate(panels[:, 0], start=1):
+        axes.set_ylabel(f"iteration {iteration}", fontsize=7)
+
+
+@dataclasses.dataclass(frozen=True)
+class FiguresCommand:
+    """Draw how the votes for a run's class capsules gather, into figures/convergence.png of its folder."""
+
+    workdir: Path
+    """The run's folder."""
+    images: tuple[int, ...] = (0, 1, 2)
+    """Which test images, counted from 0."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    step: int | None = None
+    """Which checkpoint; the default is the newest."""
+
+
+def run(command: FiguresCommand) -> Path:
+    """Draw the picture and return where it is."""
+    config = read_config(command.workdir)
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, jax.devices()[:1])
+    there_are, chosen = len(dataset.test_images), list(command.images)
+    if not chosen or not all(0 <= image < there_are for image in chosen):
+        raise RunnerError(f"images must be one or more numbers from 0 to {there_are - 1}; got {chosen}")
+    images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
+    measured = measure_convergence(routing_at(config, model, step), {"params": state.params}, to_float(jnp.asarray(images)))
+    figure = convergence(measured, images, labels, dataset.class_names, f"{dataset.name}, step {step}")
+    path = command.workdir / "figures" / "convergence.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    command = parse(FiguresCommand, "python -m experiments.figures", arguments)
+    try:
+        print(f"wrote {run(command)}")
+    except RunnerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """What is trained and how one step trains it: network, loss, optimiser, and the pure training step."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,14 +43,23 @@ def make_model(config: ModelConfig, num_classes: int) -> emcaps.CapsNet:
         conv_channels=config.conv_channels,
         primary_capsules=config.primary_capsules,
         conv_capsules=config.conv_capsules,
-        routing=emcaps.RoutingOptions(num_iterations=config.num_iterations),
+        routing=config.routing,
+        capsule_init=config.capsule_init,
+        add_coordinates=config.add_coordinates,
     )
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam with the paper's exponential decay, on a gradient that includes the L2 term."""
-    learning_rate = optax.exponential_decay(config.learning_rate, config.decay_steps, config.decay_rate)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(learning_rate))
+    """Adam on a gradient that includes the L2 term, with the schedule, warm-up and clipping of the config."""
+    if config.schedule == "cosine":
+        learning_rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    else:
+        learning_rate = optax.exponential_decay(config.learning_rate, config.decay_steps, config.decay_rate)
+    if config.warmup_steps:
+        warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+        learning_rate = optax.join_schedules([warmup, learning_rate], [config.warmup_steps])
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), clip, optax.adam(learning_rate))
 
 
 def init_state(config: TrainConfig, model: emcaps.CapsNet, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
@@ -58,15 +68,47 @@ def init_state(config: TrainConfig, model: emcaps.CapsNet, image_shape: tuple[in
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
 
 
-def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> jax.Array:
-    """`[B, num_classes]` in [0, 1], of uint8 images `[B, H, W, C]`."""
-    return model.apply({"params": params}, to_float(images))[0].activations  # pyright: ignore[reportIndexIssue]
+def class_logits(config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Activation logits of the classes after `step` steps, `[B, num_classes]`, of uint8 images `[B, H, W, C]`."""
+    _, stages = routing_at(config, model, step).apply({"params": params}, to_float(images))  # pyright: ignore[reportGeneralTypeIssues]
+    return stages["class_caps"].activation_logits[:, 0, 0]
+
+
+def routing_diagnostics(
+    config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
+) -> dict[str, emcaps.RoutingDiagnostics]:
+    """How each capsule layer routes uint8 images `[B, H, W, C]` after `step` steps."""
+    _, stages = routing_at(config, model, step).apply({"params": params}, to_float(images))  # pyright: ignore[reportGeneralTypeIssues]
+    return emcaps.diagnostics(stages)
+
+
+def routing_at(config: TrainConfig, model: emcaps.CapsNet, step: jax.Array | int) -> emcaps.CapsNet:
+    """The network as it routes after `step` steps, where the config lets temperatures move during the training."""
+    progress = jnp.clip(jnp.asarray(step) / config.steps, 0, 1)
+    moved, options = {}, config.model.routing
+    if config.assignment_temperature_end is not None:
+        ratio = config.assignment_temperature_end / options.assignment_temperature
+        moved["assignment_temperature"] = options.assignment_temperature * ratio**progress
+    if config.inverse_temperature_start is not None and options.inverse_temperature is not None:
+        ratio = config.inverse_temperature_start / options.inverse_temperature
+        moved["inverse_temperature"] = options.inverse_temperature * ratio ** (1 - progress)
+    return model.clone(routing=dataclasses.replace(options, **moved)) if moved else model
 
 
 def margin_at(config: TrainConfig, step: jax.Array | int) -> jax.Array:
     """The margin of the spread loss after `step` steps, a scalar."""
     ramp = max(1, round(config.margin_ramp * config.steps))
     return emcaps.margin_schedule(step, ramp, config.margin_start, config.margin_end)
+
+
+def losses(config: TrainConfig, logits: jax.Array, labels: jax.Array, step: jax.Array | int) -> jax.Array:
+    """The config's loss of each example after `step` steps, `[B]`."""
+    if config.loss == "cross_entropy":
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    activations = jax.nn.sigmoid(logits)
+    if config.loss == "margin":
+        return emcaps.margin_loss(activations, labels)
+    return emcaps.spread_loss(activations, labels, margin_at(config, step))
 
 
 def make_train_step(config: TrainConfig, model: emcaps.CapsNet) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -78,9 +120,9 @@ def make_train_step(config: TrainConfig, model: emcaps.CapsNet) -> Callable[...,
 
     def train_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            activations = class_activations(model, params, batch.images)
-            loss = emcaps.spread_loss(activations, batch.labels, margin_at(config, state.step)).mean()
-            return loss, (activations.argmax(-1) == batch.labels).mean()
+            logits = class_logits(config, model, params, batch.images, state.step)
+            loss = losses(config, logits, batch.labels, state.step).mean()
+            return loss, (logits.argmax(-1) == batch.labels).mean()
 
         (loss, accuracy), gradient = reduce(jax.value_and_grad(objective, has_aux=True)(state.params))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

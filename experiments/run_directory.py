@@ -3,10 +3,11 @@
     config.json     the TrainConfig
     metrics.jsonl   one record a line: step, split, loss, accuracy, ...
     checkpoints/    see checkpoints.py
-    figures/        PNG files
+    figures/        PNG files; figures.py can add to them later
+    nonfinite/      only after a stop at a value that is not finite; see nonfinite.py
     result.json     written last: its presence says that the run is finished
 
-A finished run is never written to. An unfinished one can be continued by the same config, by one process at a time.
+Nothing else is written to a finished run. An unfinished one can be continued by the same config, by one process at a time.
 """
 
 import dataclasses
@@ -88,9 +89,16 @@ def check_usable(path: Path, config: TrainConfig) -> None:
 
 def differing_fields(there: TrainConfig, here: TrainConfig) -> str:
     """For example `steps: 100 there, 200 here`; empty if the configs are equal."""
-    old, new = (vars(config) | dataclasses.asdict(config.model) for config in (there, here))
-    names = [name for name in old if name != "model" and old[name] != new[name]]
-    return ", ".join(f"{name}: {old[name]} there, {new[name]} here" for name in names)
+    old, new = flat_fields(there), flat_fields(here)
+    return ", ".join(f"{name}: {old[name]} there, {new[name]} here" for name in old if old[name] != new[name])
+
+
+def flat_fields(config: Any) -> dict[str, Any]:
+    """The fields of a config, and of the configs in it, by name."""
+    fields: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        fields |= flat_fields(value) if dataclasses.is_dataclass(value) else {name: value}
+    return fields
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,16 +21,18 @@ from experiments import datasets, figures
 from experiments.batches import TrainingBatches
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
-from experiments.configs import TrainConfig
+from experiments.configs import Preset, TrainConfig, chosen_preset, preset_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import Scores, make_evaluator
 from experiments.interrupt import stop_request
-from experiments.learner import Metrics, TrainState, init_state, make_model, make_train_step
+from experiments.learner import Metrics, TrainState, init_state, make_model, make_train_step, routing_at, routing_diagnostics
+from experiments.nonfinite import Guard, copied, examined
 from experiments.parallel import REPLICATED, Devices, Mode, choose_devices, data_mesh, describe, parallelize, split_cpu
 from experiments.run_directory import Record, RunDirectory, check_usable
 
 LOG_EVERY = 20  # steps between two looks at the metrics
+DIAGNOSED = 64  # test images whose routing is described beside each evaluation
 
 
 class Stopped(Exception):
@@ -38,14 +40,16 @@ class Stopped(Exception):
 
 
 class StepWindow:
-    """The metrics of the steps since the last look; until then they stay on the device.
+    """The steps since the last look: the state before them, and their metrics, which until then stay on the device.
 
     Args:
         batch_size: images in a step.
+        state: before the first step; it is copied, since the step gives it up.
     """
 
-    def __init__(self, batch_size: int):
+    def __init__(self, batch_size: int, state: TrainState):
         self._batch_size = batch_size
+        self._before = copied(state)
         self._metrics: list[Metrics] = []
         self._start = time.perf_counter()
 
@@ -55,23 +59,17 @@ class StepWindow:
         if len(self._metrics) > 1:
             jax.block_until_ready(self._metrics[-2])
 
-    def close(self, step: int) -> Record:
+    def close(self, step: int, guard: Guard) -> Record:
         """The means over the window that ends at `step`.
 
         Raises:
-            RunnerError: a loss or gradient is not finite.
+            NonfiniteError: a loss or gradient is not finite.
         """
         window = jax.device_get(self._metrics)
+        guard.check_steps(self._before, window)
         means = {name: float(np.mean([getattr(metrics, name) for metrics in window])) for name in Metrics._fields}
-        check_finite(means, f"training diverged between steps {step - len(window) + 1} and {step}")
         seconds = time.perf_counter() - self._start
         return {"step": step, "split": "train", **means, "images_per_second": len(window) * self._batch_size / seconds}
-
-
-def check_finite(values: dict[str, float], what: str) -> None:
-    """Raise RunnerError, saying what has happened, unless all values are finite."""
-    if not np.isfinite(list(values.values())).all():
-        raise RunnerError(f"{what}: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
 
 
 def train(
@@ -97,7 +95,8 @@ def train(
         What result.json holds.
 
     Raises:
-        RunnerError: the folder or the config cannot be used, or training has diverged. What was saved before stays.
+        RunnerError: the folder or the config cannot be used.
+        NonfiniteError: training has diverged. What was saved before stays; what led to it is in `nonfinite/`.
         Stopped: by Ctrl-C or SIGTERM, after saving.
     """
     start = time.perf_counter()
@@ -110,8 +109,10 @@ def train(
         state: TrainState = jax.eval_shape(init, init_key)
     except ValueError as error:  # this batch size or network does not fit these images
         raise RunnerError(str(error)) from error
-    step_on_devices = parallelize(make_train_step(config, model), parallel, devices)
+    step_function = make_train_step(config, model)
+    step_on_devices = parallelize(step_function, parallel, devices)
     evaluate = make_evaluator(config, model, devices)
+    diagnose = jax.jit(functools.partial(routing_diagnostics, config, model))
 
     with (
         RunDirectory(workdir, config) as run,
@@ -131,17 +132,19 @@ def train(
         def log(record: Record) -> None:
             run.append({**record, "seconds": time.perf_counter() - start})
 
-        def start_window() -> StepWindow:
+        def start_window(state: TrainState) -> StepWindow:
             progress.set_description("training")
             progress.unpause()  # what came between is not part of the time that remains
-            return StepWindow(config.batch_size)
+            return StepWindow(config.batch_size, state)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
             progress.set_description("evaluating")
             scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
-            check_finite({"test loss": scores.loss}, f"training diverged at step {step}")
+            guard.check_scores(state, scores, dataset, config.batch_size)
             if step not in checkpoints.steps():
                 log({"step": step, "split": "test", "loss": scores.loss, "accuracy": scores.accuracy})
+                layers = jax.device_get(diagnose(state.params, dataset.test_images[:DIAGNOSED], step))
+                log({"step": step, "split": "diagnostics"} | {name: numbers(found) for name, found in layers.items()})
                 checkpoints.save(step, state, scores.accuracy)
             return scores
 
@@ -149,15 +152,17 @@ def train(
         compile_start = time.perf_counter()
         train_step = step_on_devices.step.lower(state, step_on_devices.shard(batches(first))).compile()
         compile_seconds = time.perf_counter() - compile_start
+        examine = parallelize(examined(step_function, functools.partial(routing_at, config, model)), parallel, devices)
+        guard = Guard(run.path / "nonfinite", batches, train_step, examine)
 
-        window = start_window()
+        window = start_window(state)
         for step in range(first + 1, config.steps + 1):
             state, metrics = train_step(state, step_on_devices.shard(batches(step - 1)))
             window.add(metrics)
             progress.update()
             evaluation_due = step % config.eval_every == 0 and step < config.steps
             if step % LOG_EVERY == 0 or evaluation_due or stop.requested or step == config.steps:
-                record = window.close(step)
+                record = window.close(step, guard)
                 log(record)
                 show(progress, record)
                 if evaluation_due:
@@ -166,7 +171,7 @@ def train(
                 if stop.requested and step < config.steps:
                     checkpoints.save(step, state)
                     raise Stopped(f"stopped after step {step} of {config.steps}, saved in {workdir}")
-                window = start_window()
+                window = start_window(state)
 
         scores = score_and_save(config.steps, state)
         records = run.records()
@@ -191,10 +196,11 @@ def summarize(
     return {
         "dataset": dataset.name,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "num_iterations": config.model.num_iterations,
+        "num_iterations": config.model.routing.num_iterations,
         "steps": config.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "scored_on": f"{config.holdout} held-out training images" if config.holdout else "test set",
         "test_error": scores.error,
         "test_accuracy": scores.accuracy,
         "test_examples": scores.num_examples,
@@ -202,6 +208,11 @@ def summarize(
         "best_test_accuracy": max(record["accuracy"] for record in records if record["split"] == "test"),
         "images_per_second": statistics.median(r["images_per_second"] for r in records if r["split"] == "train"),
     }
+
+
+def numbers(scalars: NamedTuple) -> dict[str, float]:
+    """Named scalars, for JSON."""
+    return {name: float(value) for name, value in scalars._asdict().items()}
 
 
 def progress_bar(steps: int) -> tqdm:
@@ -223,7 +234,7 @@ def show(progress: tqdm, record: Record) -> None:
 
 def draw_figures(folder: Path, config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> None:
     """Write the pictures of a finished run."""
-    title = f"{dataset.name}, {config.model.num_iterations} routing iterations, seed {config.seed}"
+    title = f"{dataset.name}, {config.model.routing.num_iterations} routing iterations, seed {config.seed}"
     curves = figures.learning_curves(records, f"{title}: test error {scores.error:.2%} after {config.steps} steps")
     curves.savefig(folder / "learning_curves.png", dpi=120)
     sheet = figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names)
@@ -241,6 +252,8 @@ class TrainCommand:
     """Train a matrix capsule network with EM routing; the same command continues a run that was stopped."""
 
     config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    preset: Preset = "emcaps"
+    """Constants and initial values of the routing, which other flags may change: ours, the paper's, or IBM's."""
     workdir: Path | None = None
     """The run's folder; the default is runs/ and the data set's name."""
     data_dir: Path | None = None
@@ -253,14 +266,15 @@ class TrainCommand:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(TrainCommand, "python -m experiments.train", arguments)
+    defaults = TrainCommand(config=preset_config(chosen_preset(arguments)))
+    command = parse(TrainCommand, "python -m experiments.train", arguments, defaults)
     typed = shlex.join(["python", "-m", "experiments.train", *arguments])
     workdir = command.workdir or Path("runs", command.config.dataset)
     try:
         check_usable(workdir, command.config)
         split_cpu(command.devices)
         devices = choose_devices(command.config.batch_size, command.devices)
-        dataset = datasets.load(command.config.dataset, command.data_dir)
+        dataset = datasets.hold_out(datasets.load(command.config.dataset, command.data_dir), command.config.holdout)
         print(f"{dataset.name} on {describe(devices)}, into {workdir}")
         result = train(command.config, dataset, workdir, parallel=command.parallel, devices=devices, command=typed)
     except RunnerError as error:

@@ -38,6 +38,9 @@ def procedure_1(
     mass_scale=1.0,
     assignment_temperature=1.0,
     normalize_costs=False,
+    competition="all",
+    initial_assignments="reachable",
+    damping=0.0,
 ):
     """Route one example: poses and variances [S,J,P], activations [S,J], assignments [S,N,J]."""
     S, N, J, P = votes.shape
@@ -52,8 +55,16 @@ def procedure_1(
     R = zeros((S, N, J))
     for parents in parents_of.values():
         for s, n, j in parents:
-            R[s, n, j] = 1 / len(parents)
+            R[s, n, j] = 1 / (J if initial_assignments == "types" else len(parents))
 
+    # The parents that compete for a child. In the paper: all that it reaches.
+    rivals = {}
+    for i, parents in parents_of.items():
+        for s, n, j in parents:
+            group = {"all": i, "types": (s, n), "positions": (i, j)}[competition]
+            rivals.setdefault(group, []).append((s, n, j))
+
+    old_mu = zeros((S, J, P))
     for t in range(num_iterations):
         # M-step: to every parent a Gaussian, fitted to the votes it is given, and what that costs.
         mu, var = zeros((S, J, P)), zeros((S, J, P))
@@ -63,6 +74,7 @@ def procedure_1(
             mass = sum(data)
             for n in range(N):
                 mu[s, j] += data[n] * votes[s, n, j] / (mass + mass_epsilon)
+            mu[s, j] = (1 - damping) * mu[s, j] + damping * old_mu[s, j]  # in the paper: no damping
             for n in range(N):
                 var[s, j] += data[n] * (votes[s, n, j] - mu[s, j]) ** 2 / (mass + mass_epsilon)
             var[s, j] += min_variance
@@ -78,9 +90,9 @@ def procedure_1(
         if t == num_iterations - 1:
             return RoutingResult(mu, np.exp(log_a), logit, var, R)
 
-        # E-step: every child divides itself anew among all the parents that it reaches.
-        R = zeros((S, N, J))
-        for parents in parents_of.values():
+        # E-step: every child divides itself anew among the parents that compete for it.
+        old_mu, R = mu, zeros((S, N, J))
+        for parents in rivals.values():
             log_p = []
             for s, n, j in parents:
                 square = (votes[s, n, j] - mu[s, j]) ** 2 / (2 * var[s, j])

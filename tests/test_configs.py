@@ -58,7 +58,7 @@ def test_flags_are_flat():
         5,
     )
     assert (config.learning_rate, config.eval_every) == (0.1, 7)
-    assert (config.model.num_iterations, config.model.conv_capsules) == (6, (8, 9))
+    assert (config.model.routing.num_iterations, config.model.conv_capsules) == (6, (8, 9))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_flags_are_flat():
         ("stray", "error: unknown argument stray; known flags: "),
         ("--steps many", "error: Error parsing --steps: invalid literal"),
         ("--steps 0", "error: steps must be positive; got 0"),
-        ("--num-iterations 0", "error: num_iterations must be positive; got 0"),
+        ("--num-iterations 0", "error: num_iterations must be at least 1; got 0"),
         (
             "--parallel threads",
             "error: invalid choice 'threads' for argument '--parallel'. Expected one of ('jit', 'pmap').",

@@ -5,8 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
-from experiments import figures
+from experiments import datasets, figures
+from experiments.checkpoints import Checkpoints
+from experiments.configs import to_json
+from experiments.convergence import Convergence
 
 
 def render(figure):
@@ -50,6 +54,56 @@ def test_misclassified_shows_the_surest_mistakes(channels, num_wrong, shown):
         np.testing.assert_allclose(np.divide(widths, bars[0].bbox.width), activations[num_wrong - 1])
     if num_wrong in (0, 5):
         render(figure)
+
+
+@pytest.mark.parametrize("num_images, num_iterations, num_classes", [(1, 1, 2), (2, 3, 5)])
+def test_convergence_has_a_histogram_for_each_image_iteration_and_class(num_images, num_iterations, num_classes):
+    random, num_children = np.random.default_rng(0), 30
+    measured = Convergence(
+        random.uniform(0.1, 2, (num_iterations, num_images, num_children, num_classes)),
+        random.dirichlet(np.ones(num_classes), (num_iterations, num_images, num_children)),
+        random.uniform(size=(num_iterations, num_images, num_classes)),
+    )
+    images = random.integers(0, 256, (num_images, 8, 8, 1), dtype=np.uint8)
+    figure = figures.convergence(measured, images, np.zeros(num_images, int), list("abcde")[:num_classes], "a title")
+    render(figure)
+    for index, block in enumerate(figure.subfigs):
+        picture, panels = (part.axes for part in block.subfigs)
+        predicted = "abcde"[measured.activations[-1, index].argmax()]
+        assert [axes.get_title() for axes in picture] == [f"a → {predicted}"]
+        for (iteration, j), axes in zip(np.ndindex(num_iterations, num_classes), panels, strict=True):
+            filled, (outline,) = axes.containers[0], axes.patches[len(axes.containers[0]) :]
+            heights = [bar.get_height() for bar in filled]
+            np.testing.assert_allclose(sum(heights), num_classes * measured.assignments[iteration, index, :, j].sum())
+            counted_once = outline.get_xy()[1:-1:2, 1]
+            assert counted_once.sum() == num_children
+            assert axes.texts[0].get_text() == f"{measured.activations[iteration, index, j]:.2f}"
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The folder of a run that has a checkpoint of step 6."""
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    (tmp_path / "config.json").write_text(to_json(tiny.CONFIG))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(6, tiny.initial_state())
+    return tmp_path
+
+
+def test_the_command_draws_into_the_folder_of_the_run(trained, capsys):
+    assert figures.main(["--workdir", str(trained), "--images", "3", "36"]) == 0
+    path = trained / "figures" / "convergence.png"
+    assert capsys.readouterr().out == f"wrote {path}\n"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "flags, message", [(["--images", "3", "37"], "from 0 to 36; got [3, 37]"), (["--step", "5"], "none of step 5")]
+)
+def test_the_command_says_what_it_cannot_draw(trained, capsys, flags, message):
+    assert figures.main(["--workdir", str(trained), *flags]) == 1
+    assert message in capsys.readouterr().err
+    assert not (trained / "figures").exists()
 
 
 def test_pyplot_is_not_involved():

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import tiny
 
+from emcaps import RoutingOptions
 from experiments.errors import RunnerError
 from experiments.run_directory import RunDirectory, check_usable, read_config
 
-OTHER = dataclasses.replace(tiny.CONFIG, steps=7, model=dataclasses.replace(tiny.MODEL, num_iterations=3))
+OTHER = dataclasses.replace(tiny.CONFIG, steps=7, model=dataclasses.replace(tiny.MODEL, routing=RoutingOptions(num_iterations=3)))
 
 
 def test_an_unfinished_run_of_the_same_config_goes_on(tmp_path):
@@ -24,7 +25,7 @@ def test_an_unfinished_run_of_the_same_config_goes_on(tmp_path):
 def test_an_unfinished_run_of_another_config_is_refused(tmp_path):
     with RunDirectory(tmp_path, tiny.CONFIG):
         pass
-    with pytest.raises(RunnerError, match=r"another config .steps: 6 there, 7 here, num_iterations: 1 there, 3 here"):
+    with pytest.raises(RunnerError, match=r"another config .num_iterations: 1 there, 3 here, steps: 6 there, 7 here"):
         check_usable(tmp_path, OTHER)
 
 

@@ -1,0 +1,272 @@
+"""What makes EM routing train, and what keeps it from it: `python -m experiments.ablation --study temperature`.
+
+A study is a list of variants, each written as the flags of `experiments.train` that it changes; every variant is trained with
+several seeds, all for the same number of steps. Hyper-parameters are compared on images held out of the training set;
+`--holdout 0` scores on the test set, for final tables. Finished runs are kept in runs.jsonl and not repeated.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import scipy.stats
+from tqdm import tqdm
+
+import emcaps
+from experiments import datasets
+from experiments.batches import Batch, TrainingBatches
+from experiments.command_line import parse
+from experiments.configs import TrainConfig, chosen_preset, preset_config
+from experiments.datasets import Dataset
+from experiments.errors import RunnerError
+from experiments.evaluate import make_evaluator
+from experiments.learner import TrainState, class_logits, init_state, losses, make_model, make_train_step, routing_diagnostics
+from experiments.parallel import choose_devices, parallelize, split_cpu
+from experiments.run_directory import Record
+from experiments.train import TrainCommand, numbers
+
+STUDIES: dict[str, tuple[str, ...]] = {
+    "default": ("",),
+    "iterations": ("--num-iterations 1", "--num-iterations 2", "--num-iterations 3", "--num-iterations 5"),
+    "temperature": (
+        "",
+        "--assignment-temperature 1",
+        "--assignment-temperature 4",
+        "--assignment-temperature 64",
+        "--assignment-temperature-end 1",
+        "--assignment-temperature-end 4",
+    ),
+    "transforms": (
+        "--transform-stddev 0.1",
+        "--transform-stddev 0.3",
+        "--identity 0 --transform-stddev 0.3",
+        "--identity 0 --transform-stddev 0.5",
+    ),
+    "mass": ("--parent-mass 4", "--parent-mass 64", "--parent-mass None", "--parent-mass None --field-mass 100"),
+    "logits": (
+        "--inverse-temperature 0.3",
+        "--inverse-temperature 3",
+        "--inverse-temperature-start 0.1",
+        "--no-normalize-costs --inverse-temperature 0.003",
+        "--no-normalize-costs --inverse-temperature 0.03",
+        "--no-normalize-costs --inverse-temperature None",
+    ),
+    "betas": ("--beta-a -1", "--beta-a 1", "--beta-u -1", "--beta-u 1", "--beta-a-stddev 0.5 --beta-u-stddev 0.5"),
+    "variance": ("--min-variance 1e-6", "--min-variance 1e-2", "--min-variance 0.1"),
+    "routing": (
+        "--damping 0.1",
+        "--damping 0.5",
+        "--no-assignment-gradient",
+        "--competition types",
+        "--competition positions",
+        "--initial-assignments types",
+    ),
+    "optimizer": (
+        "--learning-rate 1e-3",
+        "--learning-rate 1e-2",
+        "--warmup-steps 100",
+        "--clip-norm 1",
+        "--schedule cosine",
+    ),
+    "loss": ("--loss margin", "--loss cross_entropy", "--margin-start 0.9"),
+    "coordinates": ("--no-add-coordinates",),
+    "presets": ("--preset paper", "--preset paper --assignment-temperature 16 --normalize-costs", "--preset ibm"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationConfig:
+    """Train each variant of the studies with each seed, and print a table."""
+
+    study: tuple[str, ...] = ("iterations",)
+    """Which studies: names of `STUDIES`, or `all`."""
+    flags: str = ""
+    """Flags of `experiments.train` that hold for every variant."""
+    iterations: tuple[int, ...] = ()
+    """Routing iterations to try each variant with; none: as its flags say."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds."""
+    steps: int = 300
+    """Training steps."""
+    batch_size: int = 32
+    """Images in a step."""
+    holdout: int = 10_000
+    """Training images held out and scored; 0 scores the test set."""
+    causes: bool = False
+    """Also measure what may be the cause, before and after training; see `measure_causes`."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    output: Path = Path("runs/ablation")
+    """Folder for runs.jsonl and table.md."""
+
+    def __post_init__(self):
+        if unknown := set(self.study) - {*STUDIES, "all"}:
+            raise ValueError(f"study must be of {', '.join(STUDIES)} or all; got {', '.join(unknown)}")
+
+
+def variants(config: AblationConfig) -> list[str]:
+    """The flags of each variant, in order and each once."""
+    studies = STUDIES if "all" in config.study else config.study
+    counts = [f" --num-iterations {number}" for number in config.iterations] or [""]
+    return list(dict.fromkeys(flags + count for study in studies for flags in STUDIES[study] for count in counts))
+
+
+def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
+    """The config of a variant's runs, its seed left open (0)."""
+    words = [*config.flags.split(), *flags.split()]
+    defaults = TrainCommand(config=preset_config(chosen_preset(words)))
+    parsed = parse(TrainCommand, "python -m experiments.train", words, defaults)
+    return dataclasses.replace(
+        parsed.config, steps=config.steps, batch_size=config.batch_size, holdout=config.holdout, eval_every=config.steps
+    )
+
+
+def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, progress: tqdm) -> list[Record]:
+    """Train with each seed; one record for each, with the flags left to the caller."""
+    devices = choose_devices(config.batch_size)
+    model = make_model(config.model, len(dataset.class_names))
+    init = jax.jit(functools.partial(init_state, config, model, dataset.train_images.shape[1:]))
+    on_devices = parallelize(make_train_step(config, model), "jit", devices)
+    evaluate = make_evaluator(config, model, devices)
+    step_function, records = None, []
+    for seed in seeds:
+        init_key, data_key = jax.random.split(jax.random.key(seed))
+        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
+        state: TrainState = on_devices.replicate(init(init_key))
+        record: Record = {"seed": seed}
+        if causes:
+            record["before"] = measure_causes(config, model, jax.device_get(state.params), batches)
+        if step_function is None:
+            step_function = on_devices.step.lower(state, on_devices.shard(batches(0))).compile()
+        gradient_norms, finite = [], True
+        for step in range(config.steps):
+            state, metrics = step_function(state, on_devices.shard(batches(step)))
+            gradient_norms.append(metrics.gradient_norm)
+            if step % 20 == 19:
+                finite = finite and bool(np.isfinite(gradient_norms[-1]))
+                progress.update(20)
+        norms = np.array(jax.device_get(gradient_norms))
+        scores = evaluate(state.params, dataset.test_images, dataset.test_labels, config.steps)
+        record |= {
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+            "finite": bool(np.isfinite(norms).all()),
+            "gradient_norm_first": float(norms[: max(1, len(norms) // 10)].mean()),
+            "gradient_norm_last": float(norms[-max(1, len(norms) // 10) :].mean()),
+        }
+        if causes:
+            record["after"] = measure_causes(config, model, jax.device_get(state.params), batches)
+        records.append(record)
+    return records
+
+
+def measure_causes(config: TrainConfig, model: emcaps.CapsNet, params: Any, batches: TrainingBatches) -> dict[str, Any]:
+    """What may keep a network from training, on its first eight batches.
+
+    Returns:
+        `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the standard deviation of the gradient
+        from batch to batch over the norm of its mean, likewise. And of each capsule layer what `emcaps.diagnose` says.
+    """
+    given = [batches(step) for step in range(8)]
+    gradient, stages = _probe(config, model)
+    slopes = [gradient(params, batch) for batch in given]
+
+    def norm(layer: Any) -> float:
+        return float(optax.tree.norm(layer))
+
+    report: dict[str, Any] = {"gradient_norm": {}, "gradient_noise": {}}
+    for layer in params:
+        mean = jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *[slope[layer] for slope in slopes])
+        spread = [norm(jax.tree.map(lambda a, b: a - b, slope[layer], mean)) ** 2 for slope in slopes]
+        report["gradient_norm"][layer] = norm(mean)
+        report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(norm(mean), 1e-30)
+    diagnoses = jax.device_get(stages(params, given[0]))
+    return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
+
+
+@functools.lru_cache(maxsize=2)
+def _probe(config: TrainConfig, model: emcaps.CapsNet):
+    """Compiled `gradient(params, batch)` of the loss at the first step, and `diagnostics(params, batch)`."""
+
+    def objective(params: Any, batch: Batch) -> jax.Array:
+        return losses(config, class_logits(config, model, params, batch.images, 0), batch.labels, 0).mean()
+
+    def diagnose(params: Any, batch: Batch) -> Any:
+        return routing_diagnostics(config, model, params, batch.images, 0)
+
+    return jax.jit(jax.grad(objective)), jax.jit(diagnose)
+
+
+def confidence_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95% interval of the mean, by Student's t; infinite for one value."""
+    if len(values) < 2:
+        return math.inf
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(records: Sequence[Record], names: Sequence[str]) -> str:
+    """A Markdown table with a row for each variant: accuracy in per cent, mean and 95% interval, the worst and the best seed."""
+    rows = ["| variant | accuracy % | worst | best | gradient norm, first to last tenth | seeds |", "|---|---|---|---|---|---|"]
+    for name in names:
+        runs = [record for record in records if record["variant"] == name]
+        if not runs:
+            continue
+        accuracies = [100 * run["accuracy"] for run in runs]
+        first, last = (statistics.median(run[f"gradient_norm_{when}"] for run in runs) for when in ("first", "last"))
+        broken = sum(not run["finite"] for run in runs)
+        rows.append(
+            f"| `{name.strip() or 'default'}` | {statistics.mean(accuracies):.2f} ± {confidence_interval(accuracies):.2f} "
+            f"| {min(accuracies):.2f} | {max(accuracies):.2f} | {first:.2g} to {last:.2g} "
+            f"| {len(runs)}{f', {broken} not finite' if broken else ''} |"
+        )
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    config = parse(AblationConfig, "python -m experiments.ablation", arguments)
+    split_cpu()
+    setting = {"flags": config.flags, "steps": config.steps, "batch_size": config.batch_size, "holdout": config.holdout}
+    config.output.mkdir(parents=True, exist_ok=True)
+    file = config.output / "runs.jsonl"
+    try:
+        dataset_names = {name: variant_config(config, name).dataset for name in variants(config)}
+        loaded = {
+            name: datasets.hold_out(datasets.load(name, config.data_dir), config.holdout) for name in set(dataset_names.values())
+        }
+        done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = [record for record in done if {key: record[key] for key in setting} == setting]
+        with tqdm(total=len(variants(config)) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10) as progress:
+            for name in variants(config):
+                finished = {record["seed"] for record in done if record["variant"] == name}
+                seeds = [seed for seed in config.seeds if seed not in finished]
+                progress.update((len(config.seeds) - len(seeds)) * config.steps)
+                progress.set_description(name.strip() or "default")
+                if not seeds:
+                    continue
+                for record in run_variant(
+                    variant_config(config, name), loaded[dataset_names[name]], seeds, config.causes, progress
+                ):
+                    done.append({"variant": name, **setting, **record})
+                    with file.open("a") as out:
+                        out.write(json.dumps(done[-1]) + "\n")
+                progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)
+    except RunnerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    text = table([record for record in done if record["seed"] in config.seeds], variants(config))
+    (config.output / "table.md").write_text(text + "\n")
+    print(f"\n{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}\n\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""What stops a run whose loss or gradient is not finite, and what it leaves for the search of the cause.
+
+In the run's folder, `nonfinite/`:
+
+    batch.npz      the batch: images, uint8 `[B, H, W, C]`, and labels, int32 `[B]`
+    state/         the training state before the step, the one checkpoint there (see checkpoints.py)
+    report.json    written last: the step, the first layer, what of it, the metrics, and every place that is not finite
+
+Training itself only looks at its metrics now and then. The step, its batch and the state before it are found again by repeating
+the steps since the last look: they are a pure function of that state and of the batches, which are one of the step's number.
+"""
+
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import emcaps
+from experiments.augment import to_float
+from experiments.batches import Batch
+from experiments.checkpoints import Checkpoints
+from experiments.datasets import Dataset
+from experiments.errors import RunnerError
+from experiments.evaluate import Scores
+from experiments.learner import Metrics, TrainState
+from experiments.parallel import ParallelStep
+from experiments.run_directory import write_atomically
+
+Place = tuple[str, str]  # a layer, and what of it
+
+
+class NonfiniteError(RunnerError):
+    """A loss or gradient is not finite; what led to it has been saved."""
+
+
+class Guard:
+    """Stops a run at the first step whose loss or gradient is not finite.
+
+    Args:
+        folder: where to leave what led to it. Files of an earlier stop of the same run are replaced, and the message says so.
+        batches: the run's training batches, by the number of steps taken before.
+        train_step: from the state and the shared batch to the new state and metrics; the old state is given up.
+        examine: the step of `examined`, on the same devices; it is not compiled unless it is needed.
+    """
+
+    def __init__(self, folder: Path, batches: Callable[[int], Batch], train_step: Callable, examine: ParallelStep):
+        self._folder = folder
+        self._batches = batches
+        self._train_step = train_step
+        self._examine = examine
+
+    def check_steps(self, before: TrainState, metrics: Sequence[Metrics]) -> None:
+        """Look at steps that have been taken.
+
+        Args:
+            before: the state before the first of them. It is given up if one is not finite.
+            metrics: of each.
+
+        Raises:
+            NonfiniteError: a loss or a gradient norm is not finite.
+        """
+        metrics = jax.device_get(metrics)
+        index = first_nonfinite(metrics)
+        if index is None:
+            return
+        state, step = before, int(before.step)
+        for earlier in range(step, step + index):
+            state, _ = self._train_step(state, self._examine.shard(self._batches(earlier)))
+        values = {"loss": metrics[index].loss, "gradient_norm": metrics[index].gradient_norm}
+        raise self._stop(step + index + 1, state, self._batches(step + index), values)
+
+    def check_scores(self, state: TrainState, scores: Scores, dataset: Dataset, batch_size: int) -> None:
+        """Look at the scores that a state has on the test set.
+
+        Args:
+            state: with the parameters that were scored.
+            scores: theirs.
+            dataset: with the test images that were scored.
+            batch_size: how many of them to examine and save, as many as the devices can share.
+
+        Raises:
+            NonfiniteError: the test loss is not finite.
+        """
+        if np.isfinite(scores.loss):
+            return
+        chosen = from_first_nonfinite(scores.activations, batch_size)
+        batch = Batch(jnp.asarray(dataset.test_images[chosen]), jnp.asarray(dataset.test_labels[chosen]))
+        raise self._stop(int(state.step), state, batch, {"test_loss": scores.loss})
+
+    def _stop(self, step: int, state: TrainState, batch: Batch, values: Mapping[str, Any]) -> NonfiniteError:
+        """Examine and save what went wrong in a step, and say so."""
+        findings = jax.device_get(self._examine.step(copied(state), self._examine.shard(batch))[1])
+        report = make_report(step, values, findings)
+        earlier = read_report(self._folder)
+        where = f"are in {self._folder}" + (f", in place of those of step {earlier['step']}" if earlier else "")
+        try:
+            save(self._folder, state, batch, report)
+        except OSError as error:  # a full disk must not hide what happened
+            where = f"could not be saved ({error})"
+        return NonfiniteError(
+            f"training diverged at step {step}: {', '.join(f'{name} {value:g}' for name, value in values.items())}; "
+            f"{describe(report)}. The batch and the state that led to it {where}. "
+            "To try other settings, such as a lower --learning-rate, choose another --workdir"
+        )
+
+
+def first_nonfinite(metrics: Sequence[Metrics]) -> int | None:
+    """The index of the first step whose loss or gradient norm is not finite; None if there is none."""
+    nonfinite = [not np.isfinite([step.loss, step.gradient_norm]).all() for step in metrics]
+    return nonfinite.index(True) if any(nonfinite) else None
+
+
+def from_first_nonfinite(activations: np.ndarray, count: int) -> np.ndarray:
+    """`[count]` indices of examples, from the first whose activations `[N, J]` are not finite; past the last they start again."""
+    nonfinite = ~np.isfinite(activations).all(-1)
+    return (nonfinite.argmax() + np.arange(count)) % len(activations)
+
+
+def copied(state: TrainState) -> TrainState:
+    """The same state, on the same devices, in arrays of its own: a step that gives up one of the two leaves the other."""
+    return jax.device_put(state, may_alias=False)
+
+
+def examined(
+    train_step: Callable, network_at: Callable[[jax.Array], emcaps.CapsNet]
+) -> Callable[..., tuple[TrainState, OrderedDict[Place, jax.Array]]]:
+    """A training step that returns, in place of its metrics, where it is not finite.
+
+    Args:
+        train_step: of `make_train_step`. What it averages over the devices must have the gradient in it.
+        network_at: the network that it trains, as it is after a number of steps.
+
+    Returns:
+        The pure function `step(state, batch, reduce) -> (state, fractions)`, with the fractions of `nonfinite_fractions`.
+    """
+
+    def examined_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Any]:
+        averaged = []
+
+        def reduce_and_note(tree: Any) -> Any:
+            averaged.append(reduce(tree))
+            return averaged[-1]
+
+        stages: Any = network_at(state.step).apply({"params": state.params}, to_float(batch.images))[1]
+        new_state, metrics = train_step(state, batch, reduce_and_note)
+        gradient = subtree_like(state.params, averaged)
+        return new_state, reduce(nonfinite_fractions(state.params, stages, gradient, metrics))
+
+    return examined_step
+
+
+def subtree_like(like: Any, tree: Any) -> Any:
+    """The last part of a tree that has the structure of another one. Raises ValueError if there is none."""
+    structure = jax.tree.structure(like)
+    parts = jax.tree.leaves(tree, is_leaf=lambda part: jax.tree.structure(part) == structure)
+    *_, last = (part for part in parts if jax.tree.structure(part) == structure)
+    return last
+
+
+def nonfinite_fractions(
+    params: Mapping[str, Any], stages: Mapping[str, Any], gradient: Mapping[str, Any], metrics: Metrics
+) -> OrderedDict[Place, jax.Array]:
+    """Which fraction of the values is not finite, of everything that a step computes, in the order in which it does.
+
+    Args:
+        params: before the step, by layer.
+        stages: what each layer gave, in the order of the data: an array, or a NamedTuple of arrays.
+        gradient: by layer.
+        metrics: of the step.
+
+    Returns:
+        Scalars: of each layer its parameters and what it gave; of the loss; of each layer, from the last to the first, its
+        gradient; and of the gradient's norm, which can overflow when the gradient does not.
+    """
+    # An OrderedDict, because JAX sorts the keys of any other.
+    fractions: OrderedDict[Place, jax.Array] = OrderedDict()
+    for layer, outputs in stages.items():
+        fractions[layer, "parameters before the step"] = nonfinite_fraction(params[layer])
+        fields = outputs._asdict() if hasattr(outputs, "_asdict") else {"features": outputs}
+        fractions |= {(layer, name): nonfinite_fraction(field) for name, field in fields.items()}
+    fractions["loss", "mean over the batch"] = nonfinite_fraction(metrics.loss)
+    backwards = list(stages)[::-1]
+    fractions |= {(layer, "gradient"): nonfinite_fraction(gradient[layer]) for layer in backwards}
+    norms = {layer: optax.tree.norm(gradient[layer]) for layer in backwards} | {"all layers": metrics.gradient_norm}
+    return fractions | {(layer, "norm of the gradient"): nonfinite_fraction(norm) for layer, norm in norms.items()}
+
+
+def nonfinite_fraction(tree: Any) -> jax.Array:
+    """Of the values in a tree of arrays, a float32 scalar."""
+    values = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    return jnp.mean(~jnp.isfinite(values), dtype=jnp.float32)
+
+
+def make_report(step: int, values: Mapping[str, Any], fractions: Mapping[Place, Any]) -> dict[str, Any]:
+    """What report.json holds.
+
+    Args:
+        step: which step went wrong, counted from 1.
+        values: its metrics; those that are not finite become strings, since JSON has no number for them.
+        fractions: of `nonfinite_fractions`, as numbers.
+
+    Returns:
+        `step`, `layer` and `what` of the first place that is not finite (None if repeating the step found none), the values, and
+        `nonfinite`, all such places in order.
+    """
+    places = [
+        {"layer": layer, "what": what, "fraction": float(fraction)} for (layer, what), fraction in fractions.items() if fraction > 0
+    ]
+    first = places[0] if places else {"layer": None, "what": None}
+    numbers = {name: float(value) if np.isfinite(value) else str(value) for name, value in values.items()}
+    return {"step": step, "layer": first["layer"], "what": first["what"], **numbers, "nonfinite": places}
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """Where the first value is that is not finite."""
+    if report["layer"] is None:
+        return "no such value was found when the step was repeated"
+    return f"the first value that is not finite is in {report['layer']} ({report['what']})"
+
+
+def save(folder: Path, state: TrainState, batch: Batch, report: Mapping[str, Any]) -> None:
+    """Write the files that the head of this module describes, in place of those that are there; other files stay."""
+    (folder / "report.json").unlink(missing_ok=True)
+    if (folder / "state").exists():
+        shutil.rmtree(folder / "state")
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "batch.npz", images=np.asarray(batch.images), labels=np.asarray(batch.labels))
+    with Checkpoints(folder / "state") as checkpoints:
+        checkpoints.save(int(state.step), state)
+    write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report in a folder; None if there is none."""
+    file = folder / "report.json"
+    return json.loads(file.read_text()) if file.exists() else None
