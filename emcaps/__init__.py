@@ -1,7 +1,7 @@
 """Matrix capsules with EM routing (Hinton, Sabour, Frosst 2018) in JAX and Flax."""
 
 from emcaps.capsnet import CapsNet
-from emcaps.diagnostics import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
+from emcaps.diagnosis import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
 from emcaps.layers import PRESETS, CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +137,14 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     init = jax.jit(functools.partial(init_state, config, model, dataset.train_images.shape[1:]))
     on_devices = parallelize(make_train_step(config, model), "jit", devices)
     evaluate = make_evaluator(config, model, devices)
-    step_function, records = None, []
+    step_function, records, probe = None, [], make_probe(config, model)
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
         state: TrainState = on_devices.replicate(init(init_key))
         record: Record = {"seed": seed}
         if causes:
-            record["before"] = measure_causes(config, model, jax.device_get(state.params), batches)
+            record["before"] = measure_causes(probe, jax.device_get(state.params), batches)
         if step_function is None:
             step_function = on_devices.step.lower(state, on_devices.shard(batches(0))).compile()
         gradient_norms, finite = [], True
@@ -164,20 +164,20 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
             "gradient_norm_last": float(norms[-max(1, len(norms) // 10) :].mean()),
         }
         if causes:
-            record["after"] = measure_causes(config, model, jax.device_get(state.params), batches)
+            record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
         records.append(record)
     return records
 
 
-def measure_causes(config: TrainConfig, model: emcaps.CapsNet, params: Any, batches: TrainingBatches) -> dict[str, Any]:
-    """What may keep a network from training, on its first eight batches.
+def measure_causes(probe: tuple[Callable, Callable], params: Any, batches: TrainingBatches) -> dict[str, Any]:
+    """What may keep a network from training, on its first eight batches; `probe` is of `make_probe`.
 
     Returns:
         `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the standard deviation of the gradient
         from batch to batch over the norm of its mean, likewise. And of each capsule layer what `emcaps.diagnose` says.
     """
     given = [batches(step) for step in range(8)]
-    gradient, stages = _probe(config, model)
+    gradient, stages = probe
     slopes = [gradient(params, batch) for batch in given]
 
     def norm(layer: Any) -> float:
@@ -193,8 +193,7 @@ def measure_causes(config: TrainConfig, model: emcaps.CapsNet, params: Any, batc
     return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
 
 
-@functools.lru_cache(maxsize=2)
-def _probe(config: TrainConfig, model: emcaps.CapsNet):
+def make_probe(config: TrainConfig, model: emcaps.CapsNet) -> tuple[Callable, Callable]:
     """Compiled `gradient(params, batch)` of the loss at the first step, and `diagnostics(params, batch)`."""
 
     def objective(params: Any, batch: Batch) -> jax.Array:

@@ -23,6 +23,7 @@ def parse(command: type[Command], program: str, arguments: Sequence[str] | None 
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
+            parsed: Any
             parsed, unknown = tyro.cli(
                 command,
                 prog=program,

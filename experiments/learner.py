@@ -70,7 +70,7 @@ def init_state(config: TrainConfig, model: emcaps.CapsNet, image_shape: tuple[in
 
 def class_logits(config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int) -> jax.Array:
     """Activation logits of the classes after `step` steps, `[B, num_classes]`, of uint8 images `[B, H, W, C]`."""
-    _, stages = routing_at(config, model, step).apply({"params": params}, to_float(images))  # pyright: ignore[reportGeneralTypeIssues]
+    stages = network_stages(config, model, params, images, step)
     return stages["class_caps"].activation_logits[:, 0, 0]
 
 
@@ -78,8 +78,15 @@ def routing_diagnostics(
     config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, emcaps.RoutingDiagnostics]:
     """How each capsule layer routes uint8 images `[B, H, W, C]` after `step` steps."""
-    _, stages = routing_at(config, model, step).apply({"params": params}, to_float(images))  # pyright: ignore[reportGeneralTypeIssues]
-    return emcaps.diagnostics(stages)
+    return emcaps.diagnostics(network_stages(config, model, params, images, step))
+
+
+def network_stages(
+    config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
+) -> dict[str, Any]:
+    """What each stage of the network makes of uint8 images after `step` steps; see `CapsNet`."""
+    output: Any = routing_at(config, model, step).apply({"params": params}, to_float(images))
+    return output[1]
 
 
 def routing_at(config: TrainConfig, model: emcaps.CapsNet, step: jax.Array | int) -> emcaps.CapsNet:

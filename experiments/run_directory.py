@@ -7,7 +7,7 @@
     nonfinite/      only after a stop at a value that is not finite; see nonfinite.py
     result.json     written last: its presence says that the run is finished
 
-Nothing else is written to a finished run. An unfinished one can be continued by the same config, by one process at a time.
+Nothing but pictures is written to a finished run. An unfinished one can be continued by the same config, by one process at a time.
 """
 
 import dataclasses

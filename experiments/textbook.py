@@ -83,7 +83,7 @@ def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> 
     out = nn_conv(images, params["conv"], 2)
     poses, logits = (nn_conv(jax.nn.relu(out), params["primary"][name], 1) for name in ("poses", "activations"))
     capsules = poses.reshape(*logits.shape, 4, 4), jax.nn.sigmoid(logits)
-    iterations = model.routing.num_iterations
+    iterations = model.layer_routing()[0].num_iterations
     for index in range(len(model.conv_capsules)):
         layer = params[f"conv_caps_{index + 1}"]
         stride = 2 if index == 0 else 1
