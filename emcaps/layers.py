@@ -99,7 +99,7 @@ class CapsuleInit:
     """
 
     identity: float = 1.0
-    transform_stddev: float = 0.02
+    transform_stddev: float = 0.1
     beta_u: float = 0.0
     beta_u_stddev: float = 0.0
     beta_a: float = 0.0

@@ -46,7 +46,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--assignment-temperature-end 4",
     ),
     "transforms": (
-        "--transform-stddev 0.1",
+        "--transform-stddev 0.02",
         "--transform-stddev 0.3",
         "--identity 0 --transform-stddev 0.3",
         "--identity 0 --transform-stddev 0.5",
@@ -71,11 +71,11 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--initial-assignments types",
     ),
     "optimizer": (
-        "--learning-rate 1e-3",
-        "--learning-rate 1e-2",
+        "--learning-rate 3e-3",
+        "--learning-rate 3e-2",
         "--warmup-steps 100",
         "--clip-norm 1",
-        "--schedule cosine",
+        "--schedule exponential",
     ),
     "loss": ("--loss margin", "--loss cross_entropy", "--margin-start 0.9"),
     "coordinates": ("--no-add-coordinates",),
@@ -117,7 +117,7 @@ def variants(config: AblationConfig) -> list[str]:
     """The flags of each variant, in order and each once."""
     studies = STUDIES if "all" in config.study else config.study
     counts = [f" --num-iterations {number}" for number in config.iterations] or [""]
-    return list(dict.fromkeys(flags + count for study in studies for flags in STUDIES[study] for count in counts))
+    return list(dict.fromkeys((flags + count).strip() for study in studies for flags in STUDIES[study] for count in counts))
 
 
 def variant_config(config: AblationConfig, flags: str) -> TrainConfig:

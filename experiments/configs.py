@@ -50,10 +50,10 @@ class TrainConfig:
     """Images in a step, over all devices."""
     seed: int = 0
     """Seed of the parameters, the shuffling and the augmentation."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Adam's learning rate after the warm-up."""
-    schedule: Literal["exponential", "cosine"] = "exponential"
-    """How the learning rate falls: as the paper's, or to 0 at the last step."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """How the learning rate falls: to 0 at the last step, or as the paper's."""
     decay_rate: float = 0.96
     """The exponential schedule multiplies the learning rate by this every `decay_steps`."""
     decay_steps: int = 20_000
@@ -98,6 +98,11 @@ class TrainConfig:
         for name in ("margin_start", "margin_end", "margin_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
+
+    @property
+    def scored(self) -> str:
+        """What errors are of: `test`, or `held-out`."""
+        return "held-out" if self.holdout else "test"
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -123,7 +123,7 @@ def run(command: EvaluateCommand) -> int:
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
     scores = make_evaluator(config, model, devices)(state.params, dataset.test_images, dataset.test_labels, step)
     wrong = scores.num_examples - scores.num_correct
-    print(f"step {step}: test error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
+    print(f"step {step}: {config.scored} error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
 
     if result is None or step != result["steps"]:
         return 0

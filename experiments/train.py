@@ -132,10 +132,9 @@ def train(
         def log(record: Record) -> None:
             run.append({**record, "seconds": time.perf_counter() - start})
 
-        def start_window(state: TrainState) -> StepWindow:
+        def go_on_training() -> None:
             progress.set_description("training")
             progress.unpause()  # what came between is not part of the time that remains
-            return StepWindow(config.batch_size, state)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
             progress.set_description("evaluating")
@@ -155,7 +154,8 @@ def train(
         examine = parallelize(examined(step_function, functools.partial(routing_at, config, model)), parallel, devices)
         guard = Guard(run.path / "nonfinite", batches, train_step, examine)
 
-        window = start_window(state)
+        go_on_training()
+        window = StepWindow(config.batch_size, state)
         for step in range(first + 1, config.steps + 1):
             state, metrics = train_step(state, step_on_devices.shard(batches(step - 1)))
             window.add(metrics)
@@ -167,11 +167,12 @@ def train(
                 show(progress, record)
                 if evaluation_due:
                     scores = score_and_save(step, state)
-                    progress.write(f"step {step}: test error {scores.error:.2%}", file=sys.stdout)
+                    progress.write(f"step {step}: {config.scored} error {scores.error:.2%}", file=sys.stdout)
+                    go_on_training()
                 if stop.requested and step < config.steps:
                     checkpoints.save(step, state)
                     raise Stopped(f"stopped after step {step} of {config.steps}, saved in {workdir}")
-                window = start_window(state)
+                window = StepWindow(config.batch_size, state)
 
         scores = score_and_save(config.steps, state)
         records = run.records()
@@ -235,7 +236,7 @@ def show(progress: tqdm, record: Record) -> None:
 def draw_figures(folder: Path, config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> None:
     """Write the pictures of a finished run."""
     title = f"{dataset.name}, {config.model.routing.num_iterations} routing iterations, seed {config.seed}"
-    curves = figures.learning_curves(records, f"{title}: test error {scores.error:.2%} after {config.steps} steps")
+    curves = figures.learning_curves(records, f"{title}: {config.scored} error {scores.error:.2%} after {config.steps} steps")
     curves.savefig(folder / "learning_curves.png", dpi=120)
     sheet = figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names)
     sheet.savefig(folder / "misclassified.png", dpi=120)

@@ -1,8 +1,8 @@
 """Inputs for the routing functions: random for the oracle, fixed and small for the laws.
 
 A random case is `(arrays, keywords)`: the array arguments in order, NumPy float64, and the keyword
-arguments. What decides the compiled program (sizes, iterations) comes from `seed // 4`, so that
-four cases share a compilation; the rest from `seed`.
+arguments. What decides the compiled program (sizes, iterations) comes from `seed // 6`, so that
+six cases share a compilation; the rest from `seed`.
 """
 
 import functools
@@ -28,7 +28,7 @@ def em_case(seed):
 def conv_case(seed):
     """Arguments of `conv_em_routing`: poses, activations, transforms, beta_u, beta_a."""
     sizes, rng = generators(seed)
-    KH, stride = 1 + seed // 4 % 5, 1 + seed // 4 % 3
+    KH, stride = 1 + seed // 6 % 5, 1 + seed // 6 % 3
     KW = KH if sizes.random() < 0.6 else sizes.integers(1, 6)
     H, W = KH + sizes.integers(5), KW + sizes.integers(5)
     B, child_types, J = sizes.integers(1, 3), few(sizes, 2 if KH * KW > 9 else 3), few(sizes, 4)
@@ -55,7 +55,7 @@ def class_case(seed):
 
 
 def generators(seed):
-    return np.random.default_rng(seed // 4), np.random.default_rng([seed, 1])
+    return np.random.default_rng(seed // 6), np.random.default_rng([seed, 1])
 
 
 def few(rng, high):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import pytest
+
 import emcaps
 from experiments import benchmark, textbook
 
@@ -19,6 +21,7 @@ def test_the_textbooks_routing_is_ours():
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_textbooks_network_is_ours():
     model = emcaps.CapsNet(3, 4, 2, (2, 2), benchmark.PAPER_ROUTING)
     images = jax.random.uniform(jax.random.key(0), (2, 20, 20, 1))

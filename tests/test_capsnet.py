@@ -49,7 +49,7 @@ def test_streamed_and_dense_networks_agree():
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("iterations", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
     model = CapsNet(3, **SMALL, routing=RoutingOptions(num_iterations=iterations))
     images = jax.random.uniform(jax.random.key(3), (6, 20, 20, 1))

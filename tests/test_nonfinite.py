@@ -88,10 +88,11 @@ def places():
 
         return examined_step(state, batch, reduce)[1]
 
-    def find(params=(), gradient=(), label=0):
+    def find(params=(), gradient=(), label=None):
         state, layers = tiny.initial_state(), tiny.initial_state().params
         params, gradient = ({layer: np.float32(dict(f).get(layer, 1)) for layer in layers} for f in (params, gradient))
-        batch = Batch(tiny.dataset().train_images[:8], np.full(8, label, np.int32))
+        labels = np.arange(8, dtype=np.int32) % 3 if label is None else np.full(8, label, np.int32)
+        batch = Batch(tiny.dataset().train_images[:8], labels)
         found = fractions(state._replace(params=scale(state.params, params)), batch, gradient)
         return [place for place, fraction in found.items() if fraction > 0]
 
@@ -121,7 +122,10 @@ def test_the_first_place_is_found(places, broken, first):
 
 @pytest.mark.parametrize(
     "make_step, mode, layer, what",
-    [(parameters_overflow, "jit", "primary", "poses"), (gradient_breaks, "pmap", "conv_caps_1", "gradient")],
+    [
+        (parameters_overflow, "jit", "primary", "poses"),
+        pytest.param(gradient_breaks, "pmap", "conv_caps_1", "gradient", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, layer, what, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
@@ -159,6 +163,7 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, l
     assert (folder / "notes.txt").exists()
 
 
+@pytest.mark.slow
 def test_parameters_that_break_just_before_an_evaluation_are_found_by_it(tmp_path):
     config = train.TrainConfig(model=tiny.MODEL, steps=4, batch_size=8, eval_every=1, learning_rate=1e30)
     with pytest.raises(NonfiniteError, match=r"diverged at step 1: test_loss nan; .* in primary \(poses\)"):

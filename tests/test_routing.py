@@ -20,6 +20,11 @@ each_route = pytest.mark.parametrize("route", cases.ROUTES.values(), ids=cases.R
 # The oracle.
 
 
+def seeds(number):
+    """Of so many cases the second half takes part when slow tests are asked for."""
+    return [seed if seed < number // 2 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(number)]
+
+
 def assert_like_oracle(function, oracle, case, dtype):
     """Within 1e-9 (float64) or 1e-4 (float32) of a field's largest magnitude.
 
@@ -39,7 +44,7 @@ def assert_like_oracle(function, oracle, case, dtype):
     cases.assert_results_close(result, expected, tolerance)
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", seeds(36))
 def test_em_routing_is_procedure_1(seed, dtype):
     assert_like_oracle(em_routing, reference.em_routing, cases.em_case(seed), dtype)
 
@@ -53,14 +58,14 @@ each_precision = pytest.mark.parametrize(
 
 
 @each_precision
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", seeds(36))
 def test_conv_em_routing_is_procedure_1(seed, dtype, implementation):
     function = functools.partial(conv_em_routing, implementation=implementation)
     assert_like_oracle(function, reference.conv_em_routing, cases.conv_case(seed), dtype)
 
 
 @each_precision
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", seeds(16))
 def test_class_em_routing_is_procedure_1(seed, dtype, implementation):
     function = functools.partial(class_em_routing, implementation=implementation)
     assert_like_oracle(function, reference.class_em_routing, cases.class_case(seed), dtype)

@@ -35,7 +35,7 @@ def test_a_form_equals_the_oracle(x64, implementation, form):
         cases.assert_results_close(conv_em_routing(*single[0], **single[1]), expected, 1e-4)
 
 
-@each_form
+@pytest.mark.parametrize("form", FORMS[1:], ids=str)
 def test_streamed_gradients_equal_dense_ones(x64, form):
     arrays = tuple(map(jnp.asarray, cases.CONV_ROUTE.arrays(4, np.float64)))
     keywords = cases.settings(dtype=np.float64) | {"stride": 2} | form

@@ -67,10 +67,15 @@ def test_a_run_leaves_its_outputs(finished):
     assert [(record["step"], record["split"]) for record in records] == [
         (4, "train"),
         (4, "test"),
+        (4, "diagnostics"),
         (6, "train"),
         (6, "test"),
+        (6, "diagnostics"),
     ]
     for record in records:
+        if record["split"] == "diagnostics":
+            assert record["class_caps"]["assignment_entropy"] == pytest.approx(np.log(3))  # one iteration
+            continue
         assert np.isfinite([record["loss"], record["accuracy"], record["seconds"]]).all()
     for name in ("learning_curves.png", "misclassified.png"):
         assert (finished / "figures" / name).read_bytes().startswith(b"\x89PNG")
@@ -92,7 +97,7 @@ def test_the_result_says_what_was_run_and_reached(finished):
     assert result["num_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(last_state(finished).params))
     assert result["test_examples"] == 37
     assert result["test_error"] + result["test_accuracy"] == pytest.approx(1)
-    assert result["test_accuracy"] == read_records(finished)[-1]["accuracy"]
+    assert result["test_accuracy"] == read_records(finished)[-2]["accuracy"]
     assert 0 < result["compile_seconds"] < result["train_seconds"]
     assert "test_error" in train.table(result)
 
@@ -178,7 +183,7 @@ def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path):
         train.train(config, broken, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [1]
-    assert [record["step"] for record in read_records(tmp_path)] == [1, 1]
+    assert [record["step"] for record in read_records(tmp_path)] == [1, 1, 1]
     assert not (tmp_path / "result.json").exists()
 
 

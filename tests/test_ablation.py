@@ -1,0 +1,69 @@
+"""The study of variants: its flags, its runs, its table."""
+
+import json
+import math
+
+import pytest
+import tiny
+
+from experiments import ablation, datasets
+from experiments.ablation import STUDIES, AblationConfig, confidence_interval, table, variant_config, variants
+
+TINY = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --max-shift 1"
+
+
+def test_every_variant_of_every_study_is_a_config():
+    config = AblationConfig(study=("all",), steps=7, batch_size=5, holdout=3)
+    configs = [variant_config(config, flags) for flags in variants(config)]
+    assert len(configs) == len({flags for study in STUDIES.values() for flags in study})
+    assert len(set(configs)) == len(configs) - 1  # the default has two iterations
+    assert {(c.steps, c.batch_size, c.holdout) for c in configs} == {(7, 5, 3)}
+
+
+def test_iterations_multiply_the_variants():
+    config = AblationConfig(study=("coordinates",), iterations=(1, 3), flags="--preset ibm --damping 0.2")
+    assert variants(config) == ["--no-add-coordinates --num-iterations 1", "--no-add-coordinates --num-iterations 3"]
+    chosen = variant_config(config, variants(config)[1])
+    assert (chosen.model.add_coordinates, chosen.model.routing.num_iterations) == (False, 3)
+    assert (chosen.model.routing.field_mass, chosen.model.routing.damping) == (100.0, 0.2)
+
+
+def test_an_unknown_study_is_refused():
+    with pytest.raises(ValueError, match=r"study must be of default, iterations, .* or all; got nosuch"):
+        AblationConfig(study=("nosuch",))
+
+
+def test_intervals_are_students():
+    assert confidence_interval([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert confidence_interval([1.0]) == math.inf
+
+
+def test_a_study_is_run_recorded_and_not_repeated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
+    command = ["--study", "default", "--iterations", "1", "--seeds", "0", "1", "--steps", "2", "--batch-size", "4"]
+    command += ["--holdout", "5", "--causes", "--output", str(tmp_path), f"--flags={TINY}"]
+    assert ablation.main(command) == 0
+    records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [(record["seed"], record["variant"], record["finite"]) for record in records] == [
+        (0, "--num-iterations 1", True),
+        (1, "--num-iterations 1", True),
+    ]
+    causes = records[0]["before"]
+    assert causes["gradient_norm"]["class_caps"] > 0 and causes["gradient_noise"]["conv"] > 0
+    assert causes["class_caps"]["assignment_entropy"] == pytest.approx(math.log(3))
+    assert records[0]["before"] != records[0]["after"]
+    written = (tmp_path / "table.md").read_text()
+    assert "| `--num-iterations 1` |" in written and written.strip() in capsys.readouterr().out
+
+    def no_training(*_):
+        raise AssertionError("a finished run was repeated")
+
+    monkeypatch.setattr(ablation, "run_variant", no_training)
+    assert ablation.main(command) == 0
+    assert (tmp_path / "table.md").read_text() == written
+
+
+def test_the_table_counts_runs_that_are_not_finite():
+    run = {"variant": "", "accuracy": 0.5, "gradient_norm_first": 1.0, "gradient_norm_last": 2.0}
+    text = table([run | {"finite": True}, run | {"finite": False}], [""])
+    assert "| `default` | 50.00 ± 0.00 | 50.00 | 50.00 | 1 to 2 | 2, 1 not finite |" in text
