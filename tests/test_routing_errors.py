@@ -128,6 +128,10 @@ def test_known_activations_outside_of_0_to_1_are_refused(route, wrong):
         ("mass_scale", np.nan, ValueError),
         ("assignment_temperature", 0.0, ValueError),
         ("assignment_temperature", -1.0, ValueError),
+        ("damping", 1.0, ValueError),
+        ("damping", -0.1, ValueError),
+        ("damping", np.nan, ValueError),
+        ("damping", "0.1", TypeError),
     ],
 )
 def test_wrong_constants_are_refused(route, name, value, error):
@@ -157,6 +161,20 @@ def test_unknown_implementations_are_refused_and_the_known_ones_listed(route, un
         route.function(*route.arrays(), implementation=unknown)
     for known in cases.IMPLEMENTATIONS:
         assert known in str(refusal.value)
+
+
+@pytest.mark.parametrize("route", [cases.CONV_ROUTE, cases.CLASS_ROUTE], ids=["conv", "class"])
+@pytest.mark.parametrize(
+    ("name", "known"), [("competition", "'all', 'types', 'positions'"), ("initial_assignments", "'reachable', 'types'")]
+)
+def test_unknown_forms_are_refused_and_the_known_ones_listed(route, name, known):
+    with pytest.raises(ValueError, match=f"^{name} must be one of {known}; got 'none'"):
+        route.function(*route.arrays(), **{name: "none"})
+
+
+def test_damping_cannot_be_traced():
+    with pytest.raises(TypeError, match="damping must be a number known when tracing"):
+        jax.jit(lambda damping: cases.EM_ROUTE.function(*cases.EM_ROUTE.arrays(), damping=damping))(0.1)
 
 
 def test_unknown_keywords_are_refused():
