@@ -41,6 +41,7 @@ def test_any_image_size_and_channels(shape):
     chex.assert_tree_all_finite(out)
 
 
+@pytest.mark.slow
 def test_streamed_and_dense_networks_agree():
     images = jax.random.uniform(jax.random.key(2), (3, 20, 20, 1))
     streamed, dense = (CapsNet(3, **SMALL, routing=RoutingOptions(implementation=name)) for name in ("streamed", "dense"))
@@ -49,7 +50,7 @@ def test_streamed_and_dense_networks_agree():
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("iterations", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("iterations", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
     model = CapsNet(3, **SMALL, routing=RoutingOptions(num_iterations=iterations))
     images = jax.random.uniform(jax.random.key(3), (6, 20, 20, 1))

@@ -43,7 +43,7 @@ def network_like_arguments(batch, dtype=jnp.float32):
     )
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(6, marks=pytest.mark.slow), 12])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (6, 12))])
 @pytest.mark.parametrize(("function", "case"), [(conv_em_routing, conv_case), (class_em_routing, class_case)])
 def test_equals_dense_on_the_oracles_cases_in_float64(x64, function, case, seed):
     """To 1e-10, or to what the case makes of a rounding error in its input."""

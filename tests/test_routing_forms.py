@@ -35,7 +35,7 @@ def test_a_form_equals_the_oracle(x64, implementation, form):
         cases.assert_results_close(conv_em_routing(*single[0], **single[1]), expected, 1e-4)
 
 
-@pytest.mark.parametrize("form", FORMS[1:], ids=str)
+@pytest.mark.parametrize("form", [FORMS[1], pytest.param(FORMS[2], marks=pytest.mark.slow)], ids=str)
 def test_streamed_gradients_equal_dense_ones(x64, form):
     arrays = tuple(map(jnp.asarray, cases.CONV_ROUTE.arrays(4, np.float64)))
     keywords = cases.settings(dtype=np.float64) | {"stride": 2} | form
@@ -52,7 +52,7 @@ def test_class_capsules_compete_by_type_or_not_at_all(x64):
     np.testing.assert_allclose(alone.assignments, 1, rtol=1e-12)
 
 
-@each_implementation
+@pytest.mark.parametrize("implementation", ["streamed", pytest.param("dense", marks=pytest.mark.slow)])
 def test_derivatives_can_leave_the_assignments_out(x64, implementation):
     """Then they are those of the last M-step, with the assignments that it used."""
     arrays = tuple(map(jnp.asarray, cases.CONV_ROUTE.arrays(6, np.float64)))

@@ -24,8 +24,9 @@ def draw(seed, sizes):
 def test_votes_are_pose_times_transform(x64, sizes):
     poses, transforms, _, _ = draw(0, sizes)
     votes = np.asarray(dense_votes(poses, transforms).votes)
+    poses, transforms = np.asarray(poses), np.asarray(transforms)
     for child, parent, column in np.ndindex(sizes[0], sizes[2], sizes[3]):
-        vote = np.asarray(poses)[child, :, :, column] @ np.asarray(transforms)[child, :, :, parent]
+        vote = poses[child, :, :, column] @ transforms[child, :, :, parent]
         np.testing.assert_allclose(votes[child, :, :, parent, column], vote, rtol=1e-12, atol=1e-13)
 
 
