@@ -165,15 +165,20 @@ def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, ja
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def compete(scores: jax.Array, geometry: Geometry) -> jax.Array:
     """Softmax of `[N, J, M]` over the parents that compete for a child."""
-    peak = _over_rivals(scores, geometry, jnp.max, geometry.field.scatter_max)
-    shares = jnp.exp(scores - peak)
-    return shares / _over_rivals(shares, geometry, jnp.sum, geometry.field.scatter_sum)
+    field = geometry.field
+    # First over the types at a position; then, in arrays without an axis for them, over the patches that see a child.
+    type_peak = _over_types(scores, geometry, jnp.max)
+    type_shares = jnp.exp(scores - type_peak)
+    patch_weight = jnp.exp(type_peak - _over_patches(type_peak, geometry, field.scatter_max))
+    total = _over_patches(_over_types(type_shares, geometry, jnp.sum) * patch_weight, geometry, field.scatter_sum)
+    return type_shares * (patch_weight / total)
 
 
 def compete_derivative(assignments: jax.Array, direction: jax.Array, geometry: Geometry) -> jax.Array:
     """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
     weighted = assignments * direction
-    return weighted - assignments * _over_rivals(weighted, geometry, jnp.sum, geometry.field.scatter_sum)
+    total = _over_patches(_over_types(weighted, geometry, jnp.sum), geometry, geometry.field.scatter_sum)
+    return weighted - assignments * total
 
 
 @compete.defjvp
@@ -183,21 +188,18 @@ def _compete_jvp(geometry, primals, tangents):
     return assignments, compete_derivative(assignments, direction, geometry)
 
 
-def _over_rivals(
-    values: jax.Array, geometry: Geometry, over_types: Callable, scatter: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """Combine `[N, J, M]` over the parents that compete for each child: types, and the patches that overlap at it.
+def _over_types(values: jax.Array, geometry: Geometry, combine: Callable) -> jax.Array:
+    """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete."""
+    return values if geometry.competition == "positions" else combine(values, axis=1, keepdims=True)
 
-    Returns:
-        `[N, J, M]`, or `[N, 1, M]` where types compete.
-    """
+
+def _over_patches(values: jax.Array, geometry: Geometry, scatter: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Combine what the patches say of each child, and tell each patch the result: `[N, J or 1, M]`, if positions compete."""
+    if geometry.competition == "types":
+        return values
     field = geometry.field
-    if geometry.competition != "positions":
-        values = over_types(values, axis=1, keepdims=True)
-    if geometry.competition != "types":
-        seen = values.reshape(*field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size))
-        values = field.gather(scatter(seen)).reshape(values.shape)
-    return values
+    seen = values.reshape(*field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size))
+    return field.gather(scatter(seen)).reshape(values.shape)
 
 
 def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> jax.Array:
