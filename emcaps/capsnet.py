@@ -48,6 +48,10 @@ class CapsNet(nn.Module):
             raise ValueError(f"routing must be one RoutingOptions, or {num_layers} for as many layers; got {len(self.routing)}")
         return tuple(self.routing)
 
+    def layer_geometry(self) -> list[tuple[int, int]]:
+        """`(kernel, stride)` of each layer below the class capsules, from the image up."""
+        return [(5, 2), (1, 1)] + [(3, 2 if index == 0 else 1) for index in range(len(self.conv_capsules))]
+
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[Capsules, dict[str, Any]]:
         """Classify images.
@@ -68,7 +72,7 @@ class CapsNet(nn.Module):
             raise ValueError(f"images must have shape [B, height, width, channels]; got shape {list(images.shape)}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(f"images must have a floating point dtype; got {images.dtype}")
-        geometry = [(5, 2), (1, 1)] + [(3, 2 if index == 0 else 1) for index in range(len(self.conv_capsules))]
+        geometry = self.layer_geometry()
         out: dict[str, Any] = {}
 
         kernel, stride = geometry[0]

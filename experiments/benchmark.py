@@ -31,7 +31,7 @@ PARTS: tuple[Part, ...] = ("layer", "step", "kernels", "sweeps")
 
 
 # The procedure that textbook.py implements.
-PAPER_ROUTING = emcaps.RoutingOptions(inverse_temperature=None, assignment_temperature=1.0, normalize_costs=False, parent_mass=None)
+PAPER_ROUTING, _ = emcaps.PRESETS["paper"]
 
 
 @dataclasses.dataclass(frozen=True)

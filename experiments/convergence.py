@@ -5,7 +5,6 @@ These are the numbers behind the second figure of the paper; `python -m experime
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,24 +48,17 @@ def measure_convergence(model: emcaps.CapsNet, variables: Any, images: jax.Array
 
 
 def class_layer_input(model: emcaps.CapsNet, variables: Any, images: jax.Array) -> tuple[emcaps.Capsules, np.ndarray]:
-    """What the class capsules are given, as the network itself gives it to them.
+    """What the network gives to its class capsules.
 
     Returns:
         The last map of capsules, `[B, H, W, I, ...]`, and the coordinates that are added to their votes, `[H, W, 2]`, float64;
         zeros where the network adds none.
     """
-    calls = []
-
-    def note(call: Any, arguments: tuple, keywords: dict, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, emcaps.ClassCaps) and context.method_name == "__call__":
-            calls.append(arguments)
-        return call(*arguments, **keywords)
-
-    with nn.intercept_methods(note):
-        model.apply(variables, images)
-    [(children, (rows, columns))] = calls
+    output: Any = model.apply(variables, images)
+    last = output[1][f"conv_caps_{len(model.conv_capsules)}"]
+    rows, columns = (emcaps.receptive_field_centers(size, model.layer_geometry()) for size in images.shape[1:3])
     coordinates = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
-    return children, coordinates * model.add_coordinates
+    return emcaps.Capsules(last.poses, last.activations), coordinates * model.add_coordinates
 
 
 def class_votes(poses: jax.Array, transforms: jax.Array, coordinates: np.ndarray) -> jax.Array:

@@ -84,16 +84,14 @@ def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> 
     poses, logits = (nn_conv(jax.nn.relu(out), params["primary"][name], 1) for name in ("poses", "activations"))
     capsules = poses.reshape(*logits.shape, 4, 4), jax.nn.sigmoid(logits)
     iterations = model.layer_routing()[0].num_iterations
-    for index in range(len(model.conv_capsules)):
-        layer = params[f"conv_caps_{index + 1}"]
-        stride = 2 if index == 0 else 1
+    for index, (_, stride) in enumerate(model.layer_geometry()[2:], start=1):
+        layer = params[f"conv_caps_{index}"]
         capsules = conv_em_routing(*capsules, **layer, stride=stride, num_iterations=iterations)
     layer = params["class_caps"]
     height, width = capsules[1].shape[1:3]
     transforms = jnp.broadcast_to(layer["transforms"], (height, width, *layer["transforms"].shape))
     offsets = jnp.zeros((height, width, 4, 4))
-    layers = [(5, 2), (1, 1), (3, 2)] + [(3, 1)] * (len(model.conv_capsules) - 1)
-    rows, columns = (jnp.asarray(emcaps.receptive_field_centers(size, layers)) for size in images.shape[1:3])
+    rows, columns = (jnp.asarray(emcaps.receptive_field_centers(size, model.layer_geometry())) for size in images.shape[1:3])
     offsets = offsets.at[:, :, 0, 3].set(rows[:, None]).at[:, :, 1, 3].set(columns)
     routed = conv_em_routing(
         *capsules,
