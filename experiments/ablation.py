@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +130,14 @@ def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     )
 
 
-def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, progress: tqdm) -> list[Record]:
-    """Train with each seed; one record for each, with the flags left to the caller."""
+def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, progress: tqdm) -> Iterator[Record]:
+    """Train with each seed; a record as soon as one is done, with the flags left to the caller."""
     devices = choose_devices(config.batch_size)
     model = make_model(config.model, len(dataset.class_names))
     init = jax.jit(functools.partial(init_state, config, model, dataset.train_images.shape[1:]))
     on_devices = parallelize(make_train_step(config, model), "jit", devices)
     evaluate = make_evaluator(config, model, devices)
-    step_function, records, probe = None, [], make_probe(config, model)
+    probe = make_probe(config, model)
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
@@ -145,15 +145,13 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
         record: Record = {"seed": seed}
         if causes:
             record["before"] = measure_causes(probe, jax.device_get(state.params), batches)
-        if step_function is None:
-            step_function = on_devices.step.lower(state, on_devices.shard(batches(0))).compile()
-        gradient_norms, finite = [], True
+        gradient_norms = []
         for step in range(config.steps):
-            state, metrics = step_function(state, on_devices.shard(batches(step)))
+            state, metrics = on_devices.step(state, on_devices.shard(batches(step)))
             gradient_norms.append(metrics.gradient_norm)
             if step % 20 == 19:
-                finite = finite and bool(np.isfinite(gradient_norms[-1]))
-                progress.update(20)
+                jax.block_until_ready(metrics)  # not too many steps under way
+            progress.update()
         norms = np.array(jax.device_get(gradient_norms))
         scores = evaluate(state.params, dataset.test_images, dataset.test_labels, config.steps)
         record |= {
@@ -165,8 +163,7 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
         }
         if causes:
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
-        records.append(record)
-    return records
+        yield record
 
 
 def measure_causes(probe: tuple[Callable, Callable], params: Any, batches: TrainingBatches) -> dict[str, Any]:
@@ -177,7 +174,7 @@ def measure_causes(probe: tuple[Callable, Callable], params: Any, batches: Train
         from batch to batch over the norm of its mean, likewise. And of each capsule layer what `emcaps.diagnose` says.
     """
     given = [batches(step) for step in range(8)]
-    gradient, stages = probe
+    gradient, diagnose = probe
     slopes = [gradient(params, batch) for batch in given]
 
     def norm(layer: Any) -> float:
@@ -189,7 +186,7 @@ def measure_causes(probe: tuple[Callable, Callable], params: Any, batches: Train
         spread = [norm(jax.tree.map(lambda a, b: a - b, slope[layer], mean)) ** 2 for slope in slopes]
         report["gradient_norm"][layer] = norm(mean)
         report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(norm(mean), 1e-30)
-    diagnoses = jax.device_get(stages(params, given[0]))
+    diagnoses = jax.device_get(diagnose(params, given[0]))
     return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
 
 
@@ -223,7 +220,7 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
         first, last = (statistics.median(run[f"gradient_norm_{when}"] for run in runs) for when in ("first", "last"))
         broken = sum(not run["finite"] for run in runs)
         rows.append(
-            f"| `{name.strip() or 'default'}` | {statistics.mean(accuracies):.2f} ± {confidence_interval(accuracies):.2f} "
+            f"| `{name or 'default'}` | {statistics.mean(accuracies):.2f} ± {confidence_interval(accuracies):.2f} "
             f"| {min(accuracies):.2f} | {max(accuracies):.2f} | {first:.2g} to {last:.2g} "
             f"| {len(runs)}{f', {broken} not finite' if broken else ''} |"
         )
@@ -248,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 finished = {record["seed"] for record in done if record["variant"] == name}
                 seeds = [seed for seed in config.seeds if seed not in finished]
                 progress.update((len(config.seeds) - len(seeds)) * config.steps)
-                progress.set_description(name.strip() or "default")
+                progress.set_description(name or "default")
                 if not seeds:
                     continue
                 for record in run_variant(
