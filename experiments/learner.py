@@ -52,7 +52,7 @@ def make_model(config: ModelConfig, num_classes: int) -> emcaps.CapsNet:
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Adam on a gradient that includes the L2 term, with the schedule, warm-up and clipping of the config."""
     if config.schedule == "cosine":
-        learning_rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+        learning_rate = optax.cosine_decay_schedule(config.learning_rate, max(1, config.steps - config.warmup_steps))
     else:
         learning_rate = optax.exponential_decay(config.learning_rate, config.decay_steps, config.decay_rate)
     if config.warmup_steps:

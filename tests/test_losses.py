@@ -1,4 +1,4 @@
-"""The spread loss and its margin."""
+"""The spread loss and its margin, and the margin loss."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 import reference
 from jax.test_util import check_grads
 
-from emcaps import margin_schedule, spread_loss
+from emcaps import margin_loss, margin_schedule, spread_loss
 
 ACTIVATIONS = np.array([[0.9, 0.1, 0.3], [0.2, 0.6, 0.5], [0.0, 1.0, 0.0]], np.float32)
 LABELS = np.array([0, 2, 1])
@@ -98,6 +98,24 @@ def test_wrong_arguments_are_refused(name, value, error):
     arguments = {"activations": ACTIVATIONS, "labels": LABELS, "margin": 0.9}
     with pytest.raises(error, match=name):
         spread_loss(**{**arguments, name: value})
+
+
+def test_margin_loss_is_that_of_dynamic_routing(dtype):
+    rng = np.random.default_rng(1)
+    activations, labels = rng.uniform(size=(6, 4)).astype(dtype), rng.integers(4, size=6)
+    expected = [
+        sum(max(0, 0.9 - a) ** 2 if j == label else 0.5 * max(0, a - 0.1) ** 2 for j, a in enumerate(row))
+        for row, label in zip(activations.astype(np.float64), labels, strict=True)
+    ]
+    loss = margin_loss(activations, labels)
+    assert loss.dtype == dtype
+    np.testing.assert_allclose(loss, expected, rtol={"float32": 1e-5, "float64": 1e-12}[dtype.name])
+
+
+def test_margin_loss_refuses_labels_or_marks_them():
+    with pytest.raises(ValueError, match="labels"):
+        margin_loss(ACTIVATIONS, np.array([0, 3, 1]))
+    np.testing.assert_array_equal(np.isnan(jax.jit(margin_loss)(ACTIVATIONS, np.array([0, 3, 1]))), [False, True, False])
 
 
 def test_margin_grows_linearly_and_stays():
