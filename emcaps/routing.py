@@ -1,30 +1,21 @@
 """EM routing as pure functions: the public faces of Procedure 1, batch-first.
 
-They check their arguments, bring them into the inner layout, run `em.route`, and bring the result back. `em_routing` is for parents
-that all see every child, `conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
+They check their arguments and leave the rest to `layout.py`. `em_routing` is for parents that all see every child,
+`conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
 """
 
-import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from emcaps.checks import check_choice, check_floating, check_positive_int, check_range, check_shapes
-from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry, route
-from emcaps.em_gradient import FIRST_ORDER_ONLY, route_streamed
+from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry
+from emcaps.em_gradient import FIRST_ORDER_ONLY
+from emcaps.layout import IMPLEMENTATIONS, compute_dtype, route_capsules, route_votes
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
-from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
-
-# How the votes are held, and the routing that goes with it.
-IMPLEMENTATIONS = {"dense": (dense_votes, route), "streamed": (StreamedVotes, route_streamed)}
-
-# Streamed routing takes the batch in blocks of about so many columns (parent position x example), whose arrays fit in a cache.
-BLOCK_COLUMNS = 144
 
 
 def inverse_temperature_schedule(num_iterations: int, final: float = 0.01) -> np.ndarray:
@@ -105,7 +96,7 @@ def em_routing(
         damping=damping,
         assignment_gradient=assignment_gradient,
     )
-    return _em_routing(votes, activations, constants, geometry=geometry)
+    return route_votes(votes, activations, constants, geometry=geometry)
 
 
 def conv_em_routing(
@@ -275,9 +266,9 @@ def class_em_routing(
 
 
 def _route_checked(*arguments, **static) -> RoutingResult:
-    """`_conv_em_routing`, explaining what JAX says when it is asked for forward mode."""
+    """`route_capsules`, explaining what JAX says when it is asked for forward mode."""
     try:
-        return _conv_em_routing(*arguments, **static)
+        return route_capsules(*arguments, **static)
     except TypeError as error:
         if "forward-mode" in str(error):
             raise TypeError(FIRST_ORDER_ONLY) from error
@@ -312,7 +303,7 @@ def _check_procedure(
     check_positive_int("num_iterations", num_iterations)
     check_range("activations", activations, 0, 1)
     if inverse_temperature is None:
-        inverse_temperature = jnp.asarray(inverse_temperature_schedule(num_iterations), _compute_dtype(activations))
+        inverse_temperature = jnp.asarray(inverse_temperature_schedule(num_iterations), compute_dtype(activations))
     check_floating("inverse_temperature", inverse_temperature)
     if inverse_temperature.shape != (num_iterations,):
         raise ValueError(
@@ -341,113 +332,3 @@ def _check_procedure(
         if name in static:
             check_choice(name, static[name], choices)
     return constants, Geometry(field, num_iterations, damping=float(damping), **static)
-
-
-def _compute_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """What the routing computes in: float32 for low precision, otherwise the arrays' own."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
-def _cast(tree, dtype):
-    return jax.tree.map(lambda array: array.astype(dtype), tree)
-
-
-@functools.partial(jax.jit, static_argnames=("geometry",))
-def _em_routing(votes, activations, constants, *, geometry):
-    """`em_routing` behind the door: one patch of children, one parent position."""
-    dtype = jnp.result_type(votes, activations)
-    votes, activations, constants = _cast((votes, activations, constants), _compute_dtype(votes, activations))
-    *batch, num_children, num_parents, _ = votes.shape
-    votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
-    parents, assignments = route(
-        DenseVotes(votes.transpose(1, 3, 4, 2, 0)),
-        activations.reshape(-1, num_children).T,
-        constants,
-        geometry,
-    )
-
-    def outer_poses(array):  # [4, 4, J, M] to [..., J, P]
-        return array.transpose(3, 2, 0, 1).reshape(*batch, num_parents, POSE_ENTRIES)
-
-    def outer_activations(array):  # [J, M] to [..., J]
-        return array.T.reshape(*batch, num_parents)
-
-    result = RoutingResult(
-        poses=outer_poses(parents.means),
-        activations=outer_activations(jax.nn.sigmoid(parents.logits)),
-        activation_logits=outer_activations(parents.logits),
-        variances=outer_poses(parents.variances),
-        assignments=assignments.transpose(2, 0, 1).reshape(*batch, num_children, num_parents),
-    )
-    return _cast(result, dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("geometry", "implementation"))
-def _conv_em_routing(poses, activations, transforms, constants, *, geometry, implementation):
-    """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
-    dtype = jnp.result_type(poses, activations, transforms)
-    poses, activations, transforms, constants = _cast(
-        (poses, activations, transforms, constants), _compute_dtype(poses, activations, transforms)
-    )
-
-    def route_block(children):
-        return _route_patches(children, transforms, constants, geometry, implementation)
-
-    batch = poses.shape[0]
-    block = batch if implementation == "dense" else _block_size(batch, math.prod(geometry.field.output_size))
-    if block == batch:
-        result = route_block((poses, activations))
-    else:
-        num_blocks = -(-batch // block)
-        children = jax.tree.map(
-            lambda array: _pad_batch(array, num_blocks * block).reshape(num_blocks, block, *array.shape[1:]),
-            (poses, activations),
-        )
-        result = lax.map(route_block, children)
-        result = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
-    return _cast(result, dtype)
-
-
-def _block_size(batch: int, positions: int) -> int:
-    """Examples in a block: about `BLOCK_COLUMNS / positions`, rather a little less than leaving the last block partly empty."""
-    most = min(batch, max(1, BLOCK_COLUMNS // positions))
-    divisor = max(size for size in range(1, most + 1) if batch % size == 0)
-    return divisor if 2 * divisor > most else -(-batch // -(-batch // most))
-
-
-def _pad_batch(array: jax.Array, size: int) -> jax.Array:
-    """Zeros appended to the batch axis; capsules that are all zero route to finite values that nobody reads."""
-    return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
-
-
-def _route_patches(children, transforms, constants, geometry, implementation) -> RoutingResult:
-    """Gather the children of every patch into the inner layout, route, and bring the result back to batch-first."""
-    (poses, activations), (hold_votes, route) = children, IMPLEMENTATIONS[implementation]
-    field = geometry.field
-    seen_poses = field.gather(poses.transpose(3, 4, 5, 1, 2, 0))  # [KH, KW, I, 4, Q, OH, OW, B]
-    seen_activations = field.gather(activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
-    kernel, positions = seen_activations.shape[:3], seen_activations.shape[3:]
-    num_children, num_inner = math.prod(kernel), poses.shape[-1]
-    parents, assignments = route(
-        hold_votes(
-            seen_poses.reshape(num_children, POSE_SIZE, num_inner, -1),
-            transforms.transpose(0, 1, 2, 4, 5, 3).reshape(num_children, num_inner, POSE_SIZE, -1),
-        ),
-        seen_activations.reshape(num_children, -1),
-        constants,
-        geometry,
-    )
-
-    def outer_poses(array):  # [4, 4, J, M] to [B, OH, OW, J, 4, 4]
-        return array.reshape(*array.shape[:3], *positions).transpose(5, 3, 4, 2, 0, 1)
-
-    def outer_activations(array):  # [J, M] to [B, OH, OW, J]
-        return array.reshape(-1, *positions).transpose(3, 1, 2, 0)
-
-    return RoutingResult(
-        poses=outer_poses(parents.means),
-        activations=outer_activations(jax.nn.sigmoid(parents.logits)),
-        activation_logits=outer_activations(parents.logits),
-        variances=outer_poses(parents.variances),
-        assignments=assignments.reshape(*kernel, -1, *positions).transpose(6, 4, 5, 0, 1, 2, 3),
-    )

@@ -19,7 +19,7 @@ import tyro
 from jax.sharding import NamedSharding
 
 import emcaps
-from emcaps import em, routing
+from emcaps import em, layout
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import figures, textbook
 from experiments.command_line import parse
@@ -205,7 +205,7 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     A vote costs 64 multiply-adds; each operator 32 more; the gradient of the votes, over 2T - 1 terms, 16 for each term and
     128 for its two products. The whole has 2T - 1 operators forward, as many back, and one gradient of the votes.
     """
-    block = max(1, routing.BLOCK_COLUMNS // layer.positions)
+    block = max(1, layout.BLOCK_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
     poses, activations, transforms, beta_u, beta_a = layer_arguments(small)
     field = emcaps.ReceptiveField((small.size, small.size), (small.kernel, small.kernel), small.stride)

@@ -11,7 +11,7 @@ import reference
 from test_em_gradient import values_and_gradients
 
 from emcaps import class_em_routing, conv_em_routing, inverse_temperature_schedule
-from emcaps.routing import IMPLEMENTATIONS
+from emcaps.layout import IMPLEMENTATIONS
 
 FORMS = [
     {"damping": 0.1},
