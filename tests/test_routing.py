@@ -131,32 +131,32 @@ def take(arrays, order, axes):
 
 
 @each_route
-def test_batch_elements_do_not_meet(route):
+def test_batch_elements_do_not_meet(route, x64):
     """What else is in the batch, even NaN, changes no bit of a row."""
-    arrays = route.arrays()
+    arrays = route.arrays(dtype=np.float64)
     routed = jitted(route.function)  # where activations are known, NaN is refused
     first = jax.tree.map(operator.itemgetter(0), routed(*arrays))
-    for neighbour in (route.arrays(seed=1)[:2], [np.full_like(x, np.nan) for x in arrays[:2]]):
+    for neighbour in (route.arrays(1, np.float64)[:2], [np.full_like(x, np.nan) for x in arrays[:2]]):
         mixed = [np.stack([x[0], y[1]]) for x, y in zip(arrays[:2], neighbour, strict=True)]
         again = jax.tree.map(operator.itemgetter(0), routed(*mixed, *arrays[2:]))
         chex.assert_trees_all_equal(first, again)
 
 
 @each_route
-def test_jit_changes_nothing(route):
-    arrays, keywords = route.arrays(), cases.settings()
+def test_jit_changes_nothing(route, x64):
+    arrays, keywords = route.arrays(dtype=np.float64), cases.settings(dtype=np.float64)
     plain = route.function(*arrays, **keywords)
-    cases.assert_results_close(jitted(route.function)(*arrays), plain, 1e-5)
+    cases.assert_results_close(jitted(route.function)(*arrays), plain, 1e-12)
 
 
 @functools.cache
 def jitted(function):
-    return jax.jit(functools.partial(function, **cases.settings()))
+    return jax.jit(functools.partial(function, **cases.settings(dtype=np.float64)))
 
 
 @each_route
-def test_vmap_is_the_batch_axis(route):
-    (children, activations, *rest), keywords = route.arrays(), cases.settings()
+def test_vmap_is_the_batch_axis(route, x64):
+    (children, activations, *rest), keywords = route.arrays(dtype=np.float64), cases.settings(dtype=np.float64)
     batched = route.function(children, activations, *rest, **keywords)
     if route is not cases.EM_ROUTE:  # these always have a batch axis: one of size 1 inside
         children, activations = children[:, None], activations[:, None]
@@ -165,31 +165,32 @@ def test_vmap_is_the_batch_axis(route):
     def mapped(children, activations):
         return route.function(children, activations, *rest, **keywords)
 
-    cases.assert_results_close(jax.vmap(mapped)(children, activations), batched, 1e-5)
+    cases.assert_results_close(jax.vmap(mapped)(children, activations), batched, 1e-12)
 
 
 @each_route
-def test_silent_children_do_not_matter(route):
+def test_silent_children_do_not_matter(route, x64):
     """A child with activation 0 still divides itself, but what it votes for changes no parent."""
-    (children, activations, *rest), keywords = route.arrays(), cases.settings()
+    (children, activations, *rest), keywords = route.arrays(dtype=np.float64), cases.settings(dtype=np.float64)
     activations = activations.copy()
     activations[:, 1] = 0
     changed = children.copy()
     changed[:, 1] = 10 * children[:, 1] + 3
     result = route.function(children, activations, *rest, **keywords)
     again = route.function(changed, activations, *rest, **keywords)
-    cases.assert_results_close(again._replace(assignments=result.assignments), result, 1e-5)
+    cases.assert_results_close(again._replace(assignments=result.assignments), result, 1e-12)
     assert not np.array_equal(again.assignments, result.assignments)
 
 
-def test_silent_children_can_be_left_out():
-    votes, activations, beta_u, beta_a = cases.EM_ROUTE.arrays()
-    activations = np.where(np.arange(5) == 1, 0, activations).astype(np.float32)
-    result = em_routing(votes, activations, beta_u, beta_a, **cases.settings())
+def test_silent_children_can_be_left_out(x64):
+    votes, activations, beta_u, beta_a = cases.EM_ROUTE.arrays(dtype=np.float64)
+    keywords = cases.settings(dtype=np.float64)
+    activations = np.where(np.arange(5) == 1, 0, activations)
+    result = em_routing(votes, activations, beta_u, beta_a, **keywords)
     votes, activations = np.delete(votes, 1, 1), np.delete(activations, 1, 1)
-    fewer = em_routing(votes, activations, beta_u, beta_a, **cases.settings())
+    fewer = em_routing(votes, activations, beta_u, beta_a, **keywords)
     result = result._replace(assignments=np.delete(result.assignments, 1, 1))
-    cases.assert_results_close(fewer, result, 1e-5)
+    cases.assert_results_close(fewer, result, 1e-12)
 
 
 # The map.
