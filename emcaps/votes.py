@@ -114,7 +114,8 @@ class StreamedVotes(NamedTuple):
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
 
-        def step(sums: jax.Array, _: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
+        def step(state: tuple[jax.Array, ...], _: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            sums, mass = state
             first = second = jnp.zeros((), centre.dtype)
             for pose, transform, weight in zip(*chunk, strict=True):
                 offsets = _form_votes(pose, transform) - centre
@@ -122,16 +123,15 @@ class StreamedVotes(NamedTuple):
                 first += weighted
                 second += weighted * offsets
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
-            return sums + lax.complex(first, second)
+            return sums + lax.complex(first, second), mass + _sum(chunk[2])
 
         nothing = jnp.zeros(centre.shape, jnp.promote_types(centre.dtype, jnp.complex64))
-        sums = _for_chunks(
+        sums, mass = _for_chunks(
             step,
-            nothing,
+            (nothing, jnp.zeros(weights.shape[1:], centre.dtype)),
             (self.poses, self.transforms, weights, scale),
             prepare=lambda poses, transforms, weights, scale: (poses, transforms, _scaled(weights, scale)),
         )
-        mass = weights.sum(0) if scale is None else jnp.einsum("njm,nm->jm", weights, scale)
         return Moments(mass, sums.real, sums.imag)
 
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
@@ -234,13 +234,27 @@ def _chunk_size(num_children: int, most: int) -> int:
     return max(size for size in range(1, most + 1) if num_children % size == 0)
 
 
+@jax.custom_batching.custom_vmap
+def _zero_after(array: jax.Array) -> jax.Array:
+    """Zero, known only when `array` is: leading zeros are counted, and there are never fewer than none."""
+    first = array[(0,) * array.ndim].real.astype(jnp.float32)
+    return jnp.minimum(lax.clz(lax.bitcast_convert_type(first, jnp.int32)), 0)
+
+
+@_zero_after.def_vmap
+def _zero_after_all(axis_size: int, in_batched: Any, array: jax.Array) -> tuple[jax.Array, bool]:
+    """The same zero for the whole batch, lest `vmap` make slices at it into gathers."""
+    return _zero_after(array[0]), False
+
+
 def _for_chunks(
     step: Callable, state: Any, arrays: Any, most: int = 4, axes: Any = 0, prepare: Callable = lambda *chunk: chunk
 ) -> Any:
     """`state = step(state, index, chunk)` for each chunk of `arrays` along the axis of the children.
 
     The next chunk is fetched a step ahead: a slice at a moving place, taken in the step that uses it, would become part of that
-    step's loop, and XLA:CPU does not vectorise such loops.
+    step's loop, and XLA:CPU does not vectorise such loops. It is fetched after the step, so that it can lie where the last chunk
+    lay: in an order of its own choice XLA would copy it twice.
 
     Args:
         step: see above; its chunk is a tree like `arrays`.
@@ -261,6 +275,7 @@ def _for_chunks(
 
     def body(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, chunk = carry
-        return step(state, index, chunk), fetch(jnp.minimum(index + 1, steps - 1))
+        state = step(state, index, chunk)
+        return state, fetch(jnp.minimum(index + 1, steps - 1) + _zero_after(lax.stop_gradient(jax.tree.leaves(state)[0])))
 
     return lax.fori_loop(0, steps, body, (state, fetch(jnp.asarray(0))))[0]

@@ -45,6 +45,16 @@ def test_streamed_operators_equal_dense(x64, sizes):
     np.testing.assert_allclose(streamed.weighted_sum(scale), dense.weighted_sum(scale), **close)
 
 
+def test_vmap_leaves_the_places_of_children_alone():
+    """Which children a step takes is the same for a whole mapped batch. Otherwise each step would gather them one by one."""
+    poses, transforms, weights, (_, _, centre) = draw(1, SIZES[2])
+
+    def moments(poses):
+        return StreamedVotes(poses, transforms).moments(weights, centre)
+
+    assert "operand_batching_dims" not in jax.jit(jax.vmap(moments)).lower(poses[None]).as_text()
+
+
 @pytest.mark.parametrize("hold", [StreamedVotes, dense_votes])
 def test_moments_and_scores_are_each_others_transpose(x64, hold):
     poses, transforms, weights, (quadratic, linear, centre) = draw(2, SIZES[2])
