@@ -13,15 +13,15 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.stats
 from tqdm import tqdm
 
-import emcaps
 from experiments import datasets
 from experiments.batches import Batch, TrainingBatches
 from experiments.command_line import parse
@@ -60,7 +60,14 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--no-normalize-costs --inverse-temperature 0.03",
         "--no-normalize-costs --inverse-temperature None",
     ),
-    "betas": ("--beta-a -1", "--beta-a 1", "--beta-u -1", "--beta-u 1", "--beta-a-stddev 0.5 --beta-u-stddev 0.5"),
+    "betas": (
+        "--beta-a -1",
+        "--beta-a 1",
+        "--beta-u -1",
+        "--beta-u 1",
+        "--beta-a-stddev 0.5 --beta-u-stddev 0.5",
+        "--calibrate-betas",
+    ),
     "variance": ("--min-variance 1e-6", "--min-variance 1e-2", "--min-variance 0.1"),
     "routing": (
         "--damping 0.1",
@@ -74,12 +81,18 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--learning-rate 3e-3",
         "--learning-rate 3e-2",
         "--warmup-steps 100",
-        "--clip-norm 1",
+        "--clip-norm None",
         "--schedule exponential",
     ),
     "loss": ("--loss margin", "--loss cross_entropy", "--margin-start 0.9"),
     "coordinates": ("--no-add-coordinates",),
-    "presets": ("--preset paper", "--preset paper --assignment-temperature 16 --normalize-costs", "--preset ibm"),
+    "presets": (
+        "--preset paper",
+        "--preset paper --assignment-temperature 16 --normalize-costs",
+        "--preset paper --calibrate-betas",
+        "--preset ibm",
+        "--preset ibm --calibrate-betas",
+    ),
 }
 
 
@@ -134,14 +147,14 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     """Train with each seed; a record as soon as one is done, with the flags left to the caller."""
     devices = choose_devices(config.batch_size)
     model = make_model(config.model, len(dataset.class_names))
-    init = jax.jit(functools.partial(init_state, config, model, dataset.train_images.shape[1:]))
+    init = jax.jit(functools.partial(init_state, config, model))
     on_devices = parallelize(make_train_step(config, model), "jit", devices)
     evaluate = make_evaluator(config, model, devices)
-    probe = make_probe(config, model)
+    probe = make_probe(config, len(dataset.class_names))
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
-        state: TrainState = on_devices.replicate(init(init_key))
+        state: TrainState = on_devices.replicate(init(batches(0).images, init_key))
         record: Record = {"seed": seed}
         if causes:
             record["before"] = measure_causes(probe, jax.device_get(state.params), batches)
@@ -166,40 +179,67 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
         yield record
 
 
-def measure_causes(probe: tuple[Callable, Callable], params: Any, batches: TrainingBatches) -> dict[str, Any]:
-    """What may keep a network from training, on its first eight batches; `probe` is of `make_probe`.
+class Probe(NamedTuple):
+    """What looks for causes, at the first step of a config; compiled functions of `(params, batch)`.
+
+    Attributes:
+        gradients: of the loss when all layers route with 1, 2 .. T iterations.
+        diagnose: `emcaps.diagnostics`.
+    """
+
+    gradients: tuple[Callable, ...]
+    diagnose: Callable
+
+
+def make_probe(config: TrainConfig, num_classes: int) -> Probe:
+    """The probe of a config."""
+    options = config.model.routing
+
+    def gradient(num_iterations: int) -> Callable:
+        routing = dataclasses.replace(options, num_iterations=num_iterations)
+        shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, routing=routing))
+        model = make_model(shorter.model, num_classes)
+
+        def objective(params: Any, batch: Batch) -> jax.Array:
+            return losses(shorter, class_logits(shorter, model, params, batch.images, 0), batch.labels, 0).mean()
+
+        return jax.jit(jax.grad(objective))
+
+    def diagnose(params: Any, batch: Batch) -> Any:
+        return routing_diagnostics(config, make_model(config.model, num_classes), params, batch.images, 0)
+
+    return Probe(tuple(map(gradient, range(1, options.num_iterations + 1))), jax.jit(diagnose))
+
+
+def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[str, Any]:
+    """What may keep a network from training, on its first eight batches.
 
     Returns:
         `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the standard deviation of the gradient
-        from batch to batch over the norm of its mean, likewise. And of each capsule layer what `emcaps.diagnose` says.
+        from batch to batch over the norm of its mean, likewise. `gradient_norm_by_iterations`: of the mean gradient of all
+        parameters, when all layers route with 1, 2 .. T iterations: by what each iteration multiplies it. And of each capsule
+        layer what `emcaps.diagnose` says.
     """
     given = [batches(step) for step in range(8)]
-    gradient, diagnose = probe
-    slopes = [gradient(params, batch) for batch in given]
 
-    def norm(layer: Any) -> float:
-        return float(optax.tree.norm(layer))
+    def norm(tree: Any) -> float:
+        return float(optax.tree.norm(tree))
 
-    report: dict[str, Any] = {"gradient_norm": {}, "gradient_noise": {}}
+    def average(trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *trees)
+
+    by_iterations = [[gradient(params, batch) for batch in given] for gradient in probe.gradients]
+    slopes, mean = by_iterations[-1], average(by_iterations[-1])
+    report: dict[str, Any] = {
+        "gradient_norm": {layer: norm(mean[layer]) for layer in params},
+        "gradient_noise": {},
+        "gradient_norm_by_iterations": [norm(average(gradients)) for gradients in by_iterations],
+    }
     for layer in params:
-        mean = jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *[slope[layer] for slope in slopes])
-        spread = [norm(jax.tree.map(lambda a, b: a - b, slope[layer], mean)) ** 2 for slope in slopes]
-        report["gradient_norm"][layer] = norm(mean)
-        report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(norm(mean), 1e-30)
-    diagnoses = jax.device_get(diagnose(params, given[0]))
+        spread = [norm(jax.tree.map(jnp.subtract, slope[layer], mean[layer])) ** 2 for slope in slopes]
+        report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(norm(mean[layer]), 1e-30)
+    diagnoses = jax.device_get(probe.diagnose(params, given[0]))
     return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
-
-
-def make_probe(config: TrainConfig, model: emcaps.CapsNet) -> tuple[Callable, Callable]:
-    """Compiled `gradient(params, batch)` of the loss at the first step, and `diagnostics(params, batch)`."""
-
-    def objective(params: Any, batch: Batch) -> jax.Array:
-        return losses(config, class_logits(config, model, params, batch.images, 0), batch.labels, 0).mean()
-
-    def diagnose(params: Any, batch: Batch) -> Any:
-        return routing_diagnostics(config, model, params, batch.images, 0)
-
-    return jax.jit(jax.grad(objective)), jax.jit(diagnose)
 
 
 def confidence_interval(values: Sequence[float]) -> float:

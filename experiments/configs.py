@@ -48,6 +48,8 @@ class TrainConfig:
     """Training steps."""
     batch_size: int = 64
     """Images in a step, over all devices."""
+    calibrate_betas: bool = False
+    """Set beta_u and beta_a from the first batch, so that activations start near 0.5 and differ."""
     seed: int = 0
     """Seed of the parameters, the shuffling and the augmentation."""
     learning_rate: float = 1e-2
@@ -60,8 +62,8 @@ class TrainConfig:
     """Steps in which the learning rate falls by `decay_rate`, smoothly."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
-    clip_norm: float | None = None
-    """Gradients with a larger norm are scaled down to it."""
+    clip_norm: float | None = 1.0
+    """Gradients with a larger norm are scaled down to it; None: never."""
     loss: Literal["spread", "margin", "cross_entropy"] = "spread"
     """Loss: the paper's, that of dynamic routing, or that of a softmax over the activation logits."""
     weight_decay: float = 0.0

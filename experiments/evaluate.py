@@ -88,7 +88,7 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
     """Load what a run has left at a step; None is its newest checkpoint. Raises RunnerError if there is no such checkpoint."""
     dataset = datasets.hold_out(datasets.load(config.dataset, data_dir), config.holdout)
     model = make_model(config.model, len(dataset.class_names))
-    like = jax.eval_shape(lambda: init_state(config, model, dataset.test_images.shape[1:], jax.random.key(0)))
+    like = jax.eval_shape(lambda: init_state(config, model, jnp.asarray(dataset.test_images[:1]), jax.random.key(0)))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:

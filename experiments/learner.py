@@ -11,6 +11,7 @@ import optax
 import emcaps
 from experiments.augment import to_float
 from experiments.batches import Batch
+from experiments.calibration import calibrate_betas
 from experiments.configs import ModelConfig, TrainConfig
 
 
@@ -62,9 +63,11 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(config.weight_decay), clip, optax.adam(learning_rate))
 
 
-def init_state(config: TrainConfig, model: emcaps.CapsNet, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
-    """The state before the first step, for images `[height, width, channels]`."""
-    params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
+def init_state(config: TrainConfig, model: emcaps.CapsNet, images: jax.Array, key: jax.Array) -> TrainState:
+    """The state before the first step, for images like these: uint8 `[B, H, W, C]`, the first batch."""
+    params = model.init(key, to_float(images[:1]))["params"]
+    if config.calibrate_betas:
+        params = calibrate_betas(model, params, to_float(images))
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
 
 

@@ -105,8 +105,9 @@ def train(
     init_key, data_key = jax.random.split(jax.random.key(config.seed))
     try:
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
-        init = jax.jit(functools.partial(init_state, config, model, dataset.train_images.shape[1:]))
-        state: TrainState = jax.eval_shape(init, init_key)
+        first_images = batches(0).images
+        init = jax.jit(functools.partial(init_state, config, model))
+        state: TrainState = jax.eval_shape(init, first_images, init_key)
     except ValueError as error:  # this batch size or network does not fit these images
         raise RunnerError(str(error)) from error
     step_function = make_train_step(config, model)
@@ -124,7 +125,7 @@ def train(
             state = checkpoints.restore(saved[-1], state, jax.NamedSharding(data_mesh(devices), REPLICATED))
             progress.write(f"going on after step {saved[-1]}", file=sys.stdout)
         else:
-            state = step_on_devices.replicate(init(init_key))
+            state = step_on_devices.replicate(init(first_images, init_key))
         first = progress.n = int(state.step)
         run.rewind(first)
         start -= max((record["seconds"] for record in run.records()), default=0)

@@ -53,6 +53,7 @@ def test_a_study_is_run_recorded_and_not_repeated(causes, tmp_path, monkeypatch,
     if causes:
         before, after = records[0]["before"], records[0]["after"]
         assert before["gradient_norm"]["class_caps"] > 0 and before["gradient_noise"]["conv"] > 0
+        assert before["gradient_norm_by_iterations"] == pytest.approx([math.hypot(*before["gradient_norm"].values())])
         assert before["class_caps"]["assignment_entropy"] == pytest.approx(math.log(3))
         assert before != after
     written = (tmp_path / "table.md").read_text()

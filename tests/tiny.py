@@ -32,5 +32,5 @@ def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
 @functools.cache
 def initial_state() -> TrainState:
     """A state before the first step, in NumPy arrays, which no training step can take away."""
-    init = jax.jit(functools.partial(init_state, CONFIG, make_model(MODEL, 3), IMAGE_SHAPE))
-    return jax.device_get(init(jax.random.key(0)))
+    init = jax.jit(functools.partial(init_state, CONFIG, make_model(MODEL, 3)))
+    return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.uint8), jax.random.key(0)))
