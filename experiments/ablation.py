@@ -80,7 +80,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "optimizer": (
         "--learning-rate 3e-3",
         "--learning-rate 3e-2",
-        "--warmup-steps 100",
+        "--warmup-steps 0",
         "--clip-norm None",
         "--schedule exponential",
     ),

@@ -60,7 +60,7 @@ class TrainConfig:
     """The exponential schedule multiplies the learning rate by this every `decay_steps`."""
     decay_steps: int = 20_000
     """Steps in which the learning rate falls by `decay_rate`, smoothly."""
-    warmup_steps: int = 0
+    warmup_steps: int = 50
     """Steps in which the learning rate rises from 0."""
     clip_norm: float | None = 1.0
     """Gradients with a larger norm are scaled down to it; None: never."""
