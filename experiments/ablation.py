@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments import datasets
 from experiments.batches import Batch, TrainingBatches
 from experiments.command_line import parse
-from experiments.configs import TrainConfig, chosen_preset, preset_config
+from experiments.configs import TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import make_evaluator
@@ -136,7 +136,7 @@ def variants(config: AblationConfig) -> list[str]:
 def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     """The config of a variant's runs, its seed left open (0)."""
     words = [*config.flags.split(), *flags.split()]
-    defaults = TrainCommand(config=preset_config(chosen_preset(words)))
+    defaults = TrainCommand(config=default_config(words))
     parsed = parse(TrainCommand, "python -m experiments.train", words, defaults)
     return dataclasses.replace(
         parsed.config, steps=config.steps, batch_size=config.batch_size, holdout=config.holdout, eval_every=config.steps
@@ -153,7 +153,7 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     probe = make_probe(config, len(dataset.class_names))
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
-        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
+        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
         state: TrainState = on_devices.replicate(init(batches(0).images, init_key))
         record: Record = {"seed": seed}
         if causes:

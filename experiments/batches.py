@@ -6,11 +6,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.augment import random_shift
+from experiments.configs import ImageConfig
+from experiments.views import training_view
 
 
 class Batch(NamedTuple):
-    """Training examples: images uint8 `[B, H, W, C]`, labels int32 `[B]`."""
+    """Training examples: images `[B, H, W, C]`, float32 as the network sees them, and labels int32 `[B]`."""
 
     images: jax.Array
     labels: jax.Array
@@ -22,13 +23,13 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> ja
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "max_shift"))
+@functools.partial(jax.jit, static_argnames=("batch_size", "config"))
 def draw_batch(
-    examples: Batch, order: jax.Array, position: jax.Array | int, key: jax.Array, batch_size: int, max_shift: int
+    examples: Batch, order: jax.Array, position: jax.Array | int, key: jax.Array, batch_size: int, config: ImageConfig
 ) -> Batch:
-    """Batch number `position` of the epoch that is in this order, its images shifted."""
+    """Batch number `position` of the epoch that is in this order, of random views of `examples`, whose images are uint8."""
     indices = jax.lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
-    return Batch(random_shift(key, examples.images[indices], max_shift), examples.labels[indices])
+    return Batch(training_view(config, key, examples.images[indices]), examples.labels[indices])
 
 
 class TrainingBatches:
@@ -37,13 +38,13 @@ class TrainingBatches:
     The examples live on one device, which draws each batch whole: how many devices share the batch does not change it.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, key: jax.Array, batch_size: int, max_shift: int):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, key: jax.Array, batch_size: int, config: ImageConfig):
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batch_size must be at most the number of training images, {len(images)}; got {batch_size}")
         self._examples = jax.device_put(Batch(images, labels))  # pyright: ignore[reportArgumentType]
-        self._order_key, self._shift_key = jax.random.split(key)
+        self._order_key, self._view_key = jax.random.split(key)
         self._batch_size = batch_size
-        self._max_shift = max_shift
+        self._config = config
         self._epoch = -1
 
     def __call__(self, step: int) -> Batch:
@@ -52,5 +53,5 @@ class TrainingBatches:
         if epoch != self._epoch:
             self._order = epoch_order(self._order_key, epoch, num_examples)
             self._epoch = epoch
-        key = jax.random.fold_in(self._shift_key, step)
-        return draw_batch(self._examples, self._order, position, key, self._batch_size, self._max_shift)
+        key = jax.random.fold_in(self._view_key, step)
+        return draw_batch(self._examples, self._order, position, key, self._batch_size, self._config)

@@ -1,6 +1,7 @@
 """Score a trained network on the test set; `python -m experiments.evaluate --workdir RUN` repeats a run's own evaluation."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.errors import RunnerError
 from experiments.learner import TrainState, class_logits, init_state, losses, make_model
 from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
 from experiments.run_directory import read_config, read_result
+from experiments.views import crop_places, test_view
 
 # Examples that a device scores at a time, whatever the training batch was.
 EXAMPLES_PER_DEVICE = 50
@@ -28,9 +30,9 @@ class Scores(NamedTuple):
     """What a network makes of N labelled images.
 
     Attributes:
-        activations: of the classes, `[N, num_classes]`.
-        loss: the mean of the config's loss.
-        num_correct: how many images have the highest activation (by its logit: activations can round to 1) for their label.
+        activations: of the classes, `[N, num_classes]`, the mean over the crops.
+        loss: the mean of the config's loss, over images and crops.
+        num_correct: how many images have the highest activation (by its logarithm: activations can round to 1) for their label.
         num_examples: N.
     """
 
@@ -49,21 +51,34 @@ class Scores(NamedTuple):
 
 
 def make_evaluator(
-    config: TrainConfig, model: emcaps.CapsNet, devices: Devices
+    config: TrainConfig, model: emcaps.CapsNet, devices: Devices, crops: int = 1
 ) -> Callable[[Any, np.ndarray, np.ndarray, int], Scores]:
-    """The function `evaluate(params, images, labels, step)`, which scores each image once, as things are at that step."""
-    classify = map_examples(lambda given, images: class_logits(config, model, given[0], images, given[1]), devices)
+    """The function `evaluate(params, images, labels, step)`, which scores each image, as things are at that step.
+
+    An image is classified by the mean of its class activations over so many crops, the central one first (`crop_places`).
+    """
+
+    def classify_view(given: tuple[Any, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
+        params, step, place = given
+        return class_logits(config, model, params, test_view(config.images, images, place), step)
+
+    classify = map_examples(classify_view, devices)
     chunk = EXAMPLES_PER_DEVICE * len(devices)
 
     def evaluate(params: Any, images: np.ndarray, labels: np.ndarray, step: int) -> Scores:
         padding = -len(images) % chunk
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         chunks = padded.reshape(-1, chunk, *images.shape[1:])
-        given = params, jnp.int32(step)
-        logits = np.concatenate([np.asarray(classify(given, chunk)) for chunk in chunks])[: len(images)]
-        loss = losses(config, jnp.asarray(logits), jnp.asarray(labels), step).mean()
-        num_correct = int((logits.argmax(-1) == labels).sum())
-        return Scores(np.asarray(jax.nn.sigmoid(logits)), float(loss), num_correct, len(images))
+
+        def logits_at(place: np.ndarray) -> np.ndarray:
+            given = params, jnp.int32(step), jnp.asarray(place)
+            return np.concatenate([np.asarray(classify(given, chunk)) for chunk in chunks])[: len(images)]
+
+        logits = jnp.stack([logits_at(place) for place in crop_places(crops)])  # [crops, N, num_classes]
+        loss = jnp.stack([losses(config, seen, jnp.asarray(labels), step) for seen in logits]).mean()
+        log_activations = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=0) - jnp.log(crops)
+        num_correct = int((np.asarray(log_activations).argmax(-1) == labels).sum())
+        return Scores(np.exp(log_activations), float(loss), num_correct, len(images))
 
     return evaluate
 
@@ -88,7 +103,8 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
     """Load what a run has left at a step; None is its newest checkpoint. Raises RunnerError if there is no such checkpoint."""
     dataset = datasets.hold_out(datasets.load(config.dataset, data_dir), config.holdout)
     model = make_model(config.model, len(dataset.class_names))
-    like = jax.eval_shape(lambda: init_state(config, model, jnp.asarray(dataset.test_images[:1]), jax.random.key(0)))
+    images = test_view(config.images, jnp.asarray(dataset.test_images[:1]))
+    like = jax.eval_shape(functools.partial(init_state, config, model), images, jax.random.key(0))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -110,8 +126,14 @@ class EvaluateCommand:
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     step: int | None = None
     """Which checkpoint; the default is the newest."""
+    crops: int = 1
+    """Crops of each test image over which class activations are averaged, the first in the centre."""
     devices: int | None = None
     """How many devices; the default is the run's own number, because another one rounds differently."""
+
+    def __post_init__(self):
+        if self.crops < 1:
+            raise ValueError(f"crops must be positive; got {self.crops}")
 
 
 def run(command: EvaluateCommand) -> int:
@@ -121,11 +143,12 @@ def run(command: EvaluateCommand) -> int:
     split_cpu(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
-    scores = make_evaluator(config, model, devices)(state.params, dataset.test_images, dataset.test_labels, step)
+    evaluate = make_evaluator(config, model, devices, command.crops)
+    scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
     wrong = scores.num_examples - scores.num_correct
     print(f"step {step}: {config.scored} error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
 
-    if result is None or step != result["steps"]:
+    if result is None or step != result["steps"] or command.crops > 1:
         return 0
     same = scores.error == result["test_error"] and scores.num_examples == result["test_examples"]
     print(f"result.json has {result['test_error']:.4%}: {'reproduced exactly' if same else 'NOT reproduced'}")

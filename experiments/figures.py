@@ -16,13 +16,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from experiments.augment import to_float
 from experiments.command_line import parse
 from experiments.convergence import Convergence, measure_convergence
 from experiments.errors import RunnerError
 from experiments.evaluate import restore
 from experiments.learner import routing_at
 from experiments.run_directory import read_config
+from experiments.views import test_view
 
 TRAIN, TEST, NEUTRAL = "tab:blue", "tab:orange", "0.75"
 TRUE, PREDICTED = "tab:green", "tab:red"
@@ -218,7 +218,8 @@ def run(command: FiguresCommand) -> Path:
     if not chosen or not all(0 <= image < there_are for image in chosen):
         raise RunnerError(f"images must be one or more numbers from 0 to {there_are - 1}; got {chosen}")
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
-    measured = measure_convergence(routing_at(config, model, step), {"params": state.params}, to_float(jnp.asarray(images)))
+    views = test_view(config.images, jnp.asarray(images))
+    measured = measure_convergence(routing_at(config, model, step), {"params": state.params}, views)
     figure = convergence(measured, images, labels, dataset.class_names, f"{dataset.name}, step {step}")
     path = command.workdir / "figures" / "convergence.png"
     path.parent.mkdir(exist_ok=True)

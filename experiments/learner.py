@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 import emcaps
-from experiments.augment import to_float
 from experiments.batches import Batch
 from experiments.calibration import calibrate_betas
 from experiments.configs import ModelConfig, TrainConfig
@@ -64,15 +63,15 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(config: TrainConfig, model: emcaps.CapsNet, images: jax.Array, key: jax.Array) -> TrainState:
-    """The state before the first step, for images like these: uint8 `[B, H, W, C]`, the first batch."""
-    params = model.init(key, to_float(images[:1]))["params"]
+    """The state before the first step, for images like these: `[B, H, W, C]`, float32, the first batch."""
+    params = model.init(key, images[:1])["params"]
     if config.calibrate_betas:
-        params = calibrate_betas(model, params, to_float(images))
+        params = calibrate_betas(model, params, images)
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
 
 
 def class_logits(config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Activation logits of the classes after `step` steps, `[B, num_classes]`, of uint8 images `[B, H, W, C]`."""
+    """Activation logits of the classes after `step` steps, `[B, num_classes]`, of float images `[B, H, W, C]`."""
     stages = network_stages(config, model, params, images, step)
     return stages["class_caps"].activation_logits[:, 0, 0]
 
@@ -80,15 +79,15 @@ def class_logits(config: TrainConfig, model: emcaps.CapsNet, params: Any, images
 def routing_diagnostics(
     config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, emcaps.RoutingDiagnostics]:
-    """How each capsule layer routes uint8 images `[B, H, W, C]` after `step` steps."""
+    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps."""
     return emcaps.diagnostics(network_stages(config, model, params, images, step))
 
 
 def network_stages(
     config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, Any]:
-    """What each stage of the network makes of uint8 images after `step` steps; see `CapsNet`."""
-    output: Any = routing_at(config, model, step).apply({"params": params}, to_float(images))
+    """What each stage of the network makes of float images after `step` steps; see `CapsNet`."""
+    output: Any = routing_at(config, model, step).apply({"params": params}, images)
     return output[1]
 
 

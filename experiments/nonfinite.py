@@ -2,7 +2,7 @@
 
 In the run's folder, `nonfinite/`:
 
-    batch.npz      the batch: images, uint8 `[B, H, W, C]`, and labels, int32 `[B]`
+    batch.npz      the batch: images, float32 `[B, H, W, C]`, as the network saw them, and labels, int32 `[B]`
     state/         the training state before the step, the one checkpoint there (see checkpoints.py)
     report.json    written last: the step, the first layer, what of it, the metrics, and every place that is not finite
 
@@ -23,7 +23,6 @@ import numpy as np
 import optax
 
 import emcaps
-from experiments.augment import to_float
 from experiments.batches import Batch
 from experiments.checkpoints import Checkpoints
 from experiments.datasets import Dataset
@@ -76,13 +75,16 @@ class Guard:
         values = {"loss": metrics[index].loss, "gradient_norm": metrics[index].gradient_norm}
         raise self._stop(step + index + 1, state, self._batches(step + index), values)
 
-    def check_scores(self, state: TrainState, scores: Scores, dataset: Dataset, batch_size: int) -> None:
+    def check_scores(
+        self, state: TrainState, scores: Scores, dataset: Dataset, view: Callable[[jax.Array], jax.Array], batch_size: int
+    ) -> None:
         """Look at the scores that a state has on the test set.
 
         Args:
             state: with the parameters that were scored.
             scores: theirs.
             dataset: with the test images that were scored.
+            view: what the network sees of them.
             batch_size: how many of them to examine and save, as many as the devices can share.
 
         Raises:
@@ -91,7 +93,7 @@ class Guard:
         if np.isfinite(scores.loss):
             return
         chosen = from_first_nonfinite(scores.activations, batch_size)
-        batch = Batch(jnp.asarray(dataset.test_images[chosen]), jnp.asarray(dataset.test_labels[chosen]))
+        batch = Batch(view(jnp.asarray(dataset.test_images[chosen])), jnp.asarray(dataset.test_labels[chosen]))
         raise self._stop(int(state.step), state, batch, {"test_loss": scores.loss})
 
     def _stop(self, step: int, state: TrainState, batch: Batch, values: Mapping[str, Any]) -> NonfiniteError:
@@ -148,7 +150,7 @@ def examined(
             averaged.append(reduce(tree))
             return averaged[-1]
 
-        stages: Any = network_at(state.step).apply({"params": state.params}, to_float(batch.images))[1]
+        stages: Any = network_at(state.step).apply({"params": state.params}, batch.images)[1]
         new_state, metrics = train_step(state, batch, reduce_and_note)
         gradient = subtree_like(state.params, averaged)
         return new_state, reduce(nonfinite_fractions(state.params, stages, gradient, metrics))

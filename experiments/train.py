@@ -21,7 +21,7 @@ from experiments import datasets, figures
 from experiments.batches import TrainingBatches
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
-from experiments.configs import Preset, TrainConfig, chosen_preset, preset_config
+from experiments.configs import Preset, TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import Scores, make_evaluator
@@ -30,6 +30,7 @@ from experiments.learner import Metrics, TrainState, init_state, make_model, mak
 from experiments.nonfinite import Guard, copied, examined
 from experiments.parallel import REPLICATED, Devices, Mode, choose_devices, data_mesh, describe, parallelize, split_cpu
 from experiments.run_directory import Record, RunDirectory, check_usable
+from experiments.views import test_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
 DIAGNOSED = 64  # test images whose routing is described beside each evaluation
@@ -104,7 +105,7 @@ def train(
     model = make_model(config.model, len(dataset.class_names))
     init_key, data_key = jax.random.split(jax.random.key(config.seed))
     try:
-        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.max_shift)
+        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
         first_images = batches(0).images
         init = jax.jit(functools.partial(init_state, config, model))
         state: TrainState = jax.eval_shape(init, first_images, init_key)
@@ -113,7 +114,8 @@ def train(
     step_function = make_train_step(config, model)
     step_on_devices = parallelize(step_function, parallel, devices)
     evaluate = make_evaluator(config, model, devices)
-    diagnose = jax.jit(functools.partial(routing_diagnostics, config, model))
+    view = functools.partial(test_view, config.images)
+    diagnose = jax.jit(lambda params, images, step: routing_diagnostics(config, model, params, view(images), step))
 
     with (
         RunDirectory(workdir, config) as run,
@@ -140,7 +142,7 @@ def train(
         def score_and_save(step: int, state: TrainState) -> Scores:
             progress.set_description("evaluating")
             scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
-            guard.check_scores(state, scores, dataset, config.batch_size)
+            guard.check_scores(state, scores, dataset, view, config.batch_size)
             if step not in checkpoints.steps():
                 log({"step": step, "split": "test", "loss": scores.loss, "accuracy": scores.accuracy})
                 layers = jax.device_get(diagnose(state.params, dataset.test_images[:DIAGNOSED], step))
@@ -268,7 +270,7 @@ class TrainCommand:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    defaults = TrainCommand(config=preset_config(chosen_preset(arguments)))
+    defaults = TrainCommand(config=default_config(arguments))
     command = parse(TrainCommand, "python -m experiments.train", arguments, defaults)
     typed = shlex.join(["python", "-m", "experiments.train", *arguments])
     workdir = command.workdir or Path("runs", command.config.dataset)

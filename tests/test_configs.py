@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from emcaps import PRESETS
 from experiments.command_line import parse
-from experiments.configs import ModelConfig, TrainConfig, from_json, to_json
+from experiments.configs import NORB_IMAGES, ImageConfig, ModelConfig, TrainConfig, default_config, from_json, to_json
 from experiments.train import TrainCommand
 
 PROGRAM = "python -m experiments.train"
@@ -32,12 +33,25 @@ def test_json_with_unknown_or_missing_fields_is_refused(change):
         ("learning_rate", float("nan")),
         ("weight_decay", -1e-7),
         ("margin_end", 1.5),
-        ("max_shift", -1),
     ],
 )
 def test_a_config_with_impossible_values_does_not_exist(field, value):
     with pytest.raises(ValueError, match=f"{field} .*{value}"):
         dataclasses.replace(TrainConfig(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    "field, value", [("max_shift", -1), ("downsample", 0), ("crop", 0), ("contrast", 1.5), ("brightness", -0.1)]
+)
+def test_views_that_cannot_be_do_not_exist(field, value):
+    with pytest.raises(ValueError, match=f"{field} .*{value}"):
+        ImageConfig(**{field: value})
+
+
+def test_defaults_are_those_of_the_preset_and_the_data_set():
+    config = default_config("--steps 3 --dataset smallnorb --preset ibm".split())
+    assert config.images == NORB_IMAGES and (config.model.routing, config.model.capsule_init) == PRESETS["ibm"]
+    assert default_config(["--dataset=mnist"]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
 
 
 def test_flags_are_flat():

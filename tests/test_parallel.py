@@ -20,7 +20,7 @@ def model():
 
 def batches():
     data = tiny.dataset()
-    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny.CONFIG.batch_size, max_shift=1)
+    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny.CONFIG.batch_size, tiny.CONFIG.images)
 
 
 @functools.cache

@@ -8,16 +8,18 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from experiments import datasets, evaluate, train
 from experiments.checkpoints import Checkpoints
-from experiments.configs import from_json, to_json
+from experiments.configs import ImageConfig, from_json, to_json
 from experiments.errors import RunnerError
 from experiments.learner import make_model
 from experiments.run_directory import read_records
+from experiments.views import crop_places
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 
@@ -169,6 +171,19 @@ def test_every_example_is_scored_once_whatever_the_devices_and_the_padding():
     assert scores.num_examples == len(scores.activations) == 53
     assert scores.num_correct == backwards.num_correct == (scores.activations.argmax(-1) == data.test_labels).sum()
     assert scores.error == (53 - scores.num_correct) / 53
+
+
+def test_crops_average_the_activations_of_views():
+    config = dataclasses.replace(tiny.CONFIG, images=ImageConfig(crop=11))
+    model, data, params = make_model(tiny.MODEL, 3), tiny.dataset(num_test=7), tiny.initial_state().params
+    central, scores = (evaluate.make_evaluator(config, model, jax.devices()[:1], crops) for crops in (1, 4))
+    found = scores(params, data.test_images, data.test_labels, 6)
+    expected = []
+    for row, column in np.round(2 * crop_places(4)).astype(int):
+        crops = jnp.asarray(data.test_images[:, row : row + 11, column : column + 11], jnp.float32) / 255
+        expected.append(model.apply({"params": params}, crops)[0].activations)
+    np.testing.assert_allclose(found.activations, np.mean(expected, 0), rtol=1e-4)
+    np.testing.assert_allclose(central(params, data.test_images, data.test_labels, 6).activations, expected[0], rtol=1e-4)
 
 
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path):

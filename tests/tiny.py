@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from emcaps import RoutingOptions
-from experiments.configs import ModelConfig, TrainConfig
+from experiments.configs import ImageConfig, ModelConfig, TrainConfig
 from experiments.datasets import Dataset
 from experiments.learner import TrainState, init_state, make_model
 
 IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1))
-CONFIG = TrainConfig(model=MODEL, steps=6, batch_size=8, eval_every=4, max_shift=1, warmup_steps=0)
+CONFIG = TrainConfig(model=MODEL, steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0)
 
 
 def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
@@ -33,4 +33,4 @@ def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
 def initial_state() -> TrainState:
     """A state before the first step, in NumPy arrays, which no training step can take away."""
     init = jax.jit(functools.partial(init_state, CONFIG, make_model(MODEL, 3)))
-    return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.uint8), jax.random.key(0)))
+    return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.float32), jax.random.key(0)))
