@@ -12,6 +12,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from emcaps import PRESETS, CapsuleInit, RoutingOptions
 from experiments.datasets import DATASETS
+from experiments.npz_data import SUFFIX
 
 Preset = Literal["emcaps", "paper", "ibm"]
 
@@ -43,7 +44,10 @@ class TrainConfig:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     dataset: str = "mnist"
-    """Data set: mnist or fashion_mnist."""
+    """Data set: mnist, fashion_mnist, smallnorb, cifar10, or the path of an .npz file with the arrays image (uint8 [N, H, W, C] or
+    [N, H, W]), label (0, 1, ...; [N]) and, if you like, class_names and split ([N]; train or test). Further integers [N], such as
+    instance or azimuth, are factors; other arrays play no part. Without split, the upper half of each class's instances is tested,
+    without instance every fifth image of each class."""
     steps: int = 4000
     """Training steps."""
     batch_size: int = 64
@@ -86,8 +90,8 @@ class TrainConfig:
     """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {self.dataset!r}")
+        if self.dataset not in DATASETS and not self.dataset.endswith(SUFFIX):
+            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, or a path that ends in {SUFFIX}; got {self.dataset!r}")
         check_positive(self, "steps", "batch_size", "learning_rate", "decay_rate", "decay_steps", "eval_every")
         for name in ("seed", "weight_decay", "max_shift", "warmup_steps", "holdout"):
             if not getattr(self, name) >= 0:
