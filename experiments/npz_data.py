@@ -9,8 +9,8 @@ Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Ar
 neither labels nor factors and play no part.
 
 Without `split`, what is tested depends on the file alone. Where there is a factor `instance`, which tells apart the objects of a
-class, it is the upper half of each class's instances (of five, the upper two): objects that are not trained on. Otherwise it is every
-fifth image of each class, in the order of the file.
+class, it is the upper half of each class's instances (of five, the upper two): objects that are not trained on. Otherwise it is
+every fifth image of each class, in the order of the file.
 """
 
 import zipfile
