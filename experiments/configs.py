@@ -44,10 +44,10 @@ class TrainConfig:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     dataset: str = "mnist"
-    """Data set: mnist, fashion_mnist, smallnorb, cifar10, or the path of an .npz file with the arrays image (uint8 [N, H, W, C] or
-    [N, H, W]), label (0, 1, ...; [N]) and, if you like, class_names and split ([N]; train or test). Further integers [N], such as
-    instance or azimuth, are factors; other arrays play no part. Without split, the upper half of each class's instances is tested,
-    without instance every fifth image of each class."""
+    """Data set: mnist, fashion_mnist, smallnorb, cifar10, or the path of an .npz file.
+    It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
+    Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
+    Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
     steps: int = 4000
     """Training steps."""
     batch_size: int = 64

@@ -88,13 +88,16 @@ def test_the_second_time_loads_the_cache(tiny, tmp_path, monkeypatch):
     assert first[:2] == second[:2]
 
 
-@pytest.mark.parametrize("harm", ["changed data", "broken cache", "no cache folder"])
+@pytest.mark.parametrize("harm", ["changed data", "broken cache", "truncated cache", "no cache folder"])
 def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypatch):
     first = datasets.load(tiny.name, tmp_path / "data")
     if harm == "changed data":
         os.utime(next((tmp_path / "data" / tiny.name).rglob("*.array_record*")), (0, 0))
     elif harm == "broken cache":
-        next((tmp_path / "cache").rglob("*.npz")).write_bytes(b"PK, but no zip file")
+        next((tmp_path / "cache").rglob("*.arrays")).write_bytes(b"PK, no arrays")
+    elif harm == "truncated cache":
+        path = next((tmp_path / "cache").rglob("*.arrays"))
+        path.write_bytes(path.read_bytes()[:-1])
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
