@@ -12,6 +12,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from emcaps import PRESETS, CapsuleInit, RoutingOptions
 from experiments.datasets import DATASETS
+from experiments.npz_data import SUFFIX
 
 Preset = Literal["emcaps", "paper", "ibm"]
 
@@ -68,7 +69,10 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     images: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     dataset: str = "mnist"
-    """Data set: mnist or fashion_mnist."""
+    """Data set: mnist, fashion_mnist, smallnorb, cifar10, or the path of an .npz file.
+    It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
+    Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
+    Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
     steps: int = 4000
     """Training steps."""
     batch_size: int = 64
@@ -109,8 +113,8 @@ class TrainConfig:
     """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {self.dataset!r}")
+        if self.dataset not in DATASETS and not self.dataset.endswith(SUFFIX):
+            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, or a path that ends in {SUFFIX}; got {self.dataset!r}")
         check_positive(self, "steps", "batch_size", "learning_rate", "decay_rate", "decay_steps", "eval_every")
         check_not_negative(self, "seed", "weight_decay", "warmup_steps", "holdout")
         for name in ("clip_norm", "assignment_temperature_end", "inverse_temperature_start"):

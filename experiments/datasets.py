@@ -1,13 +1,10 @@
-"""Data sets, whole and in memory, through `tfds.data_source` and without TensorFlow."""
+"""Data sets, whole and in memory: by name through `tfds.data_source`, without TensorFlow, or from an .npz file."""
 
-import hashlib
 import io
-import os
-import tempfile
 import urllib.request
-import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +14,11 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.util import DownloadError
 
 from experiments.builders import BUILDERS
-from experiments.errors import RunnerError
+from experiments.cache import Arrays, cached
+from experiments.errors import RunnerError, first_line
+from experiments.npz_data import SUFFIX, read_npz
 
 DATASETS = tuple(BUILDERS)
-Arrays = dict[str, np.ndarray]
 Builder = Any  # of BUILDERS, whose attributes type checkers do not know
 
 
@@ -28,12 +26,14 @@ class Dataset(NamedTuple):
     """Labelled images in memory.
 
     Attributes:
-        name: as in `DATASETS`.
+        name: as in `DATASETS`, or the stem of the .npz file.
         class_names: one for each label.
         train_images: uint8 `[N, height, width, channels]`.
         train_labels: int32 `[N]`.
         test_images: uint8, for another N.
         test_labels: int32.
+        train_factors: what else is known of the images, by name, such as the azimuth: each int32 `[N]`.
+        test_factors: the same factors of the test images.
     """
 
     name: str
@@ -42,32 +42,48 @@ class Dataset(NamedTuple):
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    train_factors: Mapping[str, np.ndarray] = MappingProxyType({})
+    test_factors: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load a data set; prepare it first if `data_dir` does not hold it.
 
     Args:
-        name: one of `DATASETS`.
-        data_dir: the TFDS folder; None is TFDS's own, `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        name: one of `DATASETS`, or the path of an .npz file; see npz_data.py.
+        data_dir: the TFDS folder; None is TFDS's own, `TFDS_DATA_DIR` or `~/tensorflow_datasets`. It plays no part for a file.
 
     Raises:
         RunnerError: the data is not there and cannot be had, or is damaged; the message says what to do.
     """
-    builder = BUILDERS[name](data_dir=data_dir)
+    return load_npz(Path(name)) if name.endswith(SUFFIX) else load_tfds(BUILDERS[name](data_dir=data_dir))
+
+
+def load_npz(path: Path) -> Dataset:
+    """The data set in an .npz file. Raises RunnerError as `read_npz` does."""
+    images, labels, factors, class_names, tested = read_npz(path)
+    everything = Dataset(path.stem, class_names, images, labels, images[:0], labels[:0], factors)
+    return divided(everything, ~tested, tested)
+
+
+def load_tfds(builder: Builder) -> Dataset:
+    """The data set of a builder, prepared first if need be. Raises RunnerError as `load` does."""
     if not Path(builder.data_path).exists():
         prepare(builder)
     if builder.is_prepared() and builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise RunnerError(
-            f"{builder.data_path} holds {name} as {builder.info.file_format.value}, which only TensorFlow reads; "
+            f"{builder.data_path} holds {builder.name} as {builder.info.file_format.value}, which only TensorFlow reads; "
             "give another --data-dir (or TFDS_DATA_DIR), and it will be prepared there as array_record"
         )
+    read = lambda: read_split(builder, "train") | read_split(builder, "test")  # noqa: E731
     try:
-        arrays = cached(builder, lambda: read_split(builder, "train") | read_split(builder, "test"))
+        arrays = cached(f"{builder.name}-{builder.version}", Path(builder.data_path), read)
     except RuntimeError as error:
         message = f"{builder.data_path} is damaged ({first_line(error)}); delete it, and it will be prepared again"
         raise RunnerError(message) from error
-    return Dataset(name, tuple(builder.info.features["label"].names), **arrays)
+    names = tuple(builder.info.features[builder.label_feature].names)
+    factors = [{name: arrays.pop(f"{split}_{name}") for name in builder.factor_features} for split in ("train", "test")]
+    return Dataset(builder.name, names, **arrays, train_factors=factors[0], test_factors=factors[1])
 
 
 def hold_out(dataset: Dataset, number: int) -> Dataset:
@@ -80,11 +96,40 @@ def hold_out(dataset: Dataset, number: int) -> Dataset:
         return dataset
     if number >= len(dataset.train_labels):
         raise RunnerError(f"holdout must be less than the {len(dataset.train_labels)} training images; got {number}")
+    return divided(dataset, slice(-number), slice(-number, None))
+
+
+def hold_out_instances(dataset: Dataset, instances: Sequence[int]) -> Dataset:
+    """The data set with all training images of some objects in place of the test set.
+
+    Args:
+        dataset: with the factor `instance`.
+        instances: numbers of objects, the same in every class.
+
+    Raises:
+        RunnerError: there is no such factor, none or not all of the objects are there, or nothing would be left to train on.
+    """
+    if "instance" not in dataset.train_factors:
+        raise RunnerError(
+            f"{dataset.name} does not say which object an image shows (no factor `instance`), so none can be held out"
+        )
+    numbers = dataset.train_factors["instance"]
+    there_are = np.unique(numbers).tolist()
+    if not instances or not set(instances) < set(there_are):
+        raise RunnerError(f"held-out instances must be some, but not all, of the training set's {there_are}; got {list(instances)}")
+    held_out = np.isin(numbers, list(instances))
+    return divided(dataset, ~held_out, held_out)
+
+
+def divided(dataset: Dataset, train: slice | np.ndarray, test: slice | np.ndarray) -> Dataset:
+    """The data set with some of its training images to train on and others, in place of the test set, to test."""
     return dataset._replace(
-        train_images=dataset.train_images[:-number],
-        train_labels=dataset.train_labels[:-number],
-        test_images=dataset.train_images[-number:],
-        test_labels=dataset.train_labels[-number:],
+        train_images=dataset.train_images[train],
+        train_labels=dataset.train_labels[train],
+        train_factors={name: values[train] for name, values in dataset.train_factors.items()},
+        test_images=dataset.train_images[test],
+        test_labels=dataset.train_labels[test],
+        test_factors={name: values[test] for name, values in dataset.train_factors.items()},
     )
 
 
@@ -106,55 +151,32 @@ def prepare(builder: Builder) -> None:
             f"{builder.name} is not in {root}, and preparing it there failed: {first_line(error)}\n"
             f"Either give the TFDS folder that holds {builder.name}/{builder.version} by --data-dir or TFDS_DATA_DIR,\n"
             f"or download these files ({size:.0f} MiB in all) into {downloads / builder.name} and run the same command again:\n"
-            + "\n".join(f"  {url}" for url in builder.url_infos)
+            + "\n".join([*(f"  {url}" for url in builder.url_infos), *filter(None, [builder.stand_in])])
         ) from error
 
 
 def read_split(builder: Builder, split: str) -> Arrays:
-    """All images and labels of a split, as the fields of `Dataset`."""
+    """All images, labels and factors of a split: `<split>_images`, `<split>_labels`, and by the name of each factor."""
     source: Any = tfds.data_source(
         builder.name,
         split=split,
         data_dir=data_root(builder),
         download=False,
-        decoders={"image": tfds.decode.SkipDecoding()},  # PIL alone is twice as fast as TFDS around PIL
+        # PIL alone is twice as fast as TFDS around PIL
+        decoders={feature: tfds.decode.SkipDecoding() for feature in builder.image_features},
     )
     examples = source.__getitems__(range(len(source)))
-    images = np.stack([np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples])
-    labels = np.array([example["label"] for example in examples], np.int32)
-    return {f"{split}_images": images.reshape(len(images), *builder.info.features["image"].shape), f"{split}_labels": labels}
+    height, width, channels = builder.info.features[builder.image_features[0]].shape
+    images = np.empty((len(examples), height, width, len(builder.image_features), channels), np.uint8)
+    for image, example in zip(images, examples, strict=True):
+        for place, feature in enumerate(builder.image_features):
+            image[:, :, place] = np.asarray(Image.open(io.BytesIO(example[feature]))).reshape(height, width, channels)
+    features = {"labels": builder.label_feature, **builder.factor_features}
+    numbers = {name: np.array([example[feature] for example in examples], np.int32) for name, feature in features.items()}
+    arrays = {"images": images.reshape(len(images), height, width, -1), **numbers}
+    return {f"{split}_{name}": array for name, array in arrays.items()}
 
 
 def data_root(builder: Builder) -> Path:
     """The TFDS folder that a builder works in; its data is in `<root>/<name>/<version>`."""
     return Path(builder.data_path).parents[1]
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the details that follow."""
-    return (str(error) or repr(error)).splitlines()[0].strip("<>:")
-
-
-def cached(builder: Builder, read: Callable[[], Arrays]) -> Arrays:
-    """What `read` returns, from `~/.cache/emcaps` if it has been read before: decoding takes seconds, loading does not.
-
-    The name of the cached file tells apart data sets, versions, and files that have changed since.
-    """
-    files = sorted(Path(builder.data_path).iterdir())
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emcaps"
-    path = folder / f"{builder.name}-{builder.version}-{digest}.npz"
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile):
-        arrays = read()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            np.savez(Path(scratch, path.name), **arrays)  # pyright: ignore[reportArgumentType]
-            os.replace(Path(scratch, path.name), path)
-    except OSError:
-        pass  # nowhere to write: the next run decodes again
-    return arrays

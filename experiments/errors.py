@@ -3,3 +3,8 @@
 
 class RunnerError(Exception):
     """What went wrong and what to do about it, in plain words: the entry points print it in place of a traceback."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the details that follow."""
+    return (str(error) or repr(error)).splitlines()[0].strip("<>:")

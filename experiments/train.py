@@ -259,7 +259,7 @@ class TrainCommand:
     preset: Preset = "emcaps"
     """Constants and initial values of the routing, which other flags may change: ours, the paper's, or IBM's."""
     workdir: Path | None = None
-    """The run's folder; the default is runs/ and the data set's name."""
+    """The run's folder; the default is runs/ and the data set's name, without .npz or what is before it."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     parallel: Mode = "jit"
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     defaults = TrainCommand(config=default_config(arguments))
     command = parse(TrainCommand, "python -m experiments.train", arguments, defaults)
     typed = shlex.join(["python", "-m", "experiments.train", *arguments])
-    workdir = command.workdir or Path("runs", command.config.dataset)
+    workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
     try:
         check_usable(workdir, command.config)
         split_cpu(command.devices)

@@ -78,7 +78,10 @@ def test_flags_are_flat():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--dataset nosuch", "error: dataset must be one of mnist, fashion_mnist; got 'nosuch'"),
+        (
+            "--dataset nosuch",
+            "error: dataset must be one of mnist, fashion_mnist, smallnorb, cifar10, or a path that ends in .npz; got 'nosuch'",
+        ),
         (
             "--nosuch 3",
             "error: unknown argument --nosuch; known flags: --conv-channels, --primary-capsules",

@@ -1,12 +1,13 @@
-"""Preparing and loading data: the builders on tiny files in the original format, real MNIST where it is at hand."""
+"""Preparing and loading data: the builders on tiny files in the original formats, real data where it is at hand."""
 
 import gzip
 import os
-import struct
 import urllib.error
 from pathlib import Path
 
+import chex
 import numpy as np
+import originals
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
@@ -14,7 +15,7 @@ from tensorflow_datasets.core.download import checksums
 from experiments import builders, datasets
 from experiments.errors import RunnerError
 
-SIZES = {"train": 7, "test": 3}
+SMALLNORB12 = Path(__file__).parents[2] / "shared" / "data" / "smallnorb12.npz"
 
 
 @pytest.fixture(autouse=True)
@@ -30,63 +31,73 @@ def no_network(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
 
 
-def write_idx(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
+def put_by_hand(dataset, root, monkeypatch):
+    """Write the original files of a data set into its manual folder, register their checksums, and return their paths."""
+    files = originals.write(dataset, root / "downloads" / "manual" / dataset.name)
+    url_infos = {url: checksums.compute_url_info(path) for url, path in files.items()}
+    monkeypatch.setattr(builders.BUILDERS[dataset.name], "url_infos", url_infos)
+    return list(files.values())
 
 
-@pytest.fixture(params=["mnist", "fashion_mnist"])
+@pytest.fixture(params=originals.SHAPES)
 def tiny(request, tmp_path, monkeypatch):
-    """Tiny files of a data set in its manual folder, with their checksums registered: its name and arrays."""
-    builder = builders.BUILDERS[request.param]
-    random, arrays, url_infos = np.random.default_rng(0), {}, {}
-    for split, files in builders.IDX_FILES.items():
-        arrays[f"{split}_images"] = random.integers(0, 256, (SIZES[split], 28, 28), dtype=np.uint8)
-        arrays[f"{split}_labels"] = random.integers(0, 10, SIZES[split], dtype=np.uint8)
-        for file, kind in zip(files, ("images", "labels"), strict=True):
-            path = tmp_path / "data" / "downloads" / "manual" / request.param / file
-            write_idx(path, arrays[f"{split}_{kind}"])
-            url_infos[builder.URL + file] = checksums.compute_url_info(path)
-    monkeypatch.setattr(builder, "url_infos", url_infos)
-    return request.param, arrays
+    """Tiny files of a data set in its manual folder, with their checksums registered: what they hold."""
+    dataset = originals.noise(request.param)
+    put_by_hand(dataset, tmp_path / "data", monkeypatch)
+    return dataset
 
 
-def by_content(images, labels):
+def by_content(dataset, split):
     """Examples in an order that does not depend on how they were shuffled on disk."""
-    return sorted(zip((image.tobytes() for image in images), labels.tolist(), strict=True))
+    factors = getattr(dataset, f"{split}_factors")
+    columns = [getattr(dataset, f"{split}_labels"), *(factors[name] for name in sorted(factors))]
+    rows = np.stack(columns, axis=1).tolist()
+    return sorted(zip((image.tobytes() for image in getattr(dataset, f"{split}_images")), rows, strict=True))
+
+
+def assert_same_examples(one, other):
+    assert one.train_factors.keys() == one.test_factors.keys() == other.train_factors.keys()
+    for split in ("train", "test"):
+        assert by_content(one, split) == by_content(other, split)
 
 
 def test_files_put_there_by_hand_are_prepared_without_a_network(tiny, tmp_path, no_network):
-    name, arrays = tiny
-    data = datasets.load(name, tmp_path / "data")
-    assert data.name == name and len(data.class_names) == 10
-    assert data.train_images.shape == (7, 28, 28, 1) and data.train_images.dtype == np.uint8
+    data = datasets.load(tiny.name, tmp_path / "data")
+    assert data.name == tiny.name
+    assert data.train_images.shape == (10, *originals.SHAPES[tiny.name]) and data.train_images.dtype == np.uint8
     assert data.test_labels.shape == (3,) and data.test_labels.dtype == np.int32
-    for split in ("train", "test"):
-        loaded = by_content(getattr(data, f"{split}_images"), getattr(data, f"{split}_labels"))
-        assert loaded == by_content(arrays[f"{split}_images"], arrays[f"{split}_labels"])
-    stock = tfds.builder(name, data_dir=tmp_path / "data")
-    assert stock.is_prepared() and stock.info.splits["train"].num_examples == 7
+    assert all(values.shape == (10,) and values.dtype == np.int32 for values in data.train_factors.values())
+    assert_same_examples(data, tiny)
+    stock = tfds.builder(tiny.name, data_dir=tmp_path / "data")
+    assert stock.is_prepared() and stock.info.splits["train"].num_examples == 10
+
+
+@pytest.mark.parametrize("name, number, first", [("smallnorb", 5, "four-legged animals"), ("cifar10", 10, "plane")])
+def test_classes_have_names_also_the_second_time(name, number, first, tmp_path, monkeypatch):
+    put_by_hand(originals.noise(name), tmp_path, monkeypatch)
+    for _ in range(2):
+        names = datasets.load(name, tmp_path).class_names
+        assert len(names) == number and names[0] == first
 
 
 def test_the_second_time_loads_the_cache(tiny, tmp_path, monkeypatch):
-    name, _ = tiny
-    first = datasets.load(name, tmp_path / "data")
+    first = datasets.load(tiny.name, tmp_path / "data")
     monkeypatch.setattr(datasets, "read_split", lambda *args: pytest.fail("decoded again"))
-    second = datasets.load(name, tmp_path / "data")
-    for before, after in zip(first, second, strict=True):
-        np.testing.assert_array_equal(before, after)
+    second = datasets.load(tiny.name, tmp_path / "data")
+    chex.assert_trees_all_equal(first[2:], second[2:])
+    assert first[:2] == second[:2]
 
 
-@pytest.mark.parametrize("harm", ["changed data", "broken cache", "no cache folder"])
+@pytest.mark.parametrize("harm", ["changed data", "broken cache", "truncated cache", "no cache folder"])
 def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypatch):
-    name, _ = tiny
-    first = datasets.load(name, tmp_path / "data")
+    first = datasets.load(tiny.name, tmp_path / "data")
     if harm == "changed data":
-        os.utime(next((tmp_path / "data" / name).rglob("*.array_record*")), (0, 0))
+        os.utime(next((tmp_path / "data" / tiny.name).rglob("*.array_record*")), (0, 0))
     elif harm == "broken cache":
-        next((tmp_path / "cache").rglob("*.npz")).write_bytes(b"PK, but no zip file")
+        next((tmp_path / "cache").rglob("*.arrays")).write_bytes(b"PK, no arrays")
+    elif harm == "truncated cache":
+        path = next((tmp_path / "cache").rglob("*.arrays"))
+        path.write_bytes(path.read_bytes()[:-1])
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -96,7 +107,7 @@ def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypat
         "read_split",
         lambda *args, read=datasets.read_split: calls.append(args) or read(*args),
     )
-    second = datasets.load(name, tmp_path / "data")
+    second = datasets.load(tiny.name, tmp_path / "data")
     assert len(calls) == 2
     np.testing.assert_array_equal(first.train_images, second.train_images)
 
@@ -117,19 +128,32 @@ def test_without_data_and_network_one_message_says_what_to_do(tmp_path, no_netwo
         assert f"amazonaws.com/{file}" in message
 
 
-def test_a_wrong_file_is_refused_and_leaves_nothing_behind(tiny, tmp_path):
-    name, arrays = tiny
-    path = tmp_path / "data" / "downloads" / "manual" / name / builders.IDX_FILES["test"][1]
+def test_the_message_for_smallnorb_names_its_stand_in(tmp_path, no_network):
+    with pytest.raises(RunnerError) as error:
+        datasets.load("smallnorb", tmp_path)
+    message = str(error.value)
+    for words in ("251 MiB", str(tmp_path / "downloads" / "manual" / "smallnorb"), "--dataset toynorb", "testing-info.mat.gz"):
+        assert words in message
+
+
+@pytest.mark.parametrize("harm", ["other content", "truncated", "renamed"])
+def test_a_wrong_file_is_refused_and_leaves_nothing_behind(tiny, harm, tmp_path, no_network):
+    root = tmp_path / "data"
+    path = sorted((root / "downloads" / "manual" / tiny.name).iterdir())[-1]
     good = path.read_bytes()
-    write_idx(path, 9 - arrays["test_labels"])
-    with pytest.raises(RunnerError, match="wrong checksum"):
-        datasets.load(name, tmp_path / "data")
+    if harm == "renamed":
+        path.rename(path.with_suffix(".old"))
+    else:
+        path.write_bytes(good[:-9] if harm == "truncated" else gzip.compress(b"something else"))
+    with pytest.raises(RunnerError, match="no network" if harm == "renamed" else "wrong checksum") as error:
+        datasets.load(tiny.name, root)
+    assert path.name in str(error.value)
+    assert not [file for file in root.rglob("*") if file.is_file() and "manual" not in file.parts]
     path.write_bytes(good)
-    assert len(datasets.load(name, tmp_path / "data").test_labels) == 3
+    assert_same_examples(datasets.load(tiny.name, root), tiny)
 
 
 def test_a_failure_half_way_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
-    name, _ = tiny
     encode, calls = builders.encode_png, []
 
     def fail_the_third_time(image):
@@ -141,26 +165,23 @@ def test_a_failure_half_way_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(builders, "encode_png", fail_the_third_time)
         with pytest.raises(RuntimeError, match="crash"):
-            datasets.load(name, tmp_path / "data")
-    assert len(datasets.load(name, tmp_path / "data").train_labels) == 7
+            datasets.load(tiny.name, tmp_path / "data")
+    assert len(datasets.load(tiny.name, tmp_path / "data").train_labels) == 10
 
 
 def test_damaged_data_is_named(tiny, tmp_path):
-    name, _ = tiny
-    builders.BUILDERS[name](data_dir=tmp_path / "data")
-    datasets.load(name, tmp_path / "data")
-    next((tmp_path / "data" / name).rglob("*test.array_record*")).write_bytes(b"")
-    with pytest.raises(RunnerError, match=f"{name}/3.0.1 is damaged .*delete it"):
-        datasets.load(name, tmp_path / "data")
+    datasets.load(tiny.name, tmp_path / "data")
+    next((tmp_path / "data" / tiny.name).rglob("*test.array_record*")).write_bytes(b"")
+    with pytest.raises(RunnerError, match=rf"{tiny.name}/\d\.0\.\d is damaged .*delete it"):
+        datasets.load(tiny.name, tmp_path / "data")
 
 
 def test_data_in_another_format_is_named(tiny, tmp_path):
-    name, _ = tiny
-    datasets.load(name, tmp_path / "data")
-    info = tmp_path / "data" / name / "3.0.1" / "dataset_info.json"
+    datasets.load(tiny.name, tmp_path / "data")
+    (info,) = (tmp_path / "data" / tiny.name).glob("*/dataset_info.json")
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(RunnerError, match="as tfrecord, which only TensorFlow reads"):
-        datasets.load(name, tmp_path / "data")
+        datasets.load(tiny.name, tmp_path / "data")
 
 
 @pytest.mark.parametrize("content", [b"\0\0\x0d\1\0\0\0\1\0\0\0\0", b"\0\0\x08\1\0\0\0\5abcd"])
@@ -168,6 +189,82 @@ def test_a_file_that_is_not_idx_is_refused(content, tmp_path):
     (tmp_path / "file.gz").write_bytes(gzip.compress(content))
     with pytest.raises(ValueError, match=r"file\.gz"):
         builders.read_idx(tmp_path / "file.gz")
+
+
+@pytest.mark.parametrize("content", [b"\x54\x4c\x3d\x1f" + 16 * b"\1", b"\x54\x4c\x3d\x1e" + b"\1\0\0\0" * 4 + 8 * b"\0"])
+def test_a_file_that_is_not_norb_is_refused(content, tmp_path):
+    (tmp_path / "file.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=r"file\.gz"):
+        builders.read_norb(tmp_path / "file.gz")
+
+
+@pytest.mark.parametrize("content", ["no archive", "another member"])
+def test_an_archive_without_the_files_is_refused(content, tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(b"no archive")
+    if content == "another member":
+        originals.write_tar(tmp_path / "a.tar.gz", {content: b""})
+    with pytest.raises(ValueError, match=r"a\.tar\.gz"):
+        builders.read_members(tmp_path / "a.tar.gz", ["a member"])
+
+
+def test_real_stereo_pairs_go_through_their_own_format_and_tfds(tmp_path, monkeypatch, no_network):
+    if not SMALLNORB12.exists():
+        pytest.skip(f"there is no {SMALLNORB12}")
+    with np.load(SMALLNORB12) as file:
+        images, labels, split = np.moveaxis(file["image"], 1, -1), file["category"].astype(np.int32), file["split"]
+        instance, elevation, azimuth, lighting = file["instance_elevation_azimuth_lighting"].T.astype(np.int32)
+    factors = {"instance": instance, "elevation": elevation, "azimuth": azimuth // 2, "lighting": lighting}
+    everything = datasets.Dataset("smallnorb", (), images, labels, images[:0], labels[:0], factors)
+    real = datasets.divided(everything, split == "train", split == "test")
+    put_by_hand(real, tmp_path, monkeypatch)
+    assert_same_examples(datasets.load("smallnorb", tmp_path), real)
+
+    stock = list(tfds.data_source("smallnorb", split="test", data_dir=tmp_path, download=False))
+    parts = {
+        "test_images": np.stack([np.concatenate([example["image"], example["image2"]], axis=-1) for example in stock]),
+        "test_labels": np.array([example["label_category"] for example in stock]),
+        "test_factors": {
+            name: np.array([example["instance" if name == "instance" else f"label_{name}"] for example in stock])
+            for name in factors
+        },
+    }
+    assert by_content(real._replace(**parts), "test") == by_content(real, "test")
+
+
+def test_held_out_images_are_the_last_with_their_factors():
+    data = originals.noise("smallnorb")
+    held_out = datasets.hold_out(data, 4)
+    np.testing.assert_array_equal(held_out.test_images, data.train_images[6:])
+    for name, values in data.train_factors.items():
+        np.testing.assert_array_equal(held_out.train_factors[name], values[:6])
+        np.testing.assert_array_equal(held_out.test_factors[name], values[6:])
+    assert datasets.hold_out(data, 0) is data
+
+
+def test_held_out_instances_come_from_the_training_set():
+    data = originals.noise("smallnorb", num_train=30)
+    instances = data.train_factors["instance"]
+    held_out = datasets.hold_out_instances(data, [6, 8])
+    chosen = (instances == 6) | (instances == 8)
+    assert chosen.any()
+    np.testing.assert_array_equal(held_out.test_images, data.train_images[chosen])
+    np.testing.assert_array_equal(held_out.test_factors["azimuth"], data.train_factors["azimuth"][chosen])
+    np.testing.assert_array_equal(held_out.train_labels, data.train_labels[~chosen])
+    assert not {6, 8} & {*held_out.train_factors["instance"].tolist()}
+
+
+@pytest.mark.parametrize(
+    "name, instances, message",
+    [
+        ("mnist", [1], "no factor `instance`"),
+        ("smallnorb", [], r"got \[\]"),
+        ("smallnorb", [1, 10], r"got \[1, 10\]"),
+        ("smallnorb", range(10), "some, but not all"),
+    ],
+)
+def test_instances_that_cannot_be_held_out_are_refused(name, instances, message):
+    with pytest.raises(RunnerError, match=message):
+        datasets.hold_out_instances(originals.noise(name, num_train=100), instances)
 
 
 def test_real_mnist():
