@@ -22,13 +22,12 @@ import optax
 import scipy.stats
 from tqdm import tqdm
 
-from experiments import datasets
 from experiments.batches import Batch, TrainingBatches
 from experiments.command_line import parse
 from experiments.configs import TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
-from experiments.evaluate import make_evaluator
+from experiments.evaluate import load_data, make_evaluator
 from experiments.learner import TrainState, class_logits, init_state, losses, make_model, make_train_step, routing_diagnostics
 from experiments.parallel import choose_devices, parallelize, split_cpu
 from experiments.run_directory import Record
@@ -138,8 +137,9 @@ def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     words = [*config.flags.split(), *flags.split()]
     defaults = TrainCommand(config=default_config(words))
     parsed = parse(TrainCommand, "python -m experiments.train", words, defaults)
+    holdout = 0 if parsed.config.holdout_instances else config.holdout
     return dataclasses.replace(
-        parsed.config, steps=config.steps, batch_size=config.batch_size, holdout=config.holdout, eval_every=config.steps
+        parsed.config, steps=config.steps, batch_size=config.batch_size, holdout=holdout, eval_every=config.steps
     )
 
 
@@ -274,10 +274,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config.output.mkdir(parents=True, exist_ok=True)
     file = config.output / "runs.jsonl"
     try:
-        dataset_names = {name: variant_config(config, name).dataset for name in variants(config)}
-        loaded = {
-            name: datasets.hold_out(datasets.load(name, config.data_dir), config.holdout) for name in set(dataset_names.values())
-        }
         done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         done = [record for record in done if {key: record[key] for key in setting} == setting]
         with tqdm(total=len(variants(config)) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10) as progress:
@@ -288,9 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress.set_description(name or "default")
                 if not seeds:
                     continue
-                for record in run_variant(
-                    variant_config(config, name), loaded[dataset_names[name]], seeds, config.causes, progress
-                ):
+                variant = variant_config(config, name)
+                dataset = load_data(variant, config.data_dir)
+                for record in run_variant(variant, dataset, seeds, config.causes, progress):
                     done.append({"variant": name, **setting, **record})
                     with file.open("a") as out:
                         out.write(json.dumps(done[-1]) + "\n")

@@ -111,6 +111,8 @@ class TrainConfig:
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     holdout: int = 0
     """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
+    holdout_instances: tuple[int, ...] = ()
+    """The same with all training images of these objects, where the data set has a factor `instance`."""
 
     def __post_init__(self):
         if self.dataset not in DATASETS and not self.dataset.endswith(SUFFIX):
@@ -126,10 +128,13 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
 
+        if self.holdout and self.holdout_instances:
+            raise ValueError(f"give holdout or holdout_instances, not both; got {self.holdout} and {self.holdout_instances}")
+
     @property
     def scored(self) -> str:
         """What errors are of: `test`, or `held-out`."""
-        return "held-out" if self.holdout else "test"
+        return "held-out" if self.holdout or self.holdout_instances else "test"
 
 
 def check_positive(config: Any, *names: str) -> None:

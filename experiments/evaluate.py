@@ -99,9 +99,17 @@ class Restored(NamedTuple):
     model: emcaps.CapsNet
 
 
+def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:
+    """What a run trains on and, as test set, what it is scored on. Raises RunnerError as the functions of datasets.py."""
+    dataset = datasets.load(config.dataset, data_dir)
+    if config.holdout_instances:
+        return datasets.hold_out_instances(dataset, config.holdout_instances)
+    return datasets.hold_out(dataset, config.holdout)
+
+
 def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
     """Load what a run has left at a step; None is its newest checkpoint. Raises RunnerError if there is no such checkpoint."""
-    dataset = datasets.hold_out(datasets.load(config.dataset, data_dir), config.holdout)
+    dataset = load_data(config, data_dir)
     model = make_model(config.model, len(dataset.class_names))
     images = test_view(config.images, jnp.asarray(dataset.test_images[:1]))
     like = jax.eval_shape(functools.partial(init_state, config, model), images, jax.random.key(0))

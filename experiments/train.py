@@ -17,14 +17,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import datasets, figures
+from experiments import figures
 from experiments.batches import TrainingBatches
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
 from experiments.configs import Preset, TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
-from experiments.evaluate import Scores, make_evaluator
+from experiments.evaluate import Scores, load_data, make_evaluator
 from experiments.interrupt import stop_request
 from experiments.learner import Metrics, TrainState, init_state, make_model, make_train_step, routing_at, routing_diagnostics
 from experiments.nonfinite import Guard, copied, examined
@@ -204,7 +204,7 @@ def summarize(
         "steps": config.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "scored_on": f"{config.holdout} held-out training images" if config.holdout else "test set",
+        "scored_on": "test set" if config.scored == "test" else "held-out training images",
         "test_error": scores.error,
         "test_accuracy": scores.accuracy,
         "test_examples": scores.num_examples,
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_usable(workdir, command.config)
         split_cpu(command.devices)
         devices = choose_devices(command.config.batch_size, command.devices)
-        dataset = datasets.hold_out(datasets.load(command.config.dataset, command.data_dir), command.config.holdout)
+        dataset = load_data(command.config, command.data_dir)
         print(f"{dataset.name} on {describe(devices)}, into {workdir}")
         result = train(command.config, dataset, workdir, parallel=command.parallel, devices=devices, command=typed)
     except RunnerError as error:

@@ -54,6 +54,13 @@ def test_defaults_are_those_of_the_preset_and_the_data_set():
     assert default_config(["--dataset=mnist"]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
 
 
+def test_images_are_held_out_by_number_or_by_object():
+    assert TrainConfig().scored == "test"
+    assert TrainConfig(holdout=3).scored == TrainConfig(holdout_instances=(4, 6)).scored == "held-out"
+    with pytest.raises(ValueError, match="give holdout or holdout_instances, not both"):
+        TrainConfig(holdout=3, holdout_instances=(4, 6))
+
+
 def test_flags_are_flat():
     flags = "--dataset fashion_mnist --data-dir d --workdir w --steps 3 --batch-size 4 --seed 5 --num-iterations 6"
     flags += " --learning-rate 0.1 --eval-every 7 --conv-capsules 8 9 --parallel pmap --devices 2"
