@@ -7,7 +7,8 @@ radius `BOUND` around `CENTER`. Every pixel is an element of the last axis, and 
 one kernel evaluates a whole distance function in registers.
 """
 
-from functools import partial
+import math
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -15,9 +16,11 @@ import jax.numpy as jnp
 
 CENTER = (0.0, 0.0, 0.4)
 BOUND = 1.1
-PRIMARY_STEPS = 24
-SHADOW_STEPS = 10
-SHADOW_REACH = 1.6
+BLOCK = 12  # pixels in a row of a block, and rows
+PRIMARY_STEPS = 28  # at most
+SHADOW_STEPS = 12
+OCCLUSION_REACH = 0.12
+MARGIN = 0.05
 STEP = 0.9  # of the distance: tapering and blending make the distances a little too large
 HIT = 0.012  # what is nearer than this is the surface; a sample of a 48 x 48 image with 2 x 2 samples is 0.03 wide
 GROUND = 1e-4  # rays end so far in front of the ground, lest it be hit as if it were the object
@@ -79,13 +82,49 @@ class Light(NamedTuple):
     hardness: jax.Array
 
 
+class Surface(NamedTuple):
+    """What N rays meet.
+
+    Attributes:
+        point: where.
+        normal: of length 1.
+        occlusion: float32 `[N]`, from 0.3 (in a crevice) to 1 (open to the sky).
+        on_object: bool `[N]`; the rest is the ground.
+    """
+
+    point: Vector
+    normal: Vector
+    occlusion: jax.Array
+    on_object: jax.Array
+
+
 @partial(jax.jit, static_argnames=("size", "samples"))
 def render(shape: Shape, camera: Camera, light: Light, size: int = 48, samples: int = 2) -> jax.Array:
     """One image `[size, size]`, float32, from 0 (black) to 1; each pixel is the mean of `samples` x `samples` rays."""
-    direction = rays(camera, size * samples)
-    point, normal, occlusion, on_object = look(shape, camera.position, direction)
-    brightness = shade(shape, light, point, normal, occlusion, on_object)
-    return brightness.reshape(size, samples, size, samples).mean((1, 3))
+    return render_lights(shape, camera, jax.tree.map(lambda field: field[None], light), size, samples)[0]
+
+
+def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, samples: int) -> jax.Array:
+    """The same view under L lights, `[L, size, size]`, float32: as `render`, but what the camera sees is traced once.
+
+    Rays are traced block by block, and no further than the last ray of a block has to go: most blocks show bare ground.
+    """
+    block = math.gcd(BLOCK, size)
+    number = size // block
+
+    def brightness(direction: Vector) -> jax.Array:
+        surface = look(shape, camera.position, direction)
+        return jax.vmap(lambda light: shade(shape, light, surface, samples**2))(lights)
+
+    def in_blocks(axis: jax.Array) -> jax.Array:
+        """Blocks by rays, `[number^2, samples^2 * block^2]`: of all pixels the first sample, of all the second, and so on."""
+        axes = axis.reshape(number, block, samples, number, block, samples)
+        return axes.transpose(0, 3, 2, 5, 1, 4).reshape(number * number, -1)
+
+    x, y, z = rays(camera, size * samples)
+    blocks = jax.lax.map(brightness, (in_blocks(x), in_blocks(y), in_blocks(z)))
+    pixels = blocks.reshape(number, number, -1, samples**2, block, block).mean(3)
+    return pixels.transpose(2, 0, 3, 1, 4).reshape(-1, size, size)
 
 
 def rays(camera: Camera, size: int) -> Vector:
@@ -99,16 +138,25 @@ def rays(camera: Camera, size: int) -> Vector:
     return tuple((forward[i] + x * right[i] + y * up[i]) / length for i in range(3))  # pyright: ignore[reportReturnType]
 
 
-def look(shape: Shape, origin: jax.Array, direction: Vector) -> tuple[Vector, Vector, jax.Array, jax.Array]:
-    """What the rays meet: the points, their normals, how open they are to the sky (0..1), and whether they are on the object."""
+def look(shape: Shape, origin: jax.Array, direction: Vector) -> Surface:
+    """What rays from `origin` `[3]` meet."""
     depth, on_object = trace(shape, origin, direction)
     point = along(tuple(origin), direction, depth)
-    slope = gradient(shape, point)
-    normal = tuple(jnp.where(on_object, slope[i], 1.0 if i == 2 else 0.0) for i in range(3))
-    near = distance(shape, along(point, normal, jnp.float32(0.12)))
-    # On the object the object itself is 0.12 away if nothing else is near; on the ground it may be anywhere.
-    occlusion = jnp.clip(0.3 + 0.7 * near / 0.12, 0.3, 1.0)
-    return point, normal, occlusion, on_object  # pyright: ignore[reportReturnType]
+    flat = tuple(jnp.full_like(depth, value) for value in (0.0, 0.0, 1.0))
+
+    def normals() -> Vector:
+        slope = gradient(shape, point)
+        return tuple(jnp.where(on_object, slope[i], flat[i]) for i in range(3))  # pyright: ignore[reportReturnType]
+
+    normal = jax.lax.cond(on_object.any(), normals, lambda: flat)
+    probe = along(point, normal, jnp.float32(OCCLUSION_REACH))
+    low, high = bounding_box(shape)
+    near = jnp.full_like(depth, True, bool)
+    for i in range(3):
+        near &= (probe[i] > low[i] - OCCLUSION_REACH) & (probe[i] < high[i] + OCCLUSION_REACH)
+    # Where nothing else is near, the object (or the ground) that the probe has left is just so far away.
+    gap = jax.lax.cond(near.any(), lambda: distance(shape, probe), lambda: jnp.full_like(depth, OCCLUSION_REACH))
+    return Surface(point, normal, jnp.clip(0.3 + 0.7 * gap / OCCLUSION_REACH, 0.3, 1.0), on_object)
 
 
 def trace(shape: Shape, origin: jax.Array, direction: Vector) -> tuple[jax.Array, jax.Array]:
@@ -116,50 +164,78 @@ def trace(shape: Shape, origin: jax.Array, direction: Vector) -> tuple[jax.Array
 
     Args:
         shape: the object.
-        origin: `[3]`, above the ground and outside the bounding ball.
+        origin: `[3]`, above the ground and outside the object's bounding box.
         direction: of length 1, pointing down.
     """
     to_ground = -origin[2] / direction[2]
-    offset = origin - jnp.array(CENTER)
-    middle = -sum(offset[i] * direction[i] for i in range(3))
-    discriminant = middle**2 - offset @ offset + BOUND**2
-    half_chord = jnp.sqrt(jnp.maximum(discriminant, 0.0))
-    end = jnp.where(discriminant > 0, jnp.minimum(middle + half_chord, to_ground - GROUND), 0.0)
+    enter, leave = crossing(shape, tuple(origin), direction)
+    leave = jnp.minimum(leave, to_ground - GROUND)
 
-    def step(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        depth, _ = state
+    def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        count, depth, gap = state
+        return (count < PRIMARY_STEPS) & ((depth < leave) & (gap > HIT / 4)).any()
+
+    def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        count, depth, _ = state
         gap = distance(shape, along(tuple(origin), direction, depth))
-        return jnp.where(gap < HIT / 4, depth, jnp.minimum(depth + STEP * gap, end)), gap
+        return count + 1, jnp.where(gap < HIT / 4, depth, depth + STEP * gap), gap
 
-    depth, gap = jax.lax.fori_loop(0, PRIMARY_STEPS, step, (middle - half_chord, jnp.full_like(middle, BOUND)))
-    on_object = (depth < end) & (gap < HIT)
+    _, depth, gap = jax.lax.while_loop(going, step, (jnp.int32(0), enter, jnp.full_like(enter, 1.0)))
+    on_object = (depth < leave) & (gap < HIT)
     return jnp.where(on_object, depth, to_ground), on_object
 
 
-def shade(shape: Shape, light: Light, point: Vector, normal: Vector, occlusion: jax.Array, on_object: jax.Array) -> jax.Array:
-    """The brightness of surface points `[N]`: Lambert's law for what reaches them of the lamp, and light from the sky."""
+def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Array:
+    """The brightness of surface points, `[N]`: Lambert's law for what reaches them of the lamp, and light from the sky.
+
+    Shadows are soft and cost the most: each pixel's first sample tells for all its `samples`, of which N is a multiple.
+    """
+    point, normal, occlusion, _ = surface
     facing = jnp.maximum(sum(normal[i] * light.direction[i] for i in range(3)), 0.0)
-    lamp = light.lamp * facing * lit(shape, light, along(point, normal, jnp.float32(0.03)))
+    above, facing_first = (tuple(axis[: len(axis) // samples] for axis in axes) for axes in (along(point, normal, jnp.float32(0.03)), (facing,)))
+    seen = lit(shape, light, above, facing_first[0] > 0)
     sky = light.ambient * occlusion * (0.75 + 0.25 * normal[2])
-    return jnp.clip(lamp + sky, 0.0, 1.0)
+    return jnp.clip(light.lamp * facing * jnp.tile(seen, samples) + sky, 0.0, 1.0)
 
 
-def lit(shape: Shape, light: Light, point: Vector) -> jax.Array:
-    """How much of the lamp points see, `[N]`, from 0 to 1.
+def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Array:
+    """How much of the lamp points see, `[N]`, from 0 to 1; 0 for those that do not face it.
 
-    A ray that passes the object at distance d after travelling t sees about d / t times the hardness of it.
+    A ray that passes the object at distance d after travelling t sees half of a lamp and d / t times the hardness of it.
     """
     towards = tuple(light.direction)
+    enter, leave = crossing(shape, point, towards)
+    start = jnp.maximum(enter, 0.03)
 
-    def step(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        travelled, seen = state
+    def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        count, travelled, seen = state
+        return (count < SHADOW_STEPS) & ((travelled < leave) & (seen > 0)).any()
+
+    def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        count, travelled, seen = state
         gap = distance(shape, along(point, towards, travelled))
-        seen = jnp.minimum(seen, 0.5 + 0.5 * light.hardness * gap / travelled)
-        return travelled + jnp.clip(gap, 0.03, SHADOW_REACH / 3), seen
+        seen = jnp.minimum(seen, jnp.where(travelled < leave, 0.5 + 0.5 * light.hardness * gap / travelled, 1.0))
+        return count + 1, travelled + jnp.maximum(gap, 0.04), seen
 
-    start = jnp.full_like(point[0], 0.03), jnp.ones_like(point[0])
-    seen = jnp.clip(jax.lax.fori_loop(0, SHADOW_STEPS, step, start)[1], 0.0, 1.0)
+    seen = jax.lax.while_loop(going, step, (jnp.int32(0), start, jnp.where(facing, 1.0, 0.0)))[2]
+    seen = jnp.clip(seen, 0.0, 1.0)
     return seen * seen * (3 - 2 * seen)
+
+
+def crossing(shape: Shape, origin: tuple[jax.Array, ...], direction: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """How far rays go until they enter and until they leave the bounding box, both `[N]`; those that miss it leave before."""
+    low, high = bounding_box(shape)
+    first, second = zip(*(((low[i] - origin[i]) / direction[i], (high[i] - origin[i]) / direction[i]) for i in range(3)), strict=True)
+    enter = reduce(jnp.maximum, (jnp.minimum(a, b) for a, b in zip(first, second, strict=True)))
+    leave = reduce(jnp.minimum, (jnp.maximum(a, b) for a, b in zip(first, second, strict=True)))
+    return enter, leave
+
+
+def bounding_box(shape: Shape) -> tuple[jax.Array, jax.Array]:
+    """The lowest and the highest corner `[3]` of a box around the object, with room for blending and for soft shadows."""
+    half = shape.half_size.at[:, :2].add(jnp.abs(shape.taper) * shape.half_size[:, 2:])
+    extent = jnp.abs(shape.rotation * half[:, None, :]).sum(2)
+    return (shape.center - extent).min(0) - MARGIN, (shape.center + extent).max(0) + MARGIN
 
 
 def distance(shape: Shape, point: Vector) -> jax.Array:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.toynorb.render import CENTER, Camera, Light, Shape, render
+from experiments.toynorb.render import CENTER, Camera, Light, Shape, render_lights
 
 ELEVATIONS = tuple(range(30, 71, 5))  # degrees above the ground
 AZIMUTHS = tuple(range(0, 360, 20))
 DISTANCE = 5.0
-EXTENT = 0.30
+EXTENT = 0.25
 EYES = 7.0  # degrees between the two cameras
 
 # Of each lighting: the lamp's azimuth from the camera's and its elevation in degrees, brightness, ambient brightness, hardness.
@@ -79,9 +79,8 @@ def photograph(shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int
     """
 
     def view(angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        picture = partial(render, size=size, samples=samples)
-        by_eye = jax.vmap(picture, in_axes=(None, 0, None))
-        images = jax.vmap(by_eye, in_axes=(None, None, 0))(shape, stereo(*angles), lamps(angles[1]))
-        return jnp.round(255 * images).astype(jnp.uint8)
+        lights = lamps(angles[1])
+        images = jax.lax.map(lambda camera: render_lights(shape, camera, lights, size, samples), stereo(*angles))
+        return jnp.round(255 * images).astype(jnp.uint8).swapaxes(0, 1)
 
-    return jax.lax.map(view, (elevation, azimuth))  # one after the other: what one view needs fits into a processor's cache
+    return jax.lax.map(view, (elevation, azimuth))

@@ -152,7 +152,8 @@ def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, sh
         blend=scale * shape.blend,
     )
     missing = NUM_SOLIDS - len(parts)
-    nothing = solid((0.0, 0.0, -20.0), np.eye(3), (0.1, 0.1, 0.1), (0.0, 0.0), 0.0, 0.0, 0.01)
+    # Nothing is a point inside the first solid, which is nearer than it from everywhere outside.
+    nothing = solid(placed.center[0], np.eye(3), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0, 0.0, 1e-3)
     padded = (np.concatenate([a, np.repeat(b[None], missing, 0)]) for a, b in zip(placed, nothing, strict=True))
     return Shape(*(jnp.asarray(a, jnp.float32) for a in padded))
 
