@@ -3,9 +3,9 @@
 from experiments.toynorb.solids import Dice, Solid, ball, box, limb, mirrored, wheel, wing
 
 
-def airplane(dice: Dice) -> list[Solid]:
+def airplane(dice: Dice, variant: int) -> list[Solid]:
     """A jet fighter, an airliner or a propeller plane, with one pair of wings or two, on its wheels or its belly."""
-    kind = dice.choice("jet", "airliner", "propeller", "propeller", "biplane")
+    kind = ("jet", "airliner", "propeller", "biplane", "propeller")[variant % 5]
     length = dice.between(1.7, 2.1) * (0.85 if kind in ("propeller", "biplane") else 1.0)
     radius = dice.between(0.09, 0.15)
     belly = dice.between(0.16, 0.3)

@@ -2,11 +2,14 @@
 
 import numpy as np
 
-from experiments.toynorb.solids import Dice, Solid, ball, box, limb, mirrored
+from experiments.toynorb.solids import Dice, Solid, ball, box, limb, mirrored, tilted
 
 
-def animal(dice: Dice) -> list[Solid]:
-    """A body on four legs in mid-step, with a neck, a head and whatever grows on them; cattle, dogs, cats, elephants, dinosaurs."""
+def animal(dice: Dice, variant: int) -> list[Solid]:
+    """A body on four legs in mid-step, with a neck, a head and whatever grows on them; cattle, dogs, cats, elephants, dinosaurs.
+
+    Variants 3 and 7 rear up on their hind legs.
+    """
     length = dice.between(0.8, 1.3)
     leg = dice.between(0.3, 0.62)
     stout = dice.between(0.15, 0.27)
@@ -16,6 +19,7 @@ def animal(dice: Dice) -> list[Solid]:
     hips = (-length / 2, 0.0, leg + hips_radius * 0.7 + dice.between(-0.08, 0.08))
     parts = [limb(hips, chest, hips_radius, stout, blend=0.1)]
 
+    hind_legs = []
     # Legs: hip, knee, foot; a walking animal has one forward of its hip and the next behind.
     stride = dice.between(0.0, 0.22)
     for end, sign in ((chest, 1), (hips, -1)):
@@ -24,8 +28,9 @@ def animal(dice: Dice) -> list[Solid]:
             y = side * stout * dice.between(0.6, 0.85)
             step = stride * side * sign
             knee = (end[0] + step * 0.5 + knee_bend, y, leg * 0.5)
-            parts.append(limb((end[0], y * 0.9, end[2] - 0.05), knee, thick * 1.5, thick, blend=0.06))
-            parts.append(limb(knee, (end[0] + step, y, thick), thick, thick * 0.85, blend=0.03))
+            upper = limb((end[0], y * 0.9, end[2] - 0.05), knee, thick * 1.5, thick, blend=0.06)
+            lower = limb(knee, (end[0] + step, y, thick), thick, thick * 0.85, blend=0.03)
+            (hind_legs if end is hips else parts).extend([upper, lower])
 
     neck_length = dice.choice("short", "short", "middle", "long")
     reach = {"short": 0.2, "middle": 0.38, "long": 0.62}[neck_length] * dice.between(0.85, 1.15)
@@ -53,6 +58,8 @@ def animal(dice: Dice) -> list[Solid]:
         down = dice.chance(0.5)
         parts.append(limb(nose, (nose[0] + 0.12, nose[1], nose[2] + (-0.32 if down else 0.2)), 0.06, 0.03, 0.03))
 
+    if variant in (3, 7):
+        parts = tilted(parts, -dice.between(25, 60), hips)
     tail = dice.choice("thin", "thin", "thick", "short")
     root = (hips[0] - hips_radius * 0.6, 0.0, hips[2] + hips_radius * 0.3)
     swing, lift = dice.between(-0.2, 0.2), dice.between(-0.3, 0.25)
@@ -63,16 +70,16 @@ def animal(dice: Dice) -> list[Solid]:
         parts.append(limb(root, (root[0] - dice.between(0.35, 0.6), swing, root[2] + lift - 0.1), hips_radius * 0.6, 0.04, 0.1))
     else:
         parts.append(limb(root, (root[0] - 0.1, 0.0, root[2] + 0.04), 0.06, 0.05, 0.03))
-    return parts
+    return parts + hind_legs
 
 
-def human(dice: Dice) -> list[Solid]:
-    """A standing, walking or kneeling toy soldier, his hands full or empty, most of them on a base."""
+def human(dice: Dice, variant: int) -> list[Solid]:
+    """A standing, walking, kneeling or crawling toy soldier, his hands full or empty, most of them on a base."""
     broad, waist = dice.between(0.16, 0.25), dice.between(0.13, 0.19)
     leg, thick = dice.between(0.6, 0.85), dice.between(0.065, 0.095)
     trunk = dice.between(0.42, 0.56)
     lean = dice.between(-0.08, 0.16)
-    pose = dice.choice("stands", "stands", "walks", "walks", "kneels")
+    pose = ("stands", "walks", "kneels", "stands", "crawls", "walks", "stands", "kneels", "walks", "stands")[variant]
     ground = 0.05
     height = ground + leg * (0.62 if pose == "kneels" else 1.0)
 
@@ -133,7 +140,9 @@ def human(dice: Dice) -> list[Solid]:
         parts.append(box((lean - 0.2, 0.0, shoulders[2] - 0.12), (0.18, 0.32, 0.38), blend=0.02))
     elif carries == "shield":
         parts.append(box((x + 0.05, y, z), (0.06, 0.36, 0.5), roundness=0.7, blend=0.02))
-    if dice.chance(0.7):
+    if pose == "crawls":
+        parts = tilted(parts, dice.between(55, 80), (0.0, 0.0, 0.0))
+    elif dice.chance(0.7):
         parts.append(box((0.05, 0.0, 0.025), (0.75, 0.5 + 2 * straddle, 0.05), edge=0.02, roundness=dice.between(0.2, 1.0), blend=0.02))
     return parts
 

@@ -53,16 +53,18 @@ class Shape(NamedTuple):
 
 
 class Camera(NamedTuple):
-    """A pinhole camera with a square image, upright. All float32.
+    """A pinhole camera with a square image. All float32.
 
     Attributes:
         position: `[3]`.
         target: `[3]`, the point in the middle of the image.
+        right: `[3]`, about where the right of the image is; what of it is along the line of sight does not count.
         extent: the half width of the image, divided by the focal length.
     """
 
     position: jax.Array
     target: jax.Array
+    right: jax.Array
     extent: jax.Array
 
 
@@ -130,7 +132,7 @@ def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, sample
 def rays(camera: Camera, size: int) -> Vector:
     """Unit vectors through the centres of `size` x `size` samples, row by row from the upper left."""
     forward = normalize(camera.target - camera.position)
-    right = normalize(jnp.cross(forward, jnp.array([0.0, 0.0, 1.0])))
+    right = normalize(camera.right - (camera.right @ forward) * forward)
     up = jnp.cross(right, forward)
     across = camera.extent * ((jnp.arange(size) + 0.5) * (2 / size) - 1)
     x, y = jnp.tile(across, size), jnp.repeat(-across, size)

@@ -15,19 +15,19 @@ from experiments.toynorb.render import CENTER, Camera, Light, Shape, render_ligh
 ELEVATIONS = tuple(range(30, 71, 5))  # degrees above the ground
 AZIMUTHS = tuple(range(0, 360, 20))
 DISTANCE = 5.0
-EXTENT = 0.25
-EYES = 7.0  # degrees between the two cameras
+EXTENT = 0.225  # half the width of what a camera sees, at distance 1
+EYES = 6.0  # degrees between the two cameras
 
 # Of each lighting: the lamp's azimuth from the camera's and its elevation in degrees, brightness, ambient brightness, hardness.
 # On the ground all of them together are a plain light grey, from 0.68 to 0.9 of white.
 LIGHTINGS = np.array(
     [
-        [-60.0, 55.0, 0.47, 0.50, 3.0],
-        [65.0, 50.0, 0.48, 0.42, 4.0],
-        [150.0, 45.0, 0.52, 0.52, 3.0],
-        [-140.0, 60.0, 0.48, 0.48, 5.0],
-        [10.0, 65.0, 0.40, 0.33, 3.0],
-        [100.0, 40.0, 0.62, 0.37, 6.0],
+        [-60.0, 55.0, 0.47, 0.50, 2.0],
+        [65.0, 50.0, 0.48, 0.42, 2.5],
+        [150.0, 45.0, 0.52, 0.52, 2.0],
+        [-140.0, 60.0, 0.48, 0.48, 3.0],
+        [10.0, 65.0, 0.40, 0.33, 2.0],
+        [100.0, 40.0, 0.62, 0.37, 4.0],
     ],
     np.float32,
 )
@@ -41,11 +41,13 @@ def stereo(elevation: jax.Array, azimuth: jax.Array) -> Camera:
         azimuth: degrees around the vertical.
     """
 
+    right = direction(jnp.zeros_like(elevation), azimuth + 90.0)
+    middle = direction(elevation, azimuth)
+
     def eye(side: jax.Array) -> Camera:
-        # Turning the pair by the same angle at each elevation would bring the eyes together near the top.
-        turn = side * EYES / 2 / jnp.cos(jnp.radians(elevation))
-        position = jnp.array(CENTER) + DISTANCE * direction(elevation, azimuth + turn)
-        return Camera(position, jnp.array(CENTER), jnp.float32(EXTENT))
+        angle = jnp.radians(side * EYES / 2)
+        position = jnp.array(CENTER) + DISTANCE * (jnp.cos(angle) * middle + jnp.sin(angle) * right)
+        return Camera(position, jnp.array(CENTER), right, jnp.float32(EXTENT))
 
     return jax.vmap(eye)(jnp.array([-1.0, 1.0]))
 

@@ -20,12 +20,15 @@ MAKERS = (animal, human, airplane, truck, car)
 def toy(category: int, instance: int) -> Shape:
     """One of the fifty toys.
 
+    Of a category's ten, each is of another variant, 0 to 9: a list of kinds with repetitions. All else about it is drawn at random.
+
     Args:
         category: of `CATEGORIES`.
         instance: from 0 to 9.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), category), instance)
-    dice = Dice(key)
-    size, heading = dice.between(0.82, 1.0), dice.between(-12, 12)
+    key = jax.random.fold_in(jax.random.key(SEED), category)
+    variant = int(jax.random.permutation(key, INSTANCES)[instance])
+    dice = Dice(jax.random.fold_in(key, instance))
+    size, heading = dice.between(0.78, 1.0), dice.between(-20, 20)
     shift = dice.between(-0.06, 0.06), dice.between(-0.06, 0.06)
-    return assemble(MAKERS[category](dice), size, heading, shift)
+    return assemble(MAKERS[category](dice, variant), size, heading, shift)

@@ -110,6 +110,14 @@ def turn(axis: int, degrees: float) -> np.ndarray:
     return rotation
 
 
+def tilted(parts: Sequence[Solid], degrees: float, pivot: Point) -> list[Solid]:
+    """Solids turned around an axis through `pivot` that points to their left; the front goes down by positive angles."""
+    rotation, middle = turn(1, degrees).astype(np.float32), np.array(pivot, np.float32)
+    return [
+        part._replace(center=rotation @ (part.center - middle) + middle, rotation=rotation @ part.rotation) for part in parts
+    ]
+
+
 def mirrored(part: Solid) -> list[Solid]:
     """A solid and its mirror image on the other side of y = 0."""
     flip = np.diag([1.0, -1.0, 1.0]).astype(np.float32)

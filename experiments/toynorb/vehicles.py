@@ -3,9 +3,9 @@
 from experiments.toynorb.solids import Dice, Solid, box, limb, mirrored, turn, wheel
 
 
-def truck(dice: Dice) -> list[Solid]:
+def truck(dice: Dice, variant: int) -> list[Solid]:
     """A cab, and behind it on the same or another frame what it carries: a box, a tank, a tipper, logs; or a bus or van in one."""
-    kind = dice.choice("box", "tank", "tipper", "flatbed", "bus", "pickup")
+    kind = ("box", "tank", "tipper", "flatbed", "bus", "pickup", "box", "bus", "flatbed", "pickup")[variant]
     width = dice.between(0.5, 0.66)
     wheel_radius = dice.between(0.12, 0.17)
     floor = wheel_radius * dice.between(1.0, 1.4)
@@ -58,7 +58,9 @@ def truck(dice: Dice) -> list[Solid]:
         parts.append(box((load_x, 0.0, load_z + wall), (load_length, width, wall), 0.02, turned=tilt))
         parts += mirrored(box((load_x, width / 2, load_z + height / 2), (load_length, wall, height), 0.02, turned=tilt))
         for x in (0.0, back):
-            parts.append(box((x, 0.0, load_z + height / 2 + (0.0 if tilt is None else -x * 0.0)), (wall, width, height), 0.02))
+            # Tilted around its middle, the load bed is as much higher at one end as it is lower at the other.
+            z = load_z + height / 2 - (0.0 if tilt is None else (x - load_x) * tilt[0, 2])
+            parts.append(box((x, 0.0, z), (wall, width, height), 0.02))
     elif kind == "flatbed":
         carries = dice.choice("logs", "crates", "crane")
         parts.append(box((load_x, 0.0, load_z), (load_length, width, 0.06), 0.02))
@@ -82,9 +84,9 @@ def truck(dice: Dice) -> list[Solid]:
     return parts
 
 
-def car(dice: Dice) -> list[Solid]:
+def car(dice: Dice, variant: int) -> list[Solid]:
     """A saloon, an estate, a sports car, a jeep, a van or an open racing car."""
-    kind = dice.choice("saloon", "saloon", "estate", "sports", "jeep", "open", "van")
+    kind = ("saloon", "estate", "sports", "jeep", "open", "van", "saloon", "estate", "open", "jeep")[variant]
     length, width = dice.between(1.5, 1.9), dice.between(0.62, 0.78)
     wheel_radius = dice.between(0.13, 0.18)
     tall = {"jeep": 0.34, "van": 0.36, "sports": 0.21, "open": 0.24}.get(kind, 0.27) * dice.between(0.9, 1.1)
@@ -118,9 +120,7 @@ def car(dice: Dice) -> list[Solid]:
     elif extra == "rack" and kind != "open":
         parts.append(box((seat, 0.0, waist + cabin_height + 0.03), (cabin_length * 0.5, width * 0.6, 0.07), 0.02))
     elif extra == "spare wheel":
-        spare = wheel((back - 0.03, 0.0, waist - 0.06), 0.14, 0.1)
-        parts.append(spare._replace(rotation=spare.rotation @ turn(1, 0)) if kind != "jeep" else box(
-            (back - 0.04, 0.0, waist), (0.1, 0.3, 0.3), 0.04, roundness=0.3))
+        parts.append(box((back - 0.03, 0.0, waist - 0.04), (0.1, 0.28, 0.28), 0.04, roundness=0.5))
     elif extra == "scoop":
         parts.append(box((front - length * 0.2, 0.0, waist + 0.02), (0.25, 0.2, 0.1), 0.03))
     if dice.chance(0.5):  # bumpers
