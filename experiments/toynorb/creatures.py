@@ -143,7 +143,9 @@ def human(dice: Dice, variant: int) -> list[Solid]:
     if pose == "crawls":
         parts = tilted(parts, dice.between(55, 80), (0.0, 0.0, 0.0))
     elif dice.chance(0.7):
-        parts.append(box((0.05, 0.0, 0.025), (0.75, 0.5 + 2 * straddle, 0.05), edge=0.02, roundness=dice.between(0.2, 1.0), blend=0.02))
+        parts.append(
+            box((0.05, 0.0, 0.025), (0.75, 0.5 + 2 * straddle, 0.05), edge=0.02, roundness=dice.between(0.2, 1.0), blend=0.02)
+        )
     return parts
 
 

@@ -20,7 +20,8 @@ BLOCK = 12  # pixels in a row of a block, and rows
 PRIMARY_STEPS = 28  # at most
 SHADOW_STEPS = 12
 OCCLUSION_REACH = 0.12
-MARGIN = 0.05
+MARGIN = 0.03  # by which blending makes an object larger than its solids
+PENUMBRA = 0.15  # half the width of the widest edge of a shadow
 STEP = 0.9  # of the distance: tapering and blending make the distances a little too large
 HIT = 0.012  # what is nearer than this is the surface; a sample of a 48 x 48 image with 2 x 2 samples is 0.03 wide
 GROUND = 1e-4  # rays end so far in front of the ground, lest it be hit as if it were the object
@@ -152,10 +153,10 @@ def look(shape: Shape, origin: jax.Array, direction: Vector) -> Surface:
 
     normal = jax.lax.cond(on_object.any(), normals, lambda: flat)
     probe = along(point, normal, jnp.float32(OCCLUSION_REACH))
-    low, high = bounding_box(shape)
+    low, high = bounding_box(shape, MARGIN + OCCLUSION_REACH)
     near = jnp.full_like(depth, True, bool)
     for i in range(3):
-        near &= (probe[i] > low[i] - OCCLUSION_REACH) & (probe[i] < high[i] + OCCLUSION_REACH)
+        near &= (probe[i] > low[i]) & (probe[i] < high[i])
     # Where nothing else is near, the object (or the ground) that the probe has left is just so far away.
     gap = jax.lax.cond(near.any(), lambda: distance(shape, probe), lambda: jnp.full_like(depth, OCCLUSION_REACH))
     return Surface(point, normal, jnp.clip(0.3 + 0.7 * gap / OCCLUSION_REACH, 0.3, 1.0), on_object)
@@ -170,7 +171,7 @@ def trace(shape: Shape, origin: jax.Array, direction: Vector) -> tuple[jax.Array
         direction: of length 1, pointing down.
     """
     to_ground = -origin[2] / direction[2]
-    enter, leave = crossing(shape, tuple(origin), direction)
+    enter, leave = crossing(shape, tuple(origin), direction, MARGIN)
     leave = jnp.minimum(leave, to_ground - GROUND)
 
     def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -194,7 +195,9 @@ def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Arr
     """
     point, normal, occlusion, _ = surface
     facing = jnp.maximum(sum(normal[i] * light.direction[i] for i in range(3)), 0.0)
-    above, facing_first = (tuple(axis[: len(axis) // samples] for axis in axes) for axes in (along(point, normal, jnp.float32(0.03)), (facing,)))
+    above, facing_first = (
+        tuple(axis[: len(axis) // samples] for axis in axes) for axes in (along(point, normal, jnp.float32(0.03)), (facing,))
+    )
     seen = lit(shape, light, above, facing_first[0] > 0)
     sky = light.ambient * occlusion * (0.75 + 0.25 * normal[2])
     return jnp.clip(light.lamp * facing * jnp.tile(seen, samples) + sky, 0.0, 1.0)
@@ -203,10 +206,11 @@ def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Arr
 def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Array:
     """How much of the lamp points see, `[N]`, from 0 to 1; 0 for those that do not face it.
 
-    A ray that passes the object at distance d after travelling t sees half of a lamp and d / t times the hardness of it.
+    A ray that grazes the object sees half of the lamp; one that passes at distance d after travelling t sees hardness * d / (2 t) more,
+    and all of it from `PENUMBRA` away.
     """
     towards = tuple(light.direction)
-    enter, leave = crossing(shape, point, towards)
+    enter, leave = crossing(shape, point, towards, PENUMBRA)
     start = jnp.maximum(enter, 0.03)
 
     def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -216,7 +220,8 @@ def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Arr
     def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         count, travelled, seen = state
         gap = distance(shape, along(point, towards, travelled))
-        seen = jnp.minimum(seen, jnp.where(travelled < leave, 0.5 + 0.5 * light.hardness * gap / travelled, 1.0))
+        more = 0.5 * gap * jnp.where(gap > 0, jnp.maximum(light.hardness / travelled, 1 / PENUMBRA), light.hardness / travelled)
+        seen = jnp.minimum(seen, jnp.where(travelled < leave, 0.5 + more, 1.0))
         return count + 1, travelled + jnp.maximum(gap, 0.04), seen
 
     seen = jax.lax.while_loop(going, step, (jnp.int32(0), start, jnp.where(facing, 1.0, 0.0)))[2]
@@ -224,20 +229,24 @@ def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Arr
     return seen * seen * (3 - 2 * seen)
 
 
-def crossing(shape: Shape, origin: tuple[jax.Array, ...], direction: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+def crossing(
+    shape: Shape, origin: tuple[jax.Array, ...], direction: tuple[jax.Array, ...], margin: float
+) -> tuple[jax.Array, jax.Array]:
     """How far rays go until they enter and until they leave the bounding box, both `[N]`; those that miss it leave before."""
-    low, high = bounding_box(shape)
-    first, second = zip(*(((low[i] - origin[i]) / direction[i], (high[i] - origin[i]) / direction[i]) for i in range(3)), strict=True)
+    low, high = bounding_box(shape, margin)
+    first, second = zip(
+        *(((low[i] - origin[i]) / direction[i], (high[i] - origin[i]) / direction[i]) for i in range(3)), strict=True
+    )
     enter = reduce(jnp.maximum, (jnp.minimum(a, b) for a, b in zip(first, second, strict=True)))
     leave = reduce(jnp.minimum, (jnp.maximum(a, b) for a, b in zip(first, second, strict=True)))
     return enter, leave
 
 
-def bounding_box(shape: Shape) -> tuple[jax.Array, jax.Array]:
-    """The lowest and the highest corner `[3]` of a box around the object, with room for blending and for soft shadows."""
+def bounding_box(shape: Shape, margin: float) -> tuple[jax.Array, jax.Array]:
+    """The lowest and the highest corner `[3]` of a box `margin` away from all solids."""
     half = shape.half_size.at[:, :2].add(jnp.abs(shape.taper) * shape.half_size[:, 2:])
     extent = jnp.abs(shape.rotation * half[:, None, :]).sum(2)
-    return (shape.center - extent).min(0) - MARGIN, (shape.center + extent).max(0) + MARGIN
+    return (shape.center - extent).min(0) - margin, (shape.center + extent).max(0) + margin
 
 
 def distance(shape: Shape, point: Vector) -> jax.Array:

@@ -40,7 +40,6 @@ def stereo(elevation: jax.Array, azimuth: jax.Array) -> Camera:
         elevation: degrees above the ground, between 0 and 90.
         azimuth: degrees around the vertical.
     """
-
     right = direction(jnp.zeros_like(elevation), azimuth + 90.0)
     middle = direction(elevation, azimuth)
 

@@ -53,7 +53,9 @@ def picture(category: int, instance: int, elevation: int, azimuth: int, size: in
 
 def instances(size: int) -> Figure:
     """All fifty toys, from above their left front."""
-    rows = [[picture(category, instance, 35, 40, size)[0, 0] for instance in range(INSTANCES)] for category in range(len(CATEGORIES))]
+    rows = [
+        [picture(category, instance, 35, 40, size)[0, 0] for instance in range(INSTANCES)] for category in range(len(CATEGORIES))
+    ]
     return sheet("All instances, at elevation 35 and azimuth 40 degrees", rows, CATEGORIES, [str(i) for i in range(INSTANCES)])
 
 

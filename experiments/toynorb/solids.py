@@ -113,9 +113,7 @@ def turn(axis: int, degrees: float) -> np.ndarray:
 def tilted(parts: Sequence[Solid], degrees: float, pivot: Point) -> list[Solid]:
     """Solids turned around an axis through `pivot` that points to their left; the front goes down by positive angles."""
     rotation, middle = turn(1, degrees).astype(np.float32), np.array(pivot, np.float32)
-    return [
-        part._replace(center=rotation @ (part.center - middle) + middle, rotation=rotation @ part.rotation) for part in parts
-    ]
+    return [part._replace(center=rotation @ (part.center - middle) + middle, rotation=rotation @ part.rotation) for part in parts]
 
 
 def mirrored(part: Solid) -> list[Solid]:
@@ -172,7 +170,9 @@ def solid_reach(shape: Shape) -> np.ndarray:
     widest = half[:, :2] + np.abs(shape.taper) * half[:, 2:]
     across = np.where(shape.roundness > 0.5, widest.max(1), np.linalg.norm(widest, axis=1))
     rounded_end = half[:, 2] - np.asarray(shape.edge)
-    return np.where(shape.roundness > 0.5, np.hypot(np.maximum(across - shape.edge, 0), rounded_end) + shape.edge, np.hypot(across, half[:, 2]))
+    return np.where(
+        shape.roundness > 0.5, np.hypot(np.maximum(across - shape.edge, 0), rounded_end) + shape.edge, np.hypot(across, half[:, 2])
+    )
 
 
 def bounds(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
@@ -185,8 +185,10 @@ def bounds(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     # Around their own axis round solids are no larger than their radius; a box's corners are.
     rotation, half = np.asarray(shape.rotation), np.asarray(shape.half_size)
     axis = np.abs(rotation[:, :, 2])
-    round_extent = axis * (half[:, 2:] - edge) + np.sqrt(
-        ((rotation[:, :, :2] * np.maximum(widest[:, None, :2] - edge[:, None], 0)) ** 2).sum(2)
-    ) + edge
+    round_extent = (
+        axis * (half[:, 2:] - edge)
+        + np.sqrt(((rotation[:, :, :2] * np.maximum(widest[:, None, :2] - edge[:, None], 0)) ** 2).sum(2))
+        + edge
+    )
     extent = np.where(np.asarray(shape.roundness)[:, None] > 0.5, round_extent, extent)
     return (shape.center - extent).min(0), (shape.center + extent).max(0)

@@ -74,7 +74,9 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
             parts.append(box((back * 0.5, 0.0, load_z + 0.13), (0.3, 0.34, 0.24), 0.03))
             parts.append(limb((back * 0.6, 0.0, load_z + 0.25), (0.1, 0.0, load_z + 0.62), 0.06, 0.05, 0.02))
     if kind != "bus" and dice.chance(0.4):
-        parts += mirrored(limb((gap - 0.02, width * 0.42, floor), (gap - 0.02, width * 0.42, floor + cab_height * 1.25), 0.03, 0.03, 0.01))
+        parts += mirrored(
+            limb((gap - 0.02, width * 0.42, floor), (gap - 0.02, width * 0.42, floor + cab_height * 1.25), 0.03, 0.03, 0.01)
+        )
 
     axles = [front - dice.between(0.15, 0.22), back + dice.between(0.15, 0.25)]
     if kind not in ("bus", "pickup") and dice.chance(0.7):
@@ -99,7 +101,9 @@ def car(dice: Dice, variant: int) -> list[Solid]:
     parts = [box((0.0, 0.0, floor + tall / 2), (length, width, tall), edge, narrowing, roundness=round_corner)]
     if kind in ("sports", "saloon", "open"):  # a bonnet that slopes
         slope = turn(1, dice.between(2, 8))
-        parts.append(box((front - length * 0.2, 0.0, waist - 0.06), (length * 0.4, width * 0.9, 0.12), 0.05, turned=slope, blend=0.05))
+        parts.append(
+            box((front - length * 0.2, 0.0, waist - 0.06), (length * 0.4, width * 0.9, 0.12), 0.05, turned=slope, blend=0.05)
+        )
 
     cabin_length = {"saloon": 0.5, "estate": 0.68, "sports": 0.42, "jeep": 0.5, "van": 0.8}.get(kind, 0.0) * length
     cabin_height = dice.between(0.2, 0.3) * (0.85 if kind == "sports" else 1.25 if kind in ("jeep", "van") else 1.0)
@@ -111,7 +115,13 @@ def car(dice: Dice, variant: int) -> list[Solid]:
     else:
         upper = {"jeep": (0.95, 0.95), "van": (0.85, 0.85)}.get(kind, (dice.between(0.5, 0.75), dice.between(0.7, 0.85)))
         parts.append(
-            box((seat, 0.0, waist + cabin_height / 2 - 0.02), (cabin_length, width * 0.93, cabin_height), edge * 0.7, upper, blend=0.03)
+            box(
+                (seat, 0.0, waist + cabin_height / 2 - 0.02),
+                (cabin_length, width * 0.93, cabin_height),
+                edge * 0.7,
+                upper,
+                blend=0.03,
+            )
         )
     extra = dice.choice("spoiler", "rack", "spare wheel", "scoop", "nothing")
     if extra == "spoiler" and kind != "van":
