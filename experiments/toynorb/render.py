@@ -195,10 +195,9 @@ def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Arr
     """
     point, normal, occlusion, _ = surface
     facing = jnp.maximum(sum(normal[i] * light.direction[i] for i in range(3)), 0.0)
-    above, facing_first = (
-        tuple(axis[: len(axis) // samples] for axis in axes) for axes in (along(point, normal, jnp.float32(0.03)), (facing,))
-    )
-    seen = lit(shape, light, above, facing_first[0] > 0)
+    first = len(facing) // samples
+    x, y, z = along(point, normal, jnp.float32(0.03))
+    seen = lit(shape, light, (x[:first], y[:first], z[:first]), facing[:first] > 0)
     sky = light.ambient * occlusion * (0.75 + 0.25 * normal[2])
     return jnp.clip(light.lamp * facing * jnp.tile(seen, samples) + sky, 0.0, 1.0)
 
@@ -206,8 +205,8 @@ def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Arr
 def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Array:
     """How much of the lamp points see, `[N]`, from 0 to 1; 0 for those that do not face it.
 
-    A ray that grazes the object sees half of the lamp; one that passes at distance d after travelling t sees hardness * d / (2 t) more,
-    and all of it from `PENUMBRA` away.
+    A ray that grazes the object sees half of the lamp; one that passes at distance d after travelling t sees
+    hardness * d / (2 t) more, and all of it from `PENUMBRA` away.
     """
     towards = tuple(light.direction)
     enter, leave = crossing(shape, point, towards, PENUMBRA)
@@ -234,11 +233,10 @@ def crossing(
 ) -> tuple[jax.Array, jax.Array]:
     """How far rays go until they enter and until they leave the bounding box, both `[N]`; those that miss it leave before."""
     low, high = bounding_box(shape, margin)
-    first, second = zip(
-        *(((low[i] - origin[i]) / direction[i], (high[i] - origin[i]) / direction[i]) for i in range(3)), strict=True
-    )
-    enter = reduce(jnp.maximum, (jnp.minimum(a, b) for a, b in zip(first, second, strict=True)))
-    leave = reduce(jnp.minimum, (jnp.maximum(a, b) for a, b in zip(first, second, strict=True)))
+    lower = [(low[i] - origin[i]) / direction[i] for i in range(3)]
+    upper = [(high[i] - origin[i]) / direction[i] for i in range(3)]
+    enter = reduce(jnp.maximum, map(jnp.minimum, lower, upper))
+    leave = reduce(jnp.minimum, map(jnp.maximum, lower, upper))
     return enter, leave
 
 

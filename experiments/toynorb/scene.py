@@ -1,7 +1,7 @@
 """Where smallNORB's cameras and lamps are, and what they see of a toy.
 
-The toys stand on a turntable: lamps and cameras stay, and azimuth 20 n degrees is the toy turned by so much. Here the toy stays, and
-cameras and lamps go around it together.
+smallNORB's toys stand on a turntable, and lamps and cameras stay. Here the toy stays, and cameras and lamps go around it together:
+lighting and background do not depend on the azimuth.
 """
 
 from functools import partial

@@ -110,20 +110,16 @@ def sheet(title: str, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[
     height, width = rows[0][0].shape
     figure = Figure(figsize=(1.3 * len(column_names) * width / height + 1, 1.35 * len(rows) + 0.6), layout="constrained")
     figure.suptitle(title)
-    for axes, image, (row, column) in zip(
-        figure.subplots(len(rows), len(column_names), squeeze=False).flat,
-        (image for row in rows for image in [*row, *[None] * (len(column_names) - len(row))]),
-        np.ndindex(len(rows), len(column_names)),
-        strict=True,
-    ):
-        if image is not None:
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    grid = figure.subplots(len(rows), len(column_names), squeeze=False)
+    for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        if row == 0:
-            axes.set_title(column_names[column], fontsize=8)
-        if column == 0:
-            axes.set_ylabel(row_names[row], fontsize=8)
+    for row, images in enumerate(rows):
+        grid[row, 0].set_ylabel(row_names[row], fontsize=8)
+        for axes, image in zip(grid[row], images, strict=False):  # the last row may be shorter
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    for axes, name in zip(grid[0], column_names, strict=True):
+        axes.set_title(name, fontsize=8)
     return figure
 
 

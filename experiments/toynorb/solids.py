@@ -169,10 +169,9 @@ def solid_reach(shape: Shape) -> np.ndarray:
     half = np.asarray(shape.half_size)
     widest = half[:, :2] + np.abs(shape.taper) * half[:, 2:]
     across = np.where(shape.roundness > 0.5, widest.max(1), np.linalg.norm(widest, axis=1))
-    rounded_end = half[:, 2] - np.asarray(shape.edge)
-    return np.where(
-        shape.roundness > 0.5, np.hypot(np.maximum(across - shape.edge, 0), rounded_end) + shape.edge, np.hypot(across, half[:, 2])
-    )
+    edge = np.asarray(shape.edge)
+    if_round = np.hypot(np.maximum(across - edge, 0), half[:, 2] - edge) + edge
+    return np.where(shape.roundness > 0.5, if_round, np.hypot(across, half[:, 2]))
 
 
 def bounds(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
