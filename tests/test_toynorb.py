@@ -82,13 +82,11 @@ def test_toys_stand_on_the_ground_and_fit_into_every_picture(category):
     for instance in range(INSTANCES):
         shape = toy(category, instance)
         assert abs(bounds(jax.tree.map(np.asarray, shape))[0][2]) < 1e-5
-        origin = camera_at(70.0, 0.0).position
         for elevation, azimuth in ((30.0, 0.0), (30.0, 100.0), (70.0, 40.0)):
             camera = jax.tree.map(lambda field: field[0], scene.stereo(jnp.float32(elevation), jnp.float32(azimuth)))
-            origin = camera.position
-            _, on_object = jax.jit(render.trace)(shape, origin, render.rays(camera, 24))
+            _, on_object = jax.jit(render.trace)(shape, camera.position, render.rays(camera, 24))
             seen = np.asarray(on_object).reshape(24, 24)
-            assert 24 < seen.sum() < 350
+            assert 12 < seen.sum() < 350
             assert not seen[[0, -1]].any() and not seen[:, [0, -1]].any()
 
 

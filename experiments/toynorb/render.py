@@ -1,10 +1,10 @@
 """A small renderer in pure JAX: sphere tracing of matt grey toys on a plain ground, with soft shadows.
 
-`render(shape, camera, light)` is one image; `jax.vmap` makes many. A map over lights alone traces what the camera sees once.
+`render(shape, camera, light)` is one image; `jax.vmap` makes many, and `render_lights` traces one view for many lights.
 
 Coordinates are in units of about half an object's length: the ground is the plane z = 0, the object stands on it inside the ball of
-radius `BOUND` around `CENTER`. Every pixel is an element of the last axis, and the primitives are a loop that the compiler unrolls:
-one kernel evaluates a whole distance function in registers.
+radius `BOUND` around `CENTER`. Rays are the elements of the last axis, and the solids are a loop that the compiler unrolls: one
+kernel evaluates a whole distance function in registers.
 """
 
 import math

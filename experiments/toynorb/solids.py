@@ -4,6 +4,7 @@ Toys are built lengthwise along x (the front is at +x), y is their left, z is up
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +88,10 @@ def wing(
     return solid((a + b) / 2, rotation, half, taper, 0.9, min(tip_thickness, root_thickness) / 2, blend)
 
 
-def solid(center, rotation, half_size, taper, roundness, edge, blend) -> Solid:
-    return Shape(*(np.asarray(a, np.float32) for a in (center, rotation, half_size, taper, roundness, edge, blend)))  # pyright: ignore
+def solid(center: Any, rotation: Any, half_size: Any, taper: Any, roundness: float, edge: float, blend: float) -> Solid:
+    """A solid of these fields, as `Shape` explains them."""
+    fields: list[Any] = [np.asarray(field, np.float32) for field in (center, rotation, half_size, taper, roundness, edge, blend)]
+    return Shape(*fields)
 
 
 def upright(axis: np.ndarray) -> np.ndarray:
@@ -112,7 +115,8 @@ def turn(axis: int, degrees: float) -> np.ndarray:
 
 def tilted(parts: Sequence[Solid], degrees: float, pivot: Point) -> list[Solid]:
     """Solids turned around an axis through `pivot` that points to their left; the front goes down by positive angles."""
-    rotation, middle = turn(1, degrees).astype(np.float32), np.array(pivot, np.float32)
+    rotation: Any = turn(1, degrees).astype(np.float32)
+    middle = np.array(pivot, np.float32)
     return [part._replace(center=rotation @ (part.center - middle) + middle, rotation=rotation @ part.rotation) for part in parts]
 
 
@@ -134,7 +138,7 @@ def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, sh
     """
     if len(parts) > NUM_SOLIDS:
         raise ValueError(f"{len(parts)} solids; at most {NUM_SOLIDS} fit")
-    fields = [np.stack(field) for field in zip(*parts, strict=True)]
+    fields: list[Any] = [np.stack(field) for field in zip(*parts, strict=True)]
     shape = Shape(*fields)
     low, high = bounds(shape)
     middle = (low + high) / 2
@@ -147,7 +151,7 @@ def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, sh
         outermost = (np.linalg.norm(scale * corners - target, axis=1) + scale * reach).max()
         scale *= (BOUND - 0.05) / outermost
     scale *= size
-    spin = turn(2, heading).astype(np.float32)
+    spin: Any = turn(2, heading).astype(np.float32)
     placed = Shape(
         center=(scale * corners) @ spin.T + np.array([*shift, 0.0]),
         rotation=spin @ shape.rotation,
