@@ -77,17 +77,22 @@ class FashionMnist(Mnist, skip_registration=True):
     _info = mnist.FashionMNIST._info
 
 
-class Smallnorb(Layout, smallnorb.Builder, skip_registration=True):
-    """SmallNORB from its six files; the two images of a stereo pair become two channels."""
+class NorbLayout(Layout):
+    """That of smallNORB: the two images of a stereo pair become two channels."""
 
-    name = "smallnorb"
-    pkg_dir_path = smallnorb.Builder.pkg_dir_path
-    url_infos = smallnorb.Builder.url_infos
     image_features = ("image", "image2")
     label_feature = "label_category"
     factor_features = MappingProxyType(
         {"instance": "instance"} | {factor: f"label_{factor}" for factor in ("elevation", "azimuth", "lighting")}
     )
+
+
+class Smallnorb(NorbLayout, smallnorb.Builder, skip_registration=True):
+    """SmallNORB from its six files."""
+
+    name = "smallnorb"
+    pkg_dir_path = smallnorb.Builder.pkg_dir_path
+    url_infos = smallnorb.Builder.url_infos
     stand_in = "--dataset toynorb is a stand-in of the same structure, which needs no download."
 
     def _split_generators(self, dl_manager: Any) -> Any:
@@ -138,9 +143,6 @@ class Cifar10(Layout, cifar.Cifar10, skip_registration=True):
         for index, record in enumerate(records):
             image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
             yield index, {"id": f"{split}_{index:05d}", "image": encode_png(image), "label": int(record[0])}
-
-
-BUILDERS = {"mnist": Mnist, "fashion_mnist": FashionMnist, "smallnorb": Smallnorb, "cifar10": Cifar10}
 
 
 def read_idx(path: Path) -> np.ndarray:

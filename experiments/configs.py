@@ -178,7 +178,11 @@ def build(config_class: type, values: dict[str, Any]) -> Any:
 # The paper's pipeline for smallNORB. It gives no numbers for contrast and brightness; these are ours.
 NORB_IMAGES = ImageConfig(downsample=2, standardize=True, crop=32, max_shift=0, contrast=0.5, brightness=0.5)
 # What the network sees of data sets for which it is not the default.
-DATASET_IMAGES = {"smallnorb": NORB_IMAGES}
+DATASET_IMAGES = {
+    "smallnorb": NORB_IMAGES,
+    "toynorb": dataclasses.replace(NORB_IMAGES, downsample=1),
+    "toynorb96": NORB_IMAGES,
+}
 
 
 def default_config(words: Sequence[str]) -> TrainConfig:

@@ -13,11 +13,13 @@ from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from experiments.builders import BUILDERS
+from experiments.builders import Cifar10, FashionMnist, Mnist, Smallnorb
 from experiments.cache import Arrays, cached
 from experiments.errors import RunnerError, first_line
 from experiments.npz_data import SUFFIX, read_npz
+from experiments.toynorb.builder import ToyNorb, ToyNorb96
 
+BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Smallnorb, ToyNorb, ToyNorb96, Cifar10)}
 DATASETS = tuple(BUILDERS)
 Builder = Any  # of BUILDERS, whose attributes type checkers do not know
 
@@ -146,9 +148,12 @@ def prepare(builder: Builder) -> None:
         config = tfds.download.DownloadConfig(manual_dir=manual)
         builder.download_and_prepare(download_config=config, file_format="array_record")
     except (OSError, ValueError, DownloadError, NonMatchingChecksumError) as error:
+        failure = f"{builder.name} is not in {root}, and preparing it there failed: {first_line(error)}"
+        if not builder.url_infos:  # made here, not fetched
+            raise RunnerError(failure) from error
         size = sum(info.size for info in builder.url_infos.values()) / 2**20
         raise RunnerError(
-            f"{builder.name} is not in {root}, and preparing it there failed: {first_line(error)}\n"
+            f"{failure}\n"
             f"Either give the TFDS folder that holds {builder.name}/{builder.version} by --data-dir or TFDS_DATA_DIR,\n"
             f"or download these files ({size:.0f} MiB in all) into {downloads / builder.name} and run the same command again:\n"
             + "\n".join([*(f"  {url}" for url in builder.url_infos), *filter(None, [builder.stand_in])])

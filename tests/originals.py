@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import builders
+from experiments import builders, datasets
 from experiments.datasets import Dataset
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "smallnorb": (96, 96, 2), "cifar10": (32, 32, 3)}
@@ -54,7 +54,7 @@ def write(dataset: Dataset, folder: Path) -> dict[str, Path]:
         arrays = {split: norb_arrays(dataset, split) for split in urls}
         write_array = write_norb
     else:
-        url = builders.BUILDERS[dataset.name].URL
+        url = datasets.BUILDERS[dataset.name].URL
         urls = {split: [url + file for file in files] for split, files in builders.IDX_FILES.items()}
         arrays = {
             split: (getattr(dataset, f"{split}_images")[..., 0], getattr(dataset, f"{split}_labels").astype(np.uint8))

@@ -87,7 +87,8 @@ def test_flags_are_flat():
     [
         (
             "--dataset nosuch",
-            "error: dataset must be one of mnist, fashion_mnist, smallnorb, cifar10, or a path that ends in .npz; got 'nosuch'",
+            "error: dataset must be one of mnist, fashion_mnist, smallnorb, toynorb, toynorb96, cifar10, "
+            "or a path that ends in .npz; got 'nosuch'",
         ),
         (
             "--nosuch 3",

@@ -35,7 +35,7 @@ def put_by_hand(dataset, root, monkeypatch):
     """Write the original files of a data set into its manual folder, register their checksums, and return their paths."""
     files = originals.write(dataset, root / "downloads" / "manual" / dataset.name)
     url_infos = {url: checksums.compute_url_info(path) for url, path in files.items()}
-    monkeypatch.setattr(builders.BUILDERS[dataset.name], "url_infos", url_infos)
+    monkeypatch.setattr(datasets.BUILDERS[dataset.name], "url_infos", url_infos)
     return list(files.values())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from experiments import datasets
 from experiments.toynorb import builder, render, scene
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 from experiments.toynorb.solids import ball, bounds, box, limb, mirrored, wheel, wing
@@ -204,7 +205,7 @@ class Tiny(builder.ToyNorb, skip_registration=True):
 
 
 @pytest.mark.filterwarnings("ignore:OpenCV")
-def test_what_the_builder_writes_stock_tfds_reads(tmp_path):
+def test_what_the_builder_writes_stock_tfds_reads(tmp_path, monkeypatch):
     tiny = Tiny(data_dir=tmp_path)
     assert not tiny.url_infos
     tiny.download_and_prepare(file_format="array_record")
@@ -228,6 +229,13 @@ def test_what_the_builder_writes_stock_tfds_reads(tmp_path):
             np.testing.assert_array_equal(example["image"][..., 0], images[0])
             np.testing.assert_array_equal(example["image2"][..., 0], images[1])
             assert example["instance"] == instance and example["label_azimuth"] == 3
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        loaded = datasets.load_tfds(Tiny(data_dir=tmp_path))._asdict()
+        pairs = np.stack([np.concatenate([example["image"], example["image2"]], -1) for example in examples])
+        np.testing.assert_array_equal(loaded[f"{split}_images"], pairs)
+        for factor, feature in tiny.factor_features.items():
+            np.testing.assert_array_equal(loaded[f"{split}_factors"][factor], [example[feature] for example in examples])
 
 
 KILLED = """

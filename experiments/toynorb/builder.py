@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from experiments.builders import encode_png
+from experiments.builders import NorbLayout, encode_png
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 
@@ -26,7 +26,7 @@ class Sweep(NamedTuple):
     elevation: int  # a label, of ELEVATIONS
 
 
-class ToyNorb(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """24,300 + 24,300 stereo pairs of 50 toys; features, factors and split are smallNORB's, the images are 48 x 48.
 
     Subclasses may change the attributes below, together with the name.
