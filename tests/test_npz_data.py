@@ -162,6 +162,7 @@ def test_eth80():
     assert np.bincount(data.test_labels).tolist() == [205] * 8
 
 
+@pytest.mark.slow
 def test_colour_images_from_a_file_are_trained_on_drawn_and_scored(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = saved(tmp_path / "colours.npz", example_arrays())

@@ -194,4 +194,5 @@ def bounds(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
         + edge
     )
     extent = np.where(np.asarray(shape.roundness)[:, None] > 0.5, round_extent, extent)
-    return (shape.center - extent).min(0), (shape.center + extent).max(0)
+    center = np.asarray(shape.center)
+    return (center - extent).min(0), (center + extent).max(0)
