@@ -30,6 +30,7 @@ def test_the_textbooks_network_is_ours():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_writes_what_it_measures(tmp_path, capsys):
     layer = benchmark.Layer(batch=2, size=5, children=1, parents=2, iterations=2)
     benchmark.main(benchmark.BenchmarkConfig(layer, parts=("kernels",), repeats=1, output=tmp_path))

@@ -24,7 +24,7 @@ def calibrated(options, **init):
     return params, stages
 
 
-@pytest.mark.parametrize("preset", ["emcaps", pytest.param("paper", marks=pytest.mark.slow), "ibm"])
+@pytest.mark.parametrize("preset", ["emcaps", "paper", pytest.param("ibm", marks=pytest.mark.slow)])
 def test_logits_have_mean_0_and_spread_1(preset):
     """Exactly, in one iteration, whose data do not depend on the betas."""
     options, init = emcaps.PRESETS[preset]

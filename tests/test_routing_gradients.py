@@ -46,6 +46,7 @@ def test_gradients(name, num_iterations, assignment_temperature, normalize_costs
     check_grads(routed, arguments, order=1, modes=["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivatives(x64):
     """The dense implementation is plain JAX: it can be differentiated again."""
     route = ROUTES["conv-dense"]
