@@ -115,15 +115,15 @@ class StreamedVotes(NamedTuple):
         """As `DenseVotes.moments`."""
 
         def step(state: tuple[jax.Array, ...], _: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            sums, mass = state
+            (sums, mass), (poses, transforms, weights) = state, chunk
             first = second = jnp.zeros((), centre.dtype)
-            for pose, transform, weight in zip(*chunk, strict=True):
+            for pose, transform, weight in zip(poses, transforms, weights, strict=True):
                 offsets = _form_votes(pose, transform) - centre
                 weighted = weight * offsets
                 first += weighted
                 second += weighted * offsets
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
-            return sums + lax.complex(first, second), mass + _sum(chunk[2])
+            return sums + lax.complex(first, second), mass + _sum(weights)
 
         nothing = jnp.zeros(centre.shape, jnp.promote_types(centre.dtype, jnp.complex64))
         sums, mass = _for_chunks(

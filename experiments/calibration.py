@@ -1,6 +1,5 @@
 """beta_u and beta_a set from the data before training, in place of constants that fit another network (`--calibrate-betas`)."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 
 import emcaps
 from emcaps import Capsules, RoutingOptions, RoutingResult
+from emcaps.types import POSE_ENTRIES
 
 
 def calibrate_betas(model: emcaps.CapsNet, params: Any, images: jax.Array) -> Any:
@@ -64,7 +64,7 @@ def _cost_parts(
     seen = field.gather(children.activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
     mass = jnp.einsum("bpqhwij,hwipqb->bpqj", result.assignments, seen) * options.mass_scale(field, child_types, parent_types)
     log_deviations = 0.5 * jnp.log(result.variances).sum((-2, -1))
-    return math.prod(result.variances.shape[-2:]) * mass, log_deviations * mass
+    return POSE_ENTRIES * mass, log_deviations * mass
 
 
 def _final_inverse_temperature(options: RoutingOptions) -> float:

@@ -56,7 +56,9 @@ class ImageConfig:
     """To training images a random number of up to plus or minus this is added."""
 
     def __post_init__(self):
-        check_positive(self, "downsample", *(() if self.crop is None else ("crop",)))
+        check_positive(self, "downsample")
+        if self.crop is not None:
+            check_positive(self, "crop")
         check_not_negative(self, "max_shift", "brightness")
         if not 0 <= self.contrast <= 1:
             raise ValueError(f"contrast must lie in [0, 1]; got {self.contrast}")
@@ -69,7 +71,7 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     images: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     dataset: str = "mnist"
-    """Data set: mnist, fashion_mnist, smallnorb, cifar10, or the path of an .npz file.
+    """Data set: mnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, or the path of an .npz file.
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
