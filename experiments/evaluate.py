@@ -15,7 +15,7 @@ import emcaps
 from experiments import datasets
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
-from experiments.configs import TrainConfig
+from experiments.configs import TrainConfig, check_positive
 from experiments.errors import RunnerError
 from experiments.learner import TrainState, class_logits, init_state, losses, make_model
 from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
@@ -140,13 +140,14 @@ class EvaluateCommand:
     """How many devices; the default is the run's own number, because another one rounds differently."""
 
     def __post_init__(self):
-        if self.crops < 1:
-            raise ValueError(f"crops must be positive; got {self.crops}")
+        check_positive(self, "crops")
 
 
 def run(command: EvaluateCommand) -> int:
     """Print the scores, and whether they are those in result.json. Returns the exit code: 1 if they are not."""
     config, result = read_config(command.workdir), read_result(command.workdir)
+    if command.crops > 1 and config.images.crop is None:
+        raise RunnerError(f"this run's network sees whole images, of which there are no {command.crops} crops")
     num_devices = command.devices or (result["devices"] if result else None)
     split_cpu(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)

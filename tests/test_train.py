@@ -150,6 +150,8 @@ def test_evaluate_names_the_checkpoints_there_are(finished, monkeypatch, capsys)
     assert "[4, 6]; none of step 5" in capsys.readouterr().err
     assert evaluate.main(["--workdir", str(finished / "nothing")]) == 1
     assert "holds no run" in capsys.readouterr().err
+    assert evaluate.main(["--workdir", str(finished), "--crops", "4"]) == 1
+    assert "sees whole images, of which there are no 4 crops" in capsys.readouterr().err
 
 
 def test_evaluate_says_so_when_there_are_no_checkpoints_yet(tmp_path, monkeypatch, capsys):
