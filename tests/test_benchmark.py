@@ -24,7 +24,7 @@ def test_the_textbooks_routing_is_ours():
 def test_the_textbooks_network_is_ours():
     model = emcaps.CapsNet(3, 4, 2, (2, 2), benchmark.PAPER_ROUTING)
     images = jax.random.uniform(jax.random.key(0), (2, 20, 20, 1))
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     ours = model.apply(variables, images)[0].activations
     theirs = textbook.class_activations(model, variables["params"], images)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -18,7 +18,7 @@ def calibrated(options, **init):
     model = emcaps.CapsNet(3, 4, 2, (3, 4), options, emcaps.CapsuleInit(**init))
     images = jnp.asarray(tiny.dataset(num_train=32).train_images) / 255
     images = jnp.pad(images, ((0, 0), (0, 6), (0, 5), (0, 0)))
-    params = model.init(jax.random.key(0), images)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     _, stages = model.apply({"params": calibrate_betas(model, params, images)}, images)
     return stages
 

@@ -54,12 +54,12 @@ def test_streamed_and_dense_networks_agree():
 def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
     model = CapsNet(3, **SMALL, routing=RoutingOptions(num_iterations=iterations))
     images = jax.random.uniform(jax.random.key(3), (6, 20, 20, 1))
-    params = model.init(jax.random.key(0), images)
+    params = jax.jit(model.init)(jax.random.key(0), images)
 
     def loss(params):
         return spread_loss(model.apply(params, images)[0].activations, jnp.arange(6) % 3, 0.9).mean()
 
-    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(gradient).all(), name
         assert np.abs(gradient).max() > 0, name
@@ -121,7 +121,7 @@ def test_works_as_an_nnx_module():
 
 def test_the_same_network_is_not_traced_twice():
     model = CapsNet(3, **SMALL, routing=ONE_ITERATION)
-    variables = model.init(jax.random.key(0), jnp.zeros((2, 20, 20, 1)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, 20, 20, 1)))
     chex.clear_trace_counter()
     apply = jax.jit(chex.assert_max_traces(lambda variables, images: model.apply(variables, images)[0], n=1))
     for seed in range(2):

@@ -17,7 +17,7 @@ def network(request):
     """A network that adds coordinates or does not, with variables and images."""
     model = CapsNet(3, 4, 2, (2,), routing=(RoutingOptions(num_iterations=1), DECIDED), add_coordinates=request.param)
     images = jax.random.uniform(jax.random.key(0), (2, 15, 13, 1))
-    return model, model.init(jax.random.key(1), images), images
+    return model, jax.jit(model.init)(jax.random.key(1), images), images
 
 
 def votes_and_child_activations(model, variables, images):

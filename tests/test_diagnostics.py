@@ -30,7 +30,7 @@ def network():
     routing = tuple(RoutingOptions(num_iterations=num_iterations) for num_iterations in ITERATIONS)
     model = CapsNet(3, conv_channels=4, primary_capsules=2, conv_capsules=(2,), routing=routing)
     images = jax.random.uniform(jax.random.key(0), (2, 13, 11, 1))
-    return model, model.init(jax.random.key(1), images), images
+    return model, jax.jit(model.init)(jax.random.key(1), images), images
 
 
 def result_of_types(activations):
