@@ -22,7 +22,8 @@ ROUTES = cases.ROUTES
     ("name", "num_iterations", "assignment_temperature", "normalize_costs"),
     [
         ("em", 1, 1.0, False),
-        *((name, 2, 4.0, True) for name in ROUTES),
+        *((name, 2, 4.0, True) for name in ROUTES if name != "conv-dense"),
+        pytest.param("conv-dense", 2, 4.0, True, marks=pytest.mark.slow),
         ("em", 3, 1.0, False),
         ("conv-streamed", 3, 1.0, False),
     ],
@@ -95,7 +96,7 @@ def value_and_gradient(function, num_iterations, normalize_costs):
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
-@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("scale", [pytest.param(1, marks=pytest.mark.slow), 100])
 def test_float32_gradients_are_the_float64_ones(scale):
     """Within 1e-3 of each gradient's largest magnitude, also where EM has all but converged."""
     route = ROUTES["conv-streamed"]
@@ -127,7 +128,7 @@ def hard_arrays(route):
         ("em", 1, True),
         ("em", 2, False),
         ("em", 5, True),
-        ("conv-dense", 3, True),
+        pytest.param("conv-dense", 3, True, marks=pytest.mark.slow),
         ("conv-streamed", 3, True),
         ("em", 10, False),
         ("conv-streamed", 10, False),
