@@ -101,6 +101,8 @@ class AblationConfig:
 
     study: tuple[str, ...] = ("iterations",)
     """Which studies: names of `STUDIES`, or `all`."""
+    dataset: str = "mnist"
+    """Data set."""
     flags: str = ""
     """Flags of `experiments.train` that hold for every variant."""
     iterations: tuple[int, ...] = ()
@@ -134,7 +136,7 @@ def variants(config: AblationConfig) -> list[str]:
 
 def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     """The config of a variant's runs, its seed left open (0)."""
-    words = [*config.flags.split(), *flags.split()]
+    words = ["--dataset", config.dataset, *config.flags.split(), *flags.split()]
     defaults = TrainCommand(config=default_config(words))
     parsed = parse(TrainCommand, "python -m experiments.train", words, defaults)
     holdout = 0 if parsed.config.holdout_instances else config.holdout
@@ -270,12 +272,18 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     config = parse(AblationConfig, "python -m experiments.ablation", arguments)
     split_cpu()
-    setting = {"flags": config.flags, "steps": config.steps, "batch_size": config.batch_size, "holdout": config.holdout}
+    setting = {
+        "dataset": config.dataset,
+        "flags": config.flags,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "holdout": config.holdout,
+    }
     config.output.mkdir(parents=True, exist_ok=True)
     file = config.output / "runs.jsonl"
     try:
         done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        done = [record for record in done if {key: record[key] for key in setting} == setting]
+        done = [record for record in done if {key: record.get(key) for key in setting} == setting]
         with tqdm(total=len(variants(config)) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10) as progress:
             for name in variants(config):
                 finished = {record["seed"] for record in done if record["variant"] == name}

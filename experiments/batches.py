@@ -11,10 +11,17 @@ from experiments.views import training_view
 
 
 class Batch(NamedTuple):
-    """Training examples: images `[B, H, W, C]`, float32 as the network sees them, and labels int32 `[B]`."""
+    """Training examples.
+
+    Attributes:
+        images: `[B, H, W, C]`, float32 as the network sees them.
+        labels: int32 `[B]`.
+        dropout_keys: random keys `[B]` for what a network drops of each example; None drops nothing.
+    """
 
     images: jax.Array
     labels: jax.Array
+    dropout_keys: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames="num_examples")
@@ -25,11 +32,18 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> ja
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "config"))
 def draw_batch(
-    examples: Batch, order: jax.Array, position: jax.Array | int, key: jax.Array, batch_size: int, config: ImageConfig
+    examples: Batch,
+    order: jax.Array,
+    position: jax.Array | int,
+    view_key: jax.Array,
+    dropout_key: jax.Array,
+    batch_size: int,
+    config: ImageConfig,
 ) -> Batch:
     """Batch number `position` of the epoch that is in this order, of random views of `examples`, whose images are uint8."""
     indices = jax.lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
-    return Batch(training_view(config, key, examples.images[indices]), examples.labels[indices])
+    images = training_view(config, view_key, examples.images[indices])
+    return Batch(images, examples.labels[indices], jax.random.split(dropout_key, batch_size))
 
 
 class TrainingBatches:
@@ -42,7 +56,7 @@ class TrainingBatches:
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batch_size must be at most the number of training images, {len(images)}; got {batch_size}")
         self._examples = jax.device_put(Batch(images, labels))  # pyright: ignore[reportArgumentType]
-        self._order_key, self._view_key = jax.random.split(key)
+        self._order_key, *self._step_keys = jax.random.split(key, 3)
         self._batch_size = batch_size
         self._config = config
         self._epoch = -1
@@ -53,5 +67,5 @@ class TrainingBatches:
         if epoch != self._epoch:
             self._order = epoch_order(self._order_key, epoch, num_examples)
             self._epoch = epoch
-        key = jax.random.fold_in(self._view_key, step)
-        return draw_batch(self._examples, self._order, position, key, self._batch_size, self._config)
+        keys = (jax.random.fold_in(key, step) for key in self._step_keys)
+        return draw_batch(self._examples, self._order, position, *keys, self._batch_size, self._config)

@@ -1,6 +1,6 @@
 """What determines a run's result, as frozen dataclasses; where and on what it runs is not in here.
 
-`python -m experiments.train` with no flags trains the defaults below: MNIST, the recipe of `emcaps.RoutingOptions`. What this
+`python -m experiments.train` with no flags trains the defaults below: toynorb, the recipe of `emcaps.RoutingOptions`. What this
 takes and what it reaches is in the README.
 """
 
@@ -8,7 +8,9 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
+
+import tyro
 
 from emcaps import PRESETS, CapsuleInit, RoutingOptions
 from experiments.datasets import DATASETS
@@ -17,10 +19,26 @@ from experiments.npz_data import SUFFIX
 Preset = Literal["emcaps", "paper", "ibm"]
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError, naming the field, unless every named field is positive."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive; got {getattr(config, name)}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError, naming the field, if a named field is negative."""
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network, `emcaps.CapsNet`."""
+    """The network: `emcaps.CapsNet`, or `BaselineCNN`, which has its sizes from the paper and nothing else in here."""
 
+    family: Annotated[Literal["capsules", "cnn"], tyro.conf.arg(name="model")] = "capsules"
+    """Matrix capsules with EM routing, or the convolutional network that the paper compares them with."""
     conv_channels: int = 32
     """Channels of the first convolution, the paper's A."""
     primary_capsules: int = 8
@@ -29,6 +47,8 @@ class ModelConfig:
     """Capsule types of each convolutional capsule layer, the paper's C and D."""
     add_coordinates: bool = True
     """Coordinate addition in the class capsules."""
+    class_inverse_temperature: float | None = None
+    """Inverse temperature of the class capsules; None: that of the other capsule layers."""
     routing: RoutingOptions = dataclasses.field(default_factory=RoutingOptions)
     capsule_init: CapsuleInit = dataclasses.field(default_factory=CapsuleInit)
 
@@ -36,6 +56,20 @@ class ModelConfig:
         check_positive(self, "conv_channels", "primary_capsules")
         if not self.conv_capsules or min(self.conv_capsules) < 1:
             raise ValueError(f"conv_capsules must be one or more positive numbers; got {self.conv_capsules}")
+        if self.class_inverse_temperature is not None:
+            check_positive(self, "class_inverse_temperature")
+        if self.family == "cnn":
+            capsules = vars(ModelConfig())
+            if given := [name for name, value in vars(self).items() if name != "family" and value != capsules[name]]:
+                raise ValueError(f"a cnn has no {', '.join(given)}")
+
+    @property
+    def layer_routing(self) -> tuple[RoutingOptions, ...]:
+        """How each capsule layer routes, the class capsules last."""
+        class_routing = self.routing
+        if self.class_inverse_temperature is not None:
+            class_routing = dataclasses.replace(class_routing, inverse_temperature=self.class_inverse_temperature)
+        return (self.routing,) * len(self.conv_capsules) + (class_routing,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +98,31 @@ class ImageConfig:
             raise ValueError(f"contrast must lie in [0, 1]; got {self.contrast}")
 
 
+# The paper's pipeline for smallNORB. It gives no numbers for contrast and brightness; these are ours.
+NORB_IMAGES = ImageConfig(downsample=2, standardize=True, crop=32, max_shift=0, contrast=0.5, brightness=0.5)
+# What the network sees of data sets for which it is not the default of `ImageConfig`.
+DATASET_IMAGES = {
+    "smallnorb": NORB_IMAGES,
+    "toynorb": dataclasses.replace(NORB_IMAGES, downsample=1),
+    "toynorb96": NORB_IMAGES,
+}
+
+
+LONGER = 4000  # steps on any data set but the default, whose run is for a few minutes
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run. Two runs with equal configs give equal results on equal hardware."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    images: ImageConfig = dataclasses.field(default_factory=ImageConfig)
-    dataset: str = "mnist"
+    images: ImageConfig = DATASET_IMAGES["toynorb"]
+    dataset: str = "toynorb"
     """Data set: mnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, or the path of an .npz file.
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
-    steps: int = 4000
+    steps: int = 1500
     """Training steps."""
     batch_size: int = 64
     """Images in a step, over all devices."""
@@ -130,6 +177,11 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
 
+        if self.model.family == "cnn":
+            if self.loss != "cross_entropy":
+                raise ValueError(f"a cnn is trained with the loss cross_entropy; got {self.loss}")
+            if self.calibrate_betas or self.assignment_temperature_end or self.inverse_temperature_start:
+                raise ValueError("a cnn has no betas and no temperatures")
         if self.holdout and self.holdout_instances:
             raise ValueError(f"give holdout or holdout_instances, not both; got {self.holdout} and {self.holdout_instances}")
 
@@ -137,20 +189,6 @@ class TrainConfig:
     def scored(self) -> str:
         """What errors are of: `test`, or `held-out`."""
         return "held-out" if self.holdout or self.holdout_instances else "test"
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError, naming the field, unless every named field is positive."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive; got {getattr(config, name)}")
-
-
-def check_not_negative(config: Any, *names: str) -> None:
-    """Raise ValueError, naming the field, if a named field is negative."""
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
 
 
 def to_json(config: TrainConfig) -> str:
@@ -177,23 +215,32 @@ def build(config_class: type, values: dict[str, Any]) -> Any:
     return config_class(**values)
 
 
-# The paper's pipeline for smallNORB. It gives no numbers for contrast and brightness; these are ours.
-NORB_IMAGES = ImageConfig(downsample=2, standardize=True, crop=32, max_shift=0, contrast=0.5, brightness=0.5)
-# What the network sees of data sets for which it is not the default.
-DATASET_IMAGES = {
-    "smallnorb": NORB_IMAGES,
-    "toynorb": dataclasses.replace(NORB_IMAGES, downsample=1),
-    "toynorb96": NORB_IMAGES,
-}
-
-
 def default_config(words: Sequence[str]) -> TrainConfig:
-    """What no flag says, given the words of a command: the defaults of the preset and of the data set that it names."""
+    """What no flag says, given the words of a command: the defaults of the preset, network and data set that it names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="emcaps")
+    parser.add_argument("--model", default="capsules")
     parser.add_argument("--dataset", default=TrainConfig.dataset)
     chosen = parser.parse_known_args(words)[0]
     # What there is no preset of, the parser of all flags will refuse.
     routing, init = PRESETS.get(chosen.preset, PRESETS["emcaps"])
     model = ModelConfig(routing=routing, capsule_init=init)
-    return TrainConfig(model=model, images=DATASET_IMAGES.get(chosen.dataset, ImageConfig()))
+    config = TrainConfig(model=model)
+    # A data set that there is not, the parser of all flags will refuse.
+    if chosen.dataset != config.dataset and (chosen.dataset in DATASETS or chosen.dataset.endswith(SUFFIX)):
+        images = DATASET_IMAGES.get(chosen.dataset, ImageConfig())
+        config = dataclasses.replace(config, dataset=chosen.dataset, images=images, steps=LONGER)
+    return as_cnn(config) if chosen.model == "cnn" else config
+
+
+def as_cnn(config: TrainConfig) -> TrainConfig:
+    """The same run of the CNN: the same data, steps and seed, and what only it needs."""
+    return dataclasses.replace(
+        config,
+        model=ModelConfig(family="cnn"),
+        loss="cross_entropy",
+        learning_rate=1e-3,
+        calibrate_betas=False,
+        assignment_temperature_end=None,
+        inverse_temperature_start=None,
+    )

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import emcaps
 from experiments import datasets
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import RunnerError
-from experiments.learner import TrainState, class_logits, init_state, losses, make_model
+from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model
 from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
 from experiments.run_directory import read_config, read_result
 from experiments.views import crop_places, test_view
@@ -30,7 +29,7 @@ class Scores(NamedTuple):
     """What a network makes of N labelled images.
 
     Attributes:
-        activations: of the classes, `[N, num_classes]`, the mean over the crops.
+        activations: of the classes (a CNN's probabilities), `[N, num_classes]`, the mean over the crops.
         loss: the mean of the config's loss, over images and crops.
         num_correct: how many images have the highest activation (by its logarithm: activations can round to 1) for their label.
         num_examples: N.
@@ -51,7 +50,7 @@ class Scores(NamedTuple):
 
 
 def make_evaluator(
-    config: TrainConfig, model: emcaps.CapsNet, devices: Devices, crops: int = 1
+    config: TrainConfig, model: Network, devices: Devices, crops: int = 1
 ) -> Callable[[Any, np.ndarray, np.ndarray, int], Scores]:
     """The function `evaluate(params, images, labels, step)`, which scores each image, as things are at that step.
 
@@ -76,9 +75,9 @@ def make_evaluator(
 
         logits = jnp.stack([logits_at(place) for place in crop_places(crops)])  # [crops, N, num_classes]
         loss = jnp.stack([losses(config, seen, jnp.asarray(labels), step) for seen in logits]).mean()
-        log_activations = jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=0) - jnp.log(crops)
-        num_correct = int((np.asarray(log_activations).argmax(-1) == labels).sum())
-        return Scores(np.exp(log_activations), float(loss), num_correct, len(images))
+        log_means = jax.nn.logsumexp(log_activations(model, logits), axis=0) - jnp.log(crops)
+        num_correct = int((np.asarray(log_means).argmax(-1) == labels).sum())
+        return Scores(np.exp(log_means), float(loss), num_correct, len(images))
 
     return evaluate
 
@@ -96,7 +95,7 @@ class Restored(NamedTuple):
     step: int
     state: TrainState
     dataset: datasets.Dataset
-    model: emcaps.CapsNet
+    model: Network
 
 
 def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:

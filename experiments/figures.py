@@ -1,7 +1,7 @@
 """The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves.
 
-`python -m experiments.figures --workdir RUN` adds to a run the one that training does not draw: how the votes for the class
-capsules gather.
+`python -m experiments.figures --workdir RUN` draws again how the votes for the class capsules gather, of any test images and at any
+checkpoint.
 """
 
 import dataclasses
@@ -16,11 +16,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+import emcaps
 from experiments.command_line import parse
+from experiments.configs import TrainConfig
 from experiments.convergence import Convergence, measure_convergence
+from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import restore
-from experiments.learner import routing_at
+from experiments.learner import network_at
 from experiments.run_directory import read_config
 from experiments.views import test_view
 
@@ -28,12 +31,13 @@ TRAIN, TEST, NEUTRAL = "tab:blue", "tab:orange", "0.75"
 TRUE, PREDICTED = "tab:green", "tab:red"
 
 
-def learning_curves(records: Sequence[dict[str, Any]], title: str) -> Figure:
+def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: str) -> Figure:
     """Loss and error against the training step.
 
     Args:
         records: of metrics.jsonl: `step`, `split` (train or test), `loss`, `accuracy`.
         title: of the figure.
+        loss_name: of which loss.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
@@ -44,12 +48,35 @@ def learning_curves(records: Sequence[dict[str, Any]], title: str) -> Figure:
         loss.plot(steps, [record["loss"] for record in chosen], label=split, **style)
         errors = [100 * (1 - record["accuracy"]) for record in chosen]
         error.plot(steps, errors, label=split, **style)
-    loss.set(xlabel="training step", ylabel="spread loss", title="Loss, at the margin of each step", ylim=(0, None))
+    loss.set(xlabel="training step", ylabel=loss_name, title="Loss", ylim=(0, None))
     error.set(xlabel="training step", ylabel="error (%)", title="Error", yscale="symlog", ylim=(0, 100))
     error.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"])
     for axes in (loss, error):
         axes.grid(alpha=0.3)
         axes.legend()
+    return figure
+
+
+def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6) -> Figure:
+    """Images of each class, a class a row, from all over the data set.
+
+    Args:
+        images: uint8 `[N, H, W, C]`.
+        labels: `[N]`.
+        class_names: `[num_classes]`.
+        columns: images of a class, at most.
+    """
+    aspect = shown_image(images[0]).shape[1] / images.shape[1]
+    figure = Figure(figsize=(1.1 * aspect * columns + 1, 1.15 * len(class_names) + 0.5), layout="constrained")
+    figure.suptitle(f"{len(labels)} training images" + (", both of each pair" if images.shape[-1] == 2 else ""))
+    for j, row in enumerate(figure.subplots(len(class_names), columns, squeeze=False)):
+        of_class = np.flatnonzero(labels == j)
+        places = np.linspace(0, len(of_class) - 1, min(columns, len(of_class))).astype(int)
+        for axes in row:
+            axes.axis("off")
+        for axes, index in zip(row, of_class[places], strict=False):  # a class may have fewer
+            draw_image(axes, images[index])
+        row[0].text(-0.1, 0.5, class_names[j], transform=row[0].transAxes, ha="right", va="center", fontsize=9)
     return figure
 
 
@@ -59,7 +86,7 @@ def misclassified(
     """The wrongly classified images that the network was surest of, each beside its class activations.
 
     Args:
-        images: uint8 `[N, H, W, C]`; with 1 or 3 channels as they are, of others the first.
+        images: uint8 `[N, H, W, C]`; see `shown_image`.
         labels: `[N]`.
         activations: `[N, num_classes]`.
         class_names: `[num_classes]`.
@@ -92,11 +119,17 @@ def misclassified(
 
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:
-    """One image `[H, W, C]`, uint8."""
-    if image.shape[-1] != 3:
-        image = image[..., 0]
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    """One image `[H, W, C]`, uint8; see `shown_image`."""
+    axes.imshow(shown_image(image), cmap="gray", vmin=0, vmax=255)
     axes.axis("off")
+
+
+def shown_image(image: np.ndarray) -> np.ndarray:
+    """What is drawn of an image `[H, W, C]`: a stereo pair side by side, three channels as colours, of others the first."""
+    channels = image.shape[-1]
+    if channels == 2:
+        return np.concatenate([image[..., 0], image[..., 1]], axis=1)
+    return image if channels == 3 else image[..., 0]
 
 
 def draw_activations(axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int) -> None:
@@ -210,17 +243,27 @@ class FiguresCommand:
     """Which checkpoint; the default is the newest."""
 
 
+def routing_figure(
+    config: TrainConfig, model: emcaps.CapsNet, params: Any, step: int, dataset: Dataset, chosen: Sequence[int]
+) -> Figure:
+    """How the votes of some test images, counted from 0, gather around the class capsules of a network after `step` steps."""
+    images, labels = dataset.test_images[list(chosen)], dataset.test_labels[list(chosen)]
+    network: Any = network_at(config, model, step)
+    measured = measure_convergence(network, {"params": params}, test_view(config.images, jnp.asarray(images)))
+    return convergence(measured, images, labels, dataset.class_names, f"{dataset.name}, step {step}")
+
+
 def run(command: FiguresCommand) -> Path:
     """Draw the picture and return where it is."""
     config = read_config(command.workdir)
+    if config.model.family != "capsules":
+        raise RunnerError(f"{command.workdir} holds a run of a {config.model.family}, which has no class capsules")
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, jax.devices()[:1])
-    there_are, chosen = len(dataset.test_images), list(command.images)
+    there_are, chosen = len(dataset.test_images), command.images
     if not chosen or not all(0 <= image < there_are for image in chosen):
-        raise RunnerError(f"images must be one or more numbers from 0 to {there_are - 1}; got {chosen}")
-    images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
-    views = test_view(config.images, jnp.asarray(images))
-    measured = measure_convergence(routing_at(config, model, step), {"params": state.params}, views)
-    figure = convergence(measured, images, labels, dataset.class_names, f"{dataset.name}, step {step}")
+        raise RunnerError(f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}")
+    assert isinstance(model, emcaps.CapsNet)
+    figure = routing_figure(config, model, state.params, step, dataset, chosen)
     path = command.workdir / "figures" / "convergence.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import optax
 
 import emcaps
+from experiments.baseline import BaselineCNN
 from experiments.batches import Batch
 from experiments.calibration import calibrate_betas
 from experiments.configs import ModelConfig, TrainConfig
+
+Network = emcaps.CapsNet | BaselineCNN
 
 
 class TrainState(NamedTuple):
@@ -36,14 +39,16 @@ class Metrics(NamedTuple):
     gradient_norm: jax.Array
 
 
-def make_model(config: ModelConfig, num_classes: int) -> emcaps.CapsNet:
+def make_model(config: ModelConfig, num_classes: int) -> Network:
     """The network of a config."""
+    if config.family == "cnn":
+        return BaselineCNN(num_classes)
     return emcaps.CapsNet(
         num_classes,
         conv_channels=config.conv_channels,
         primary_capsules=config.primary_capsules,
         conv_capsules=config.conv_capsules,
-        routing=config.routing,
+        routing=config.layer_routing,
         capsule_init=config.capsule_init,
         add_coordinates=config.add_coordinates,
     )
@@ -62,46 +67,79 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(config.weight_decay), clip, optax.adam(learning_rate))
 
 
-def init_state(config: TrainConfig, model: emcaps.CapsNet, images: jax.Array, key: jax.Array) -> TrainState:
+def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.Array) -> TrainState:
     """The state before the first step, for images like these: `[B, H, W, C]`, float32, the first batch."""
     params = model.init(key, images[:1])["params"]
-    if config.calibrate_betas:
+    if config.calibrate_betas and isinstance(model, emcaps.CapsNet):
         params = calibrate_betas(model, params, images)
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
 
 
-def class_logits(config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Activation logits of the classes after `step` steps, `[B, num_classes]`, of float images `[B, H, W, C]`."""
-    stages = network_stages(config, model, params, images, step)
-    return stages["class_caps"].activation_logits[:, 0, 0]
+def class_logits(
+    config: TrainConfig,
+    model: Network,
+    params: Any,
+    images: jax.Array,
+    step: jax.Array | int,
+    dropout_keys: jax.Array | None = None,
+) -> jax.Array:
+    """What the loss is of: the activation logits of the class capsules, or the CNN's logits, `[B, num_classes]`.
+
+    Args:
+        config: of the run.
+        model: its network.
+        params: the network's.
+        images: float `[B, H, W, C]`.
+        step: how many steps have been taken.
+        dropout_keys: in training, `[B]`; see `BaselineCNN`. Capsules drop nothing.
+    """
+    stages = network_stages(config, model, params, images, step, dropout_keys)
+    return stages["classes"] if isinstance(model, BaselineCNN) else stages["class_caps"].activation_logits[:, 0, 0]
+
+
+def log_activations(model: Network, logits: jax.Array) -> jax.Array:
+    """Logarithms of what the network says of each class: of activations, or of the CNN's probabilities."""
+    return jax.nn.log_softmax(logits) if isinstance(model, BaselineCNN) else jax.nn.log_sigmoid(logits)
 
 
 def routing_diagnostics(
-    config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
+    config: TrainConfig, model: Network, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, emcaps.RoutingDiagnostics]:
-    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps."""
+    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for a CNN."""
     return emcaps.diagnostics(network_stages(config, model, params, images, step))
 
 
 def network_stages(
-    config: TrainConfig, model: emcaps.CapsNet, params: Any, images: jax.Array, step: jax.Array | int
+    config: TrainConfig,
+    model: Network,
+    params: Any,
+    images: jax.Array,
+    step: jax.Array | int,
+    dropout_keys: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """What each stage of the network makes of float images after `step` steps; see `CapsNet`."""
-    output: Any = routing_at(config, model, step).apply({"params": params}, images)
+    """What each stage of the network makes of float images after `step` steps; see `CapsNet` and `BaselineCNN`."""
+    given = (images, dropout_keys) if isinstance(model, BaselineCNN) else (images,)
+    output: Any = network_at(config, model, step).apply({"params": params}, *given)
     return output[1]
 
 
-def routing_at(config: TrainConfig, model: emcaps.CapsNet, step: jax.Array | int) -> emcaps.CapsNet:
-    """The network as it routes after `step` steps, where the config lets temperatures move during the training."""
+def network_at(config: TrainConfig, model: Network, step: jax.Array | int) -> Network:
+    """The network as it is after `step` steps, where the config lets the temperatures of routing move during the training."""
+    if isinstance(model, BaselineCNN) or not (config.assignment_temperature_end or config.inverse_temperature_start):
+        return model
     progress = jnp.clip(jnp.asarray(step) / config.steps, 0, 1)
-    moved, options = {}, config.model.routing
-    if config.assignment_temperature_end is not None:
-        ratio = config.assignment_temperature_end / options.assignment_temperature
-        moved["assignment_temperature"] = options.assignment_temperature * ratio**progress
-    if config.inverse_temperature_start is not None and options.inverse_temperature is not None:
-        ratio = config.inverse_temperature_start / options.inverse_temperature
-        moved["inverse_temperature"] = options.inverse_temperature * ratio ** (1 - progress)
-    return model.clone(routing=dataclasses.replace(options, **moved)) if moved else model
+
+    def moved(options: emcaps.RoutingOptions) -> emcaps.RoutingOptions:
+        changes = {}
+        if config.assignment_temperature_end is not None:
+            ratio = config.assignment_temperature_end / options.assignment_temperature
+            changes["assignment_temperature"] = options.assignment_temperature * ratio**progress
+        if config.inverse_temperature_start is not None and options.inverse_temperature is not None:
+            ratio = config.inverse_temperature_start / options.inverse_temperature
+            changes["inverse_temperature"] = options.inverse_temperature * ratio ** (1 - progress)
+        return dataclasses.replace(options, **changes)
+
+    return model.clone(routing=tuple(map(moved, model.layer_routing())))
 
 
 def margin_at(config: TrainConfig, step: jax.Array | int) -> jax.Array:
@@ -120,7 +158,7 @@ def losses(config: TrainConfig, logits: jax.Array, labels: jax.Array, step: jax.
     return emcaps.spread_loss(activations, labels, margin_at(config, step))
 
 
-def make_train_step(config: TrainConfig, model: emcaps.CapsNet) -> Callable[..., tuple[TrainState, Metrics]]:
+def make_train_step(config: TrainConfig, model: Network) -> Callable[..., tuple[TrainState, Metrics]]:
     """The pure function `step(state, batch, reduce) -> (state, metrics)`.
 
     `reduce` averages a tree over all devices that have a share of the batch (see parallel.py).
@@ -129,7 +167,7 @@ def make_train_step(config: TrainConfig, model: emcaps.CapsNet) -> Callable[...,
 
     def train_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = class_logits(config, model, params, batch.images, state.step)
+            logits = class_logits(config, model, params, batch.images, state.step, batch.dropout_keys)
             loss = losses(config, logits, batch.labels, state.step).mean()
             return loss, (logits.argmax(-1) == batch.labels).mean()
 

@@ -2,7 +2,8 @@
 
 In the run's folder, `nonfinite/`:
 
-    batch.npz      the batch: images, float32 `[B, H, W, C]`, as the network saw them, and labels, int32 `[B]`
+    batch.npz      the batch: images, float32 `[B, H, W, C]`, as the network saw them, labels, int32 `[B]`, and (but where an
+                   evaluation stopped the run) the raw data of dropout_keys, uint32 `[B, 2]`
     state/         the training state before the step, the one checkpoint there (see checkpoints.py)
     report.json    written last: the step, the first layer, what of it, the metrics, and every place that is not finite
 
@@ -22,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import emcaps
 from experiments.batches import Batch
 from experiments.checkpoints import Checkpoints
 from experiments.datasets import Dataset
@@ -131,13 +131,13 @@ def copied(state: TrainState) -> TrainState:
 
 
 def examined(
-    train_step: Callable, network_at: Callable[[jax.Array], emcaps.CapsNet]
+    train_step: Callable, stages_of: Callable[..., Mapping[str, Any]]
 ) -> Callable[..., tuple[TrainState, OrderedDict[Place, jax.Array]]]:
     """A training step that returns, in place of its metrics, where it is not finite.
 
     Args:
         train_step: of `make_train_step`. What it averages over the devices must have the gradient in it.
-        network_at: the network that it trains, as it is after a number of steps.
+        stages_of: what each layer gives, of `(params, images, step, dropout_keys)`.
 
     Returns:
         The pure function `step(state, batch, reduce) -> (state, fractions)`, with the fractions of `nonfinite_fractions`.
@@ -150,7 +150,7 @@ def examined(
             averaged.append(reduce(tree))
             return averaged[-1]
 
-        stages: Any = network_at(state.step).apply({"params": state.params}, batch.images)[1]
+        stages = stages_of(state.params, batch.images, state.step, batch.dropout_keys)
         new_state, metrics = train_step(state, batch, reduce_and_note)
         gradient = subtree_like(state.params, averaged)
         return new_state, reduce(nonfinite_fractions(state.params, stages, gradient, metrics))
@@ -233,7 +233,10 @@ def save(folder: Path, state: TrainState, batch: Batch, report: Mapping[str, Any
     if (folder / "state").exists():
         shutil.rmtree(folder / "state")
     folder.mkdir(exist_ok=True)
-    np.savez(folder / "batch.npz", images=np.asarray(batch.images), labels=np.asarray(batch.labels))
+    arrays = {"images": batch.images, "labels": batch.labels}
+    if batch.dropout_keys is not None:
+        arrays["dropout_keys"] = jax.random.key_data(batch.dropout_keys)
+    np.savez(folder / "batch.npz", **jax.device_get(arrays))
     with Checkpoints(folder / "state") as checkpoints:
         checkpoints.save(int(state.step), state)
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")

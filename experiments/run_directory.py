@@ -87,6 +87,11 @@ def check_usable(path: Path, config: TrainConfig) -> None:
         raise RunnerError(f"{path} holds files of something else (no config.json); choose another --workdir")
 
 
+def is_finished(path: Path, config: TrainConfig) -> bool:
+    """Whether the folder holds a finished run of this config."""
+    return (path / "result.json").exists() and not differing_fields(read_config(path), config)
+
+
 def differing_fields(there: TrainConfig, here: TrainConfig) -> str:
     """For example `steps: 100 there, 200 here`; empty if the configs are equal."""
     old, new = flat_fields(there), flat_fields(here)

@@ -17,19 +17,29 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import emcaps
 from experiments import figures
 from experiments.batches import TrainingBatches
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
-from experiments.configs import Preset, TrainConfig, default_config
+from experiments.configs import Preset, TrainConfig, as_cnn, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import Scores, load_data, make_evaluator
 from experiments.interrupt import stop_request
-from experiments.learner import Metrics, TrainState, init_state, make_model, make_train_step, routing_at, routing_diagnostics
+from experiments.learner import (
+    Metrics,
+    Network,
+    TrainState,
+    init_state,
+    make_model,
+    make_train_step,
+    network_stages,
+    routing_diagnostics,
+)
 from experiments.nonfinite import Guard, copied, examined
 from experiments.parallel import REPLICATED, Devices, Mode, choose_devices, data_mesh, describe, parallelize, split_cpu
-from experiments.run_directory import Record, RunDirectory, check_usable
+from experiments.run_directory import Record, RunDirectory, check_usable, is_finished, read_result
 from experiments.views import test_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
@@ -146,7 +156,8 @@ def train(
             if step not in checkpoints.steps():
                 log({"step": step, "split": "test", "loss": scores.loss, "accuracy": scores.accuracy})
                 layers = jax.device_get(diagnose(state.params, dataset.test_images[:DIAGNOSED], step))
-                log({"step": step, "split": "diagnostics"} | {name: numbers(found) for name, found in layers.items()})
+                if layers:
+                    log({"step": step, "split": "diagnostics"} | {name: numbers(found) for name, found in layers.items()})
                 checkpoints.save(step, state, scores.accuracy)
             return scores
 
@@ -154,7 +165,7 @@ def train(
         compile_start = time.perf_counter()
         train_step = step_on_devices.step.lower(state, step_on_devices.shard(batches(first))).compile()
         compile_seconds = time.perf_counter() - compile_start
-        examine = parallelize(examined(step_function, functools.partial(routing_at, config, model)), parallel, devices)
+        examine = parallelize(examined(step_function, functools.partial(network_stages, config, model)), parallel, devices)
         guard = Guard(run.path / "nonfinite", batches, train_step, examine)
 
         go_on_training()
@@ -179,7 +190,7 @@ def train(
 
         scores = score_and_save(config.steps, state)
         records = run.records()
-        draw_figures(run.figures, config, dataset, scores, records)
+        draw_figures(run.figures, config, model, dataset, state, scores, records)
         result = summarize(config, dataset, state, scores, records) | {
             "train_seconds": time.perf_counter() - start,
             "compile_seconds": compile_seconds,
@@ -197,10 +208,12 @@ def summarize(
     config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
 ) -> dict[str, Any]:
     """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    iterations = {"num_iterations": config.model.routing.num_iterations} if config.model.family == "capsules" else {}
     return {
         "dataset": dataset.name,
+        "model": config.model.family,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "num_iterations": config.model.routing.num_iterations,
+        **iterations,
         "steps": config.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -236,19 +249,44 @@ def show(progress: tqdm, record: Record) -> None:
     )
 
 
-def draw_figures(folder: Path, config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> None:
+def draw_figures(
+    folder: Path,
+    config: TrainConfig,
+    model: Network,
+    dataset: Dataset,
+    state: TrainState,
+    scores: Scores,
+    records: Sequence[Record],
+) -> None:
     """Write the pictures of a finished run."""
-    title = f"{dataset.name}, {config.model.routing.num_iterations} routing iterations, seed {config.seed}"
-    curves = figures.learning_curves(records, f"{title}: {config.scored} error {scores.error:.2%} after {config.steps} steps")
-    curves.savefig(folder / "learning_curves.png", dpi=120)
-    sheet = figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names)
-    sheet.savefig(folder / "misclassified.png", dpi=120)
+    capsules = isinstance(model, emcaps.CapsNet)
+    network = f"{config.model.routing.num_iterations} routing iterations" if capsules else "CNN"
+    title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
+    loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
+    pictures = {
+        "samples": figures.samples(dataset.train_images, dataset.train_labels, dataset.class_names),
+        "learning_curves": figures.learning_curves(records, title, loss_name),
+        "misclassified": figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names),
+    }
+    if capsules:
+        params = jax.device_put(state.params, jax.devices()[0])
+        chosen = range(min(3, len(dataset.test_labels)))
+        pictures["convergence"] = figures.routing_figure(config, model, params, config.steps, dataset, chosen)
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result, one field a line."""
-    width = max(map(len, result))
-    return "\n".join(f"{name:<{width}}  {f'{v:.6g}' if isinstance(v, float) else v}" for name, v in result.items())
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty."""
+    names = list(dict.fromkeys(name for result in results for name in result))
+    rows = [[name, *(cell(result.get(name, "")) for result in results)] for name in names]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def cell(value: Any) -> str:
+    """A value as the table shows it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +296,8 @@ class TrainCommand:
     config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     preset: Preset = "emcaps"
     """Constants and initial values of the routing, which other flags may change: ours, the paper's, or IBM's."""
+    baseline: bool = False
+    """Then train the paper's CNN on the same data for as many steps, into the folder WORKDIR-cnn, and print both results."""
     workdir: Path | None = None
     """The run's folder; the default is runs/ and the data set's name, without .npz or what is before it."""
     data_dir: Path | None = None
@@ -268,26 +308,50 @@ class TrainCommand:
     """How many devices; the default is as many as divide the batch size. The CPU counts as one per core."""
 
 
+def default_command(words: Sequence[str]) -> TrainCommand:
+    """What no flag says, given the words of a command. Of toynorb nothing is published to compare with: the CNN is trained too."""
+    config = default_config(words)
+    return TrainCommand(config=config, baseline=config.dataset == "toynorb" and config.model.family == "capsules")
+
+
+def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
+    """What is to be trained, by folder. Raises RunnerError if a folder cannot be used, or there is nothing to do."""
+    workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
+    runs = {workdir: command.config}
+    if command.baseline:
+        if command.config.model.family != "capsules":
+            raise RunnerError(f"--baseline compares capsules with the CNN; got --model {command.config.model.family}")
+        runs[workdir.with_name(f"{workdir.name}-cnn")] = as_cnn(command.config)
+    unfinished = {path: config for path, config in runs.items() if not is_finished(path, config)}
+    for path, config in (unfinished or runs).items():
+        check_usable(path, config)
+    return runs
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    defaults = TrainCommand(config=default_config(arguments))
-    command = parse(TrainCommand, "python -m experiments.train", arguments, defaults)
+    command = parse(TrainCommand, "python -m experiments.train", arguments, default_command(arguments))
     typed = shlex.join(["python", "-m", "experiments.train", *arguments])
-    workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
     try:
-        check_usable(workdir, command.config)
+        runs = planned_runs(command)
         split_cpu(command.devices)
         devices = choose_devices(command.config.batch_size, command.devices)
         dataset = load_data(command.config, command.data_dir)
-        print(f"{dataset.name} on {describe(devices)}, into {workdir}")
-        result = train(command.config, dataset, workdir, parallel=command.parallel, devices=devices, command=typed)
+        for workdir, config in runs.items():
+            if is_finished(workdir, config):
+                print(f"{workdir} is finished")
+                continue
+            print(f"{dataset.name} on {describe(devices)}, into {workdir}")
+            train(config, dataset, workdir, parallel=command.parallel, devices=devices, command=typed)
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)
         return 130
-    print(table(result))
+    results = [read_result(workdir) or {} for workdir in runs]
+    same = {"command": typed} if len(results) > 1 else {}
+    print(table([{name: value for name, value in result.items() if name not in same} for result in results]))
     return 0
 
 

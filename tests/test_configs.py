@@ -6,8 +6,8 @@ import pytest
 
 from emcaps import PRESETS
 from experiments.command_line import parse
-from experiments.configs import NORB_IMAGES, ImageConfig, ModelConfig, TrainConfig, default_config, from_json, to_json
-from experiments.train import TrainCommand
+from experiments.configs import NORB_IMAGES, ImageConfig, ModelConfig, TrainConfig, as_cnn, default_config, from_json, to_json
+from experiments.train import TrainCommand, default_command
 
 PROGRAM = "python -m experiments.train"
 
@@ -51,7 +51,38 @@ def test_views_that_cannot_be_do_not_exist(field, value):
 def test_defaults_are_those_of_the_preset_and_the_data_set():
     config = default_config("--steps 3 --dataset smallnorb --preset ibm".split())
     assert config.images == NORB_IMAGES and (config.model.routing, config.model.capsule_init) == PRESETS["ibm"]
-    assert default_config(["--dataset=mnist"]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
+    assert (config.dataset, config.steps) == ("smallnorb", 4000)
+    assert default_config(["--dataset=mnist"]) == TrainConfig(dataset="mnist", images=ImageConfig(), steps=4000)
+    assert default_config([]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
+
+
+def test_the_cnn_is_trained_on_the_same_data_by_its_own_loss():
+    config = default_config("--model cnn --dataset mnist".split())
+    assert config == as_cnn(default_config(["--dataset", "mnist"]))
+    assert (config.model.family, config.loss, config.dataset, config.steps) == ("cnn", "cross_entropy", "mnist", 4000)
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--num-iterations 3 --conv-channels 64", "a cnn has no conv_channels, routing"),
+        ("--preset paper", "a cnn has no routing, capsule_init"),
+        ("--loss spread", "a cnn is trained with the loss cross_entropy; got spread"),
+        ("--calibrate-betas", "a cnn has no betas and no temperatures"),
+    ],
+)
+def test_what_a_cnn_does_not_have_is_refused(flags, message, capsys):
+    words = ["--model", "cnn", *flags.split()]
+    with pytest.raises(SystemExit):
+        parse(TrainCommand, PROGRAM, words, default_command(words))
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_class_capsules_can_have_a_temperature_of_their_own():
+    config = ModelConfig(class_inverse_temperature=5.0)
+    assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]
+    assert set(ModelConfig().layer_routing) == {ModelConfig().routing}
 
 
 def test_images_are_held_out_by_number_or_by_object():
@@ -92,7 +123,7 @@ def test_flags_are_flat():
         ),
         (
             "--nosuch 3",
-            "error: unknown argument --nosuch; known flags: --conv-channels, --primary-capsules",
+            "error: unknown argument --nosuch; known flags: --model, --conv-channels",
         ),
         ("stray", "error: unknown argument stray; known flags: "),
         ("--steps many", "error: Error parsing --steps: invalid literal"),

@@ -24,16 +24,27 @@ def test_learning_curves(steps):
     records = [
         {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step} for step in steps for split in ("train", "test")
     ]
-    figure = figures.learning_curves(records, "a title")
+    figure = figures.learning_curves(records, "a title", "some loss")
     loss, error = figure.axes
     assert (loss.get_xlabel(), loss.get_ylabel(), error.get_ylabel()) == (
         "training step",
-        "spread loss",
+        "some loss",
         "error (%)",
     )
     for line in error.lines:
         np.testing.assert_allclose(np.asarray(line.get_ydata()), [100 / step for step in steps])
     render(figure)
+
+
+@pytest.mark.parametrize("channels, width", [(1, 8), (2, 16), (3, 8)])
+def test_samples_are_spread_over_each_class(channels, width):
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, channels), np.uint8)
+    labels = np.arange(40) % 2  # and none of the third class
+    figure = figures.samples(images, labels, ["cat", "dog", "owl"], columns=5)
+    render(figure)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    assert {picture.shape[:2] for picture in shown} == {(8, width)}
+    assert [int(picture.flat[0]) for picture in shown] == [0, 8, 18, 28, 38, 1, 9, 19, 29, 39]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

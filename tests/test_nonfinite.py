@@ -1,5 +1,6 @@
 """What a run does when its loss or gradient is not finite: where it stops, what it names, and what it saves."""
 
+import dataclasses
 import functools
 import json
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import tiny
 from experiments import datasets, learner, nonfinite, train
 from experiments.batches import Batch, TrainingBatches
 from experiments.checkpoints import Checkpoints
-from experiments.learner import Metrics, TrainState, make_model, make_train_step
+from experiments.learner import Metrics, TrainState, make_model, make_train_step, network_stages
 from experiments.nonfinite import Guard, NonfiniteError
 from experiments.parallel import ParallelStep, parallelize
 from experiments.views import test_view
@@ -22,7 +23,7 @@ from experiments.views import test_view
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 
 FAILS_AT = 5  # between the checkpoints of steps 3 and 6, and not the first step after one
-FLAGS = "--batch-size 8 --warmup-steps 0 --max-shift 1".split()
+FLAGS = "--dataset mnist --batch-size 8 --warmup-steps 0 --max-shift 1".split()
 FLAGS += "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
 
 
@@ -46,7 +47,8 @@ def restored(folder):
 
 def saved_batch(folder):
     with np.load(folder / "batch.npz") as file:
-        return Batch(file["images"], file["labels"])
+        keys = jax.random.wrap_key_data(file["dropout_keys"]) if "dropout_keys" in file else None
+        return Batch(file["images"], file["labels"], keys)
 
 
 def parameters_overflow(config, model):
@@ -81,7 +83,7 @@ def gradient_breaks(config, model):
 def places():
     """The function from parameter and gradient factors by layer, and labels, to all places that are not finite, in order."""
     model = make_model(tiny.MODEL, 3)
-    examined_step = nonfinite.examined(make_train_step(tiny.CONFIG, model), lambda step: model)
+    examined_step = nonfinite.examined(make_train_step(tiny.CONFIG, model), functools.partial(network_stages, tiny.CONFIG, model))
 
     @jax.jit
     def fractions(state, batch, factors):
@@ -167,7 +169,7 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, l
 
 @pytest.mark.slow
 def test_parameters_that_break_just_before_an_evaluation_are_found_by_it(tmp_path):
-    config = train.TrainConfig(model=tiny.MODEL, steps=4, batch_size=8, eval_every=1, learning_rate=1e30, warmup_steps=0)
+    config = dataclasses.replace(tiny.CONFIG, steps=4, eval_every=1, learning_rate=1e30)
     with pytest.raises(NonfiniteError, match=r"diverged at step 1: test_loss nan; .* in primary \(poses\)"):
         train.train(config, tiny.dataset(), tmp_path)
     assert restored(tmp_path / "nonfinite" / "state").step == 1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import datasets, evaluate, train
+from experiments import datasets, evaluate, figures, train
 from experiments.checkpoints import Checkpoints
 from experiments.configs import ImageConfig, from_json, to_json
 from experiments.errors import RunnerError
@@ -79,7 +79,7 @@ def test_a_run_leaves_its_outputs(finished):
             assert record["class_caps"]["assignment_entropy"] == pytest.approx(np.log(3))  # one iteration
             continue
         assert np.isfinite([record["loss"], record["accuracy"], record["seconds"]]).all()
-    for name in ("learning_curves.png", "misclassified.png"):
+    for name in ("samples.png", "learning_curves.png", "misclassified.png", "convergence.png"):
         assert (finished / "figures" / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -101,7 +101,7 @@ def test_the_result_says_what_was_run_and_reached(finished):
     assert result["test_error"] + result["test_accuracy"] == pytest.approx(1)
     assert result["test_accuracy"] == read_records(finished)[-2]["accuracy"]
     assert 0 < result["compile_seconds"] < result["train_seconds"]
-    assert "test_error" in train.table(result)
+    assert "test_error" in train.table([result])
 
 
 def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tmp_path, monkeypatch):
@@ -225,7 +225,8 @@ def test_a_config_that_does_not_fit_the_images_writes_nothing(config, message, t
 
 def test_the_command_trains_and_refuses_to_do_it_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
-    flags = "--steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
+    flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4".split()
+    flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
     arguments = [*flags, "--workdir", str(tmp_path / "a run")]
     assert train.main(arguments) == 0
     result = json.loads((tmp_path / "a run" / "result.json").read_text())
@@ -233,6 +234,40 @@ def test_the_command_trains_and_refuses_to_do_it_again(tmp_path, monkeypatch, ca
     assert f"test_error          {result['test_error']:.6g}\n" in capsys.readouterr().out
     assert train.main(arguments) == 1
     assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
+
+
+def test_the_cnn_is_trained_beside_the_capsules(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
+    command = [*flags.split(), "--baseline", "--workdir", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, crash)  # the first of the CNN
+        with pytest.raises(RuntimeError, match="crash"):
+            train.main(command)
+    capsules = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert train.main(command) == 0
+    cnn = json.loads((tmp_path / "run-cnn" / "result.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} is finished" in printed
+    assert [line.split()[1:] for line in printed.splitlines() if line.startswith("model ")] == [["capsules", "cnn"]]
+    assert [line.split() for line in printed.splitlines() if line.startswith("test_error ")] == [
+        ["test_error", f"{capsules['test_error']:.6g}", f"{cnn['test_error']:.6g}"]
+    ]
+    assert not (tmp_path / "run-cnn" / "figures" / "convergence.png").exists()
+    assert evaluate.main(["--workdir", str(tmp_path / "run-cnn")]) == 0
+    assert "reproduced exactly" in capsys.readouterr().out
+    assert train.main(command) == 1
+    assert "holds a finished run" in capsys.readouterr().err
+    assert figures.main(["--workdir", str(tmp_path / "run-cnn")]) == 1
+    assert "holds a run of a cnn, which has no class capsules" in capsys.readouterr().err
+    assert train.main(["--dataset", "mnist", "--model", "cnn", "--baseline", "--workdir", str(tmp_path / "other")]) == 1
+    assert "--baseline compares capsules with the CNN; got --model cnn" in capsys.readouterr().err
+
+
+def test_only_toynorb_has_the_cnn_trained_unasked():
+    assert train.default_command([]).baseline
+    assert not train.default_command(["--dataset", "mnist"]).baseline
+    assert not train.default_command(["--model", "cnn"]).baseline
 
 
 def test_a_wrong_command_gets_one_line_and_writes_nothing(tmp_path):

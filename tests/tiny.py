@@ -12,7 +12,9 @@ from experiments.learner import TrainState, init_state, make_model
 
 IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1))
-CONFIG = TrainConfig(model=MODEL, steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0)
+CONFIG = TrainConfig(
+    model=MODEL, dataset="mnist", steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0
+)
 
 
 def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
