@@ -44,8 +44,9 @@ def parse(command: type[Command], program: str, arguments: Sequence[str] | None 
 def flags(command: Any) -> list[str]:
     """The flags of a dataclass, those of nested dataclasses among them."""
     names = []
-    for name, field_type in get_type_hints(command).items():
-        names += flags(field_type) if dataclasses.is_dataclass(field_type) else ["--" + name.replace("_", "-")]
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        renamed = [extra.name for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "name", None)]
+        names += flags(hint) if dataclasses.is_dataclass(hint) else ["--" + (renamed or [name])[0].replace("_", "-")]
     return names
 
 

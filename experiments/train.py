@@ -307,6 +307,13 @@ class TrainCommand:
     devices: int | None = None
     """How many devices; the default is as many as divide the batch size. The CPU counts as one per core."""
 
+    def __post_init__(self):
+        if self.config.model.family == "cnn":
+            if self.preset != "emcaps":
+                raise ValueError(f"a cnn has no routing, of which there could be a preset; got {self.preset}")
+            if self.baseline:
+                raise ValueError("--baseline trains the cnn beside capsules; got --model cnn")
+
 
 def default_command(words: Sequence[str]) -> TrainCommand:
     """What no flag says, given the words of a command. Of toynorb nothing is published to compare with: the CNN is trained too."""
@@ -319,8 +326,6 @@ def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
     workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
     runs = {workdir: command.config}
     if command.baseline:
-        if command.config.model.family != "capsules":
-            raise RunnerError(f"--baseline compares capsules with the CNN; got --model {command.config.model.family}")
         runs[workdir.with_name(f"{workdir.name}-cnn")] = as_cnn(command.config)
     unfinished = {path: config for path, config in runs.items() if not is_finished(path, config)}
     for path, config in (unfinished or runs).items():

@@ -54,7 +54,7 @@ def test_gradients_are_clipped_by_their_norm():
 def test_temperatures_move_geometrically():
     config = dataclasses.replace(CONFIG, assignment_temperature_end=1.0, inverse_temperature_start=0.01)
     model = make_model(config.model, 3)
-    moving = [network_at(config, model, step).routing for step in (0, 5, 10, 11)]
+    moving = [network_at(config, model, step).layer_routing()[0] for step in (0, 5, 10, 11)]
     np.testing.assert_allclose([options.assignment_temperature for options in moving], [16, 4, 1, 1], rtol=1e-6)
     np.testing.assert_allclose([options.inverse_temperature for options in moving], [0.01, 0.1, 1, 1], rtol=1e-5)
     assert network_at(CONFIG, model, 5) is model

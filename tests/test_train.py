@@ -260,8 +260,6 @@ def test_the_cnn_is_trained_beside_the_capsules(tmp_path, monkeypatch, capsys):
     assert "holds a finished run" in capsys.readouterr().err
     assert figures.main(["--workdir", str(tmp_path / "run-cnn")]) == 1
     assert "holds a run of a cnn, which has no class capsules" in capsys.readouterr().err
-    assert train.main(["--dataset", "mnist", "--model", "cnn", "--baseline", "--workdir", str(tmp_path / "other")]) == 1
-    assert "--baseline compares capsules with the CNN; got --model cnn" in capsys.readouterr().err
 
 
 def test_only_toynorb_has_the_cnn_trained_unasked():
