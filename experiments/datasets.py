@@ -80,7 +80,7 @@ def load_tfds(builder: Builder) -> Dataset:
     read = lambda: read_split(builder, "train") | read_split(builder, "test")  # noqa: E731
     try:
         arrays = cached(f"{builder.name}-{builder.version}", Path(builder.data_path), read)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         message = f"{builder.data_path} is damaged ({first_line(error)}); delete it, and it will be prepared again"
         raise RunnerError(message) from error
     names = tuple(builder.info.features[builder.label_feature].names)

@@ -7,7 +7,6 @@ import pytest
 
 from experiments.batches import TrainingBatches
 from experiments.configs import ImageConfig
-from experiments.parallel import parallelize
 
 KEY = jax.random.key(0)
 
@@ -52,17 +51,3 @@ def test_the_keys_of_what_is_dropped_differ_between_examples_and_steps():
     batches = make_batches()
     keys = np.concatenate([jax.random.key_data(batches(step).dropout_keys) for step in range(3)])
     assert len(np.unique(keys, axis=0)) == 3 * 8
-
-
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_the_same_key_gives_the_same_batch_on_one_and_two_devices(mode):
-    """As smallNORB and toynorb are seen: random crops, contrast and brightness."""
-    config = ImageConfig(standardize=True, crop=4, max_shift=0, contrast=0.5, brightness=0.5)
-    batches = TrainingBatches(images(), np.arange(50, dtype=np.int32), KEY, batch_size=8, config=config)
-    batch = batches(5)
-    assert np.ptp(batch.images, axis=(1, 2, 3)).min() > 0
-    for number in (1, 2):
-        shared = parallelize(lambda *_: None, mode, jax.devices()[:number]).shard(batch)
-        assert len(shared.images.sharding.device_set) == number
-        np.testing.assert_array_equal(np.asarray(shared.images).reshape(batch.images.shape), batch.images)
-        np.testing.assert_array_equal(np.asarray(shared.labels).ravel(), batch.labels)

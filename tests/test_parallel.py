@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from experiments.batches import TrainingBatches
+from experiments.configs import ImageConfig
 from experiments.errors import RunnerError
 from experiments.learner import make_model, make_train_step
 from experiments.parallel import choose_devices, describe, map_examples, parallelize
@@ -18,9 +19,9 @@ def model():
     return make_model(tiny.MODEL, 3)
 
 
-def batches():
+def batches(views=tiny.CONFIG.images):
     data = tiny.dataset()
-    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny.CONFIG.batch_size, tiny.CONFIG.images)
+    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny.CONFIG.batch_size, views)
 
 
 @functools.cache
@@ -59,11 +60,18 @@ def test_jit_and_pmap_are_the_same_step():
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
-    drawn = batches()(5)
-    shard = parallelize(make_train_step(tiny.CONFIG, model()), mode, jax.devices()[:num_devices]).shard
-    for whole, shared in zip(drawn, shard(drawn), strict=True):
-        assert len(shared.sharding.device_set) == num_devices
-        np.testing.assert_array_equal(np.asarray(shared).reshape(whole.shape), whole)
+    """Its views are drawn as those of smallNORB and toynorb are."""
+    views = ImageConfig(standardize=True, crop=11, max_shift=0, contrast=0.5, brightness=0.5)
+    drawn = batches(views)(5)
+    shared = parallelize(make_train_step(tiny.CONFIG, model()), mode, jax.devices()[:num_devices]).shard(drawn)
+    for whole, parts in zip(raw(drawn), raw(shared), strict=True):
+        assert len(parts.sharding.device_set) == num_devices
+        np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
+
+
+def raw(batch):
+    """A batch with the raw data of its keys."""
+    return batch._replace(dropout_keys=jax.random.key_data(batch.dropout_keys))
 
 
 def test_map_examples_gives_one_result_per_example():
