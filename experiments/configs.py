@@ -108,7 +108,7 @@ DATASET_IMAGES = {
 }
 
 
-LONGER = 4000  # steps on any data set but the default, whose run is for a few minutes
+LONGER = 4000  # steps on any data set but the default, which is for a run of minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class TrainConfig:
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
-    steps: int = 1500
+    steps: int = 1000
     """Training steps."""
     batch_size: int = 64
     """Images in a step, over all devices."""
@@ -156,7 +156,7 @@ class TrainConfig:
     """The assignment temperature goes geometrically from that of the model to this over the training."""
     inverse_temperature_start: float | None = None
     """The inverse temperature goes geometrically from this to that of the model over the training."""
-    eval_every: int = 1000
+    eval_every: int = 500
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     holdout: int = 0
     """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
@@ -229,7 +229,7 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     # A data set that there is not, the parser of all flags will refuse.
     if chosen.dataset != config.dataset and (chosen.dataset in DATASETS or chosen.dataset.endswith(SUFFIX)):
         images = DATASET_IMAGES.get(chosen.dataset, ImageConfig())
-        config = dataclasses.replace(config, dataset=chosen.dataset, images=images, steps=LONGER)
+        config = dataclasses.replace(config, dataset=chosen.dataset, images=images, steps=LONGER, eval_every=LONGER // 4)
     return as_cnn(config) if chosen.model == "cnn" else config
 
 

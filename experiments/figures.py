@@ -99,7 +99,8 @@ def misclassified(
     shown = wrong[np.argsort(-excess, kind="stable")][: rows * columns]
 
     rows = max(1, -(-len(shown) // columns))
-    figure = Figure(figsize=(2.9 * columns, 1.75 * rows + 0.7), layout="constrained")
+    aspect = shown_image(images[0]).shape[1] / images.shape[1]
+    figure = Figure(figsize=((1.4 + 1.5 * aspect) * columns, 1.75 * rows + 0.7), layout="constrained")
     choice = f"the {len(shown)} surest" if len(shown) < len(wrong) else "all of them"
     figure.suptitle(
         f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the class activations\n"
@@ -107,13 +108,13 @@ def misclassified(
         if len(wrong)
         else f"None of {len(labels)} test images is misclassified"
     )
-    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.2] * columns)
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[aspect, 1.2] * columns)
     for place, index in enumerate(shown):
         row, column = divmod(place, columns)
         true, predicted = int(labels[index]), int(predictions[index])
         picture = figure.add_subplot(grid[row, 2 * column])
         draw_image(picture, images[index])
-        picture.set_title(f"{class_names[true]} → {class_names[predicted]}", fontsize=9)
+        picture.set_title(f"{class_names[true]} → {class_names[predicted]}", fontsize=9, loc="left")
         draw_activations(figure.add_subplot(grid[row, 2 * column + 1]), activations[index], class_names, true, predicted)
     return figure
 

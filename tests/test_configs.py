@@ -52,7 +52,7 @@ def test_defaults_are_those_of_the_preset_and_the_data_set():
     config = default_config("--steps 3 --dataset smallnorb --preset ibm".split())
     assert config.images == NORB_IMAGES and (config.model.routing, config.model.capsule_init) == PRESETS["ibm"]
     assert (config.dataset, config.steps) == ("smallnorb", 4000)
-    assert default_config(["--dataset=mnist"]) == TrainConfig(dataset="mnist", images=ImageConfig(), steps=4000)
+    assert default_config(["--dataset=mnist"]) == TrainConfig(dataset="mnist", images=ImageConfig(), steps=4000, eval_every=1000)
     assert default_config([]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
 
 

@@ -60,7 +60,7 @@ def test_misclassified_shows_the_surest_mistakes(channels, num_wrong, shown):
     pictures, bars = figure.axes[::2], figure.axes[1::2]
     assert len(pictures) == len(bars) == shown
     if shown:
-        assert pictures[0].get_title() == "cat → owl"
+        assert pictures[0].get_title(loc="left") == "cat → owl"
         widths = [bar.get_window_extent().width for bar in bars[0].patches]
         np.testing.assert_allclose(np.divide(widths, bars[0].bbox.width), activations[num_wrong - 1])
     if num_wrong in (0, 5):
