@@ -30,8 +30,9 @@ from experiments.errors import RunnerError
 from experiments.evaluate import load_data, make_evaluator
 from experiments.learner import TrainState, class_logits, init_state, losses, make_model, make_train_step, routing_diagnostics
 from experiments.parallel import choose_devices, parallelize, split_cpu
+from experiments.results import numbers
 from experiments.run_directory import Record
-from experiments.train import TrainCommand, numbers
+from experiments.train import TrainCommand
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),

@@ -114,7 +114,8 @@ def misclassified(
         true, predicted = int(labels[index]), int(predictions[index])
         picture = figure.add_subplot(grid[row, 2 * column])
         draw_image(picture, images[index])
-        picture.set_title(f"{class_names[true]} → {class_names[predicted]}", fontsize=9, loc="left")
+        title = f"{class_names[true]} → {class_names[predicted]}"
+        picture.set_title(title, fontsize=9 if len(title) < 26 else 7, loc="left")
         draw_activations(figure.add_subplot(grid[row, 2 * column + 1]), activations[index], class_names, true, predicted)
     return figure
 

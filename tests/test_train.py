@@ -18,6 +18,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.configs import ImageConfig, from_json, to_json
 from experiments.errors import RunnerError
 from experiments.learner import make_model
+from experiments.results import table
 from experiments.run_directory import read_records
 from experiments.views import crop_places
 
@@ -101,7 +102,7 @@ def test_the_result_says_what_was_run_and_reached(finished):
     assert result["test_error"] + result["test_accuracy"] == pytest.approx(1)
     assert result["test_accuracy"] == read_records(finished)[-2]["accuracy"]
     assert 0 < result["compile_seconds"] < result["train_seconds"]
-    assert "test_error" in train.table([result])
+    assert "test_error" in table([result])
 
 
 def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tmp_path, monkeypatch):

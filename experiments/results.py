@@ -1,0 +1,84 @@
+"""What a finished run has reached: the record for result.json, its table, and the pictures."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import emcaps
+from experiments import figures
+from experiments.configs import TrainConfig
+from experiments.datasets import Dataset
+from experiments.evaluate import Scores
+from experiments.learner import Network, TrainState
+from experiments.run_directory import Record
+
+
+def summarize(
+    config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
+) -> dict[str, Any]:
+    """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    iterations = {"num_iterations": config.model.routing.num_iterations} if config.model.family == "capsules" else {}
+    return {
+        "dataset": dataset.name,
+        "model": config.model.family,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        **iterations,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "scored_on": "test set" if config.scored == "test" else "held-out training images",
+        "test_error": scores.error,
+        "test_accuracy": scores.accuracy,
+        "test_examples": scores.num_examples,
+        "test_loss": scores.loss,
+        "best_test_accuracy": max(record["accuracy"] for record in records if record["split"] == "test"),
+        "images_per_second": statistics.median(r["images_per_second"] for r in records if r["split"] == "train"),
+    }
+
+
+def numbers(scalars: NamedTuple) -> dict[str, float]:
+    """Named scalars, for JSON."""
+    return {name: float(value) for name, value in scalars._asdict().items()}
+
+
+def draw_figures(
+    folder: Path,
+    config: TrainConfig,
+    model: Network,
+    dataset: Dataset,
+    state: TrainState,
+    scores: Scores,
+    records: Sequence[Record],
+) -> None:
+    """Write the pictures of a finished run."""
+    capsules = isinstance(model, emcaps.CapsNet)
+    network = f"{config.model.routing.num_iterations} routing iterations" if capsules else "CNN"
+    title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
+    loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
+    pictures = {
+        "samples": figures.samples(dataset.train_images, dataset.train_labels, dataset.class_names),
+        "learning_curves": figures.learning_curves(records, title, loss_name),
+        "misclassified": figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names),
+    }
+    if capsules:
+        params = jax.device_put(state.params, jax.devices()[0])
+        chosen = range(min(3, len(dataset.test_labels)))
+        pictures["convergence"] = figures.routing_figure(config, model, params, config.steps, dataset, chosen)
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty."""
+    names = list(dict.fromkeys(name for result in results for name in result))
+    rows = [[name, *(cell(result.get(name, "")) for result in results)] for name in names]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def cell(value: Any) -> str:
+    """A value as the table shows it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
