@@ -224,42 +224,31 @@ def test_a_config_that_does_not_fit_the_images_writes_nothing(config, message, t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_trains_and_refuses_to_do_it_again(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
     flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4".split()
     flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
-    arguments = [*flags, "--workdir", str(tmp_path / "a run")]
-    assert train.main(arguments) == 0
-    result = json.loads((tmp_path / "a run" / "result.json").read_text())
-    assert result["command"] == f"python -m experiments.train {' '.join(flags)} --workdir '{tmp_path / 'a run'}'"
-    assert f"test_error          {result['test_error']:.6g}\n" in capsys.readouterr().out
-    assert train.main(arguments) == 1
-    assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
-
-
-def test_the_cnn_is_trained_beside_the_capsules(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
-    flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
-    command = [*flags.split(), "--baseline", "--workdir", str(tmp_path / "run")]
+    command = [*flags, "--baseline", "--workdir", str(tmp_path / "a run")]
     with monkeypatch.context() as patch:
         at_step(patch, 3, crash)  # the first of the CNN
         with pytest.raises(RuntimeError, match="crash"):
             train.main(command)
-    capsules = json.loads((tmp_path / "run" / "result.json").read_text())
+    capsules = json.loads((tmp_path / "a run" / "result.json").read_text())
+    assert capsules["command"] == f"python -m experiments.train {' '.join(flags)} --baseline --workdir '{tmp_path / 'a run'}'"
     assert train.main(command) == 0
-    cnn = json.loads((tmp_path / "run-cnn" / "result.json").read_text())
+    cnn = json.loads((tmp_path / "a run-cnn" / "result.json").read_text())
     printed = capsys.readouterr().out
-    assert f"{tmp_path / 'run'} is finished" in printed
+    assert f"{tmp_path / 'a run'} is finished" in printed
     assert [line.split()[1:] for line in printed.splitlines() if line.startswith("model ")] == [["capsules", "cnn"]]
     assert [line.split() for line in printed.splitlines() if line.startswith("test_error ")] == [
         ["test_error", f"{capsules['test_error']:.6g}", f"{cnn['test_error']:.6g}"]
     ]
-    assert not (tmp_path / "run-cnn" / "figures" / "convergence.png").exists()
-    assert evaluate.main(["--workdir", str(tmp_path / "run-cnn")]) == 0
+    assert not (tmp_path / "a run-cnn" / "figures" / "convergence.png").exists()
+    assert evaluate.main(["--workdir", str(tmp_path / "a run-cnn")]) == 0
     assert "reproduced exactly" in capsys.readouterr().out
     assert train.main(command) == 1
     assert "holds a finished run" in capsys.readouterr().err
-    assert figures.main(["--workdir", str(tmp_path / "run-cnn")]) == 1
+    assert figures.main(["--workdir", str(tmp_path / "a run-cnn")]) == 1
     assert "holds a run of a cnn, which has no class capsules" in capsys.readouterr().err
 
 
