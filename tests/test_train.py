@@ -189,6 +189,7 @@ def test_crops_average_the_activations_of_views():
     np.testing.assert_allclose(central(params, data.test_images, data.test_labels, 6).activations, expected[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path):
     config = dataclasses.replace(tiny.CONFIG, eval_every=1)
     with pytest.MonkeyPatch.context() as patch:
