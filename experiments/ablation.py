@@ -28,7 +28,16 @@ from experiments.configs import TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import load_data, make_evaluator
-from experiments.learner import TrainState, class_logits, init_state, losses, make_model, make_train_step, routing_diagnostics
+from experiments.learner import (
+    TrainState,
+    class_logits,
+    init_state,
+    losses,
+    make_model,
+    make_train_step,
+    network_stages,
+    routing_diagnostics,
+)
 from experiments.parallel import choose_devices, parallelize, split_cpu
 from experiments.results import numbers
 from experiments.run_directory import Record
@@ -204,7 +213,8 @@ def make_probe(config: TrainConfig, num_classes: int) -> Probe:
         model = make_model(shorter.model, num_classes)
 
         def objective(params: Any, batch: Batch) -> jax.Array:
-            return losses(shorter, class_logits(shorter, model, params, batch.images, 0), batch.labels, 0).mean()
+            logits = class_logits(network_stages(shorter, model, params, batch.images, 0))
+            return losses(shorter, logits, batch.labels, 0).mean()
 
         return jax.jit(jax.grad(objective))
 

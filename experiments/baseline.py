@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emcaps.checks import check_shapes
+
 KEPT = 0.5  # of the hidden units, in training
 
 
@@ -43,10 +45,9 @@ class BaselineCNN(nn.Module):
             The probabilities of the classes, `[B, num_classes]`; and what each layer gave, by name, in the order of the data:
             `conv_1`, `conv_2`, `hidden`, and `classes`, the logits `[B, num_classes]`.
         """
-        if images.ndim != 4 or min(images.shape[1:3]) < 4:
-            raise ValueError(f"images must have shape [B, height, width, channels], at least 4x4; got shape {list(images.shape)}")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(f"images must have a floating point dtype; got {images.dtype}")
+        check_shapes({"images": (images, "B height width channels")})
+        if min(images.shape[1:3]) < 4:
+            raise ValueError(f"images must be at least 4x4; got shape {list(images.shape)}")
         out: dict[str, Any] = {}
         values = images
         for index, channels in enumerate(self.channels, start=1):

@@ -16,7 +16,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import RunnerError
-from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model
+from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
 from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
 from experiments.run_directory import read_config, read_result
 from experiments.views import crop_places, test_view
@@ -59,7 +59,7 @@ def make_evaluator(
 
     def classify_view(given: tuple[Any, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
         params, step, place = given
-        return class_logits(config, model, params, test_view(config.images, images, place), step)
+        return class_logits(network_stages(config, model, params, test_view(config.images, images, place), step))
 
     classify = map_examples(classify_view, devices)
     chunk = EXAMPLES_PER_DEVICE * len(devices)

@@ -1,7 +1,7 @@
 """What is trained and how one step trains it: network, loss, optimiser, and the pure training step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -75,26 +75,13 @@ def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
 
 
-def class_logits(
-    config: TrainConfig,
-    model: Network,
-    params: Any,
-    images: jax.Array,
-    step: jax.Array | int,
-    dropout_keys: jax.Array | None = None,
-) -> jax.Array:
+def class_logits(stages: Mapping[str, Any]) -> jax.Array:
     """What the loss is of: the activation logits of the class capsules, or the CNN's logits, `[B, num_classes]`.
 
     Args:
-        config: of the run.
-        model: its network.
-        params: the network's.
-        images: float `[B, H, W, C]`.
-        step: how many steps have been taken.
-        dropout_keys: in training, `[B]`; see `BaselineCNN`. Capsules drop nothing.
+        stages: of `network_stages`.
     """
-    stages = network_stages(config, model, params, images, step, dropout_keys)
-    return stages["classes"] if isinstance(model, BaselineCNN) else stages["class_caps"].activation_logits[:, 0, 0]
+    return stages["class_caps"].activation_logits[:, 0, 0] if "class_caps" in stages else stages["classes"]
 
 
 def log_activations(model: Network, logits: jax.Array) -> jax.Array:
@@ -117,7 +104,16 @@ def network_stages(
     step: jax.Array | int,
     dropout_keys: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """What each stage of the network makes of float images after `step` steps; see `CapsNet` and `BaselineCNN`."""
+    """What each stage of the network makes of images after `step` steps; see `CapsNet` and `BaselineCNN`.
+
+    Args:
+        config: of the run.
+        model: its network.
+        params: the network's.
+        images: float `[B, H, W, C]`.
+        step: how many steps have been taken.
+        dropout_keys: in training, `[B]`; see `BaselineCNN`. Capsules drop nothing.
+    """
     given = (images, dropout_keys) if isinstance(model, BaselineCNN) else (images,)
     output: Any = network_at(config, model, step).apply({"params": params}, *given)
     return output[1]
@@ -167,7 +163,7 @@ def make_train_step(config: TrainConfig, model: Network) -> Callable[..., tuple[
 
     def train_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = class_logits(config, model, params, batch.images, state.step, batch.dropout_keys)
+            logits = class_logits(network_stages(config, model, params, batch.images, state.step, batch.dropout_keys))
             loss = losses(config, logits, batch.labels, state.step).mean()
             return loss, (logits.argmax(-1) == batch.labels).mean()
 

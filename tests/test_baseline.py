@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
+from emcaps import RoutingOptions
 from experiments.baseline import BaselineCNN, dropout
 from experiments.batches import TrainingBatches
 from experiments.configs import as_cnn
-from experiments.learner import class_logits, init_state, log_activations, make_model, make_train_step
+from experiments.learner import class_logits, init_state, log_activations, make_model, make_train_step, network_stages
 from experiments.parallel import parallelize
 
 SMALL = BaselineCNN(3, channels=(2, 3), hidden_units=8)
@@ -76,11 +77,12 @@ def test_a_step_is_the_same_on_one_and_two_devices():
         states.append(jax.device_get((state.params, metrics)))
     chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
     batch = batches(0)
-    logits = [class_logits(config, model, state.params, batch.images, 0, keys) for keys in (None, batch.dropout_keys)]
+    stages = [network_stages(config, model, state.params, batch.images, 0, keys) for keys in (None, batch.dropout_keys)]
+    logits = list(map(class_logits, stages))
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
     np.testing.assert_allclose(np.exp(log_activations(model, logits[0])).sum(-1), 1, rtol=1e-5)
 
 
 def test_its_sizes_are_not_those_of_capsules():
     with pytest.raises(ValueError, match="a cnn has no conv_channels, conv_capsules"):
-        dataclasses.replace(tiny.MODEL, family="cnn", routing=type(tiny.MODEL.routing)(), primary_capsules=8)
+        dataclasses.replace(tiny.MODEL, family="cnn", routing=RoutingOptions(), primary_capsules=8)

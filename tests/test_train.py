@@ -248,7 +248,7 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_
     assert evaluate.main(["--workdir", str(tmp_path / "a run-cnn")]) == 0
     assert "reproduced exactly" in capsys.readouterr().out
     assert train.main(command) == 1
-    assert "holds a finished run" in capsys.readouterr().err
+    assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
     assert figures.main(["--workdir", str(tmp_path / "a run-cnn")]) == 1
     assert "holds a run of a cnn, which has no class capsules" in capsys.readouterr().err
 
