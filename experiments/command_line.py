@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import io
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
+
+from experiments.errors import RunnerError, Stopped
 
 Command = TypeVar("Command")
 
@@ -62,3 +65,21 @@ def fail(message: str) -> NoReturn:
     """End the process as for a command that is not understood."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def exit_code(run: Callable[[str], None], module: str, arguments: Sequence[str]) -> int:
+    """Do what a command asks for; `run` is given the command as it was typed.
+
+    Returns:
+        0; 1 after a RunnerError, which is printed; 130 after a stop, with the command that goes on from there.
+    """
+    typed = shlex.join(["python", "-m", module, *arguments])
+    try:
+        run(typed)
+    except RunnerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)
+        return 130
+    return 0

@@ -33,9 +33,15 @@ def check_not_negative(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
 
 
+def default_of(config: Any, name: str) -> Any:
+    """What a field of a dataclass is if nothing is said."""
+    (field,) = (field for field in dataclasses.fields(config) if field.name == name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: `emcaps.CapsNet`, or `BaselineCNN`, which has its sizes from the paper and nothing else in here."""
+    """The network: `emcaps.CapsNet`, or `BaselineCNN`, to which only the fields `cnn_...` apply."""
 
     family: Annotated[Literal["capsules", "cnn"], tyro.conf.arg(name="model")] = "capsules"
     """Matrix capsules with EM routing, or the convolutional network that the paper compares them with."""
@@ -49,19 +55,29 @@ class ModelConfig:
     """Coordinate addition in the class capsules."""
     class_inverse_temperature: float | None = None
     """Inverse temperature of the class capsules; None: that of the other capsule layers."""
+    cnn_channels: tuple[int, int] = (32, 64)
+    """Channels of the CNN's two convolutions; the default is the paper's."""
+    cnn_hidden_units: int = 1024
+    """Hidden units of the CNN; the default is the paper's."""
     routing: RoutingOptions = dataclasses.field(default_factory=RoutingOptions)
     capsule_init: CapsuleInit = dataclasses.field(default_factory=CapsuleInit)
 
     def __post_init__(self):
-        check_positive(self, "conv_channels", "primary_capsules")
+        check_positive(self, "conv_channels", "primary_capsules", "cnn_hidden_units")
+        if min(self.cnn_channels) < 1:
+            raise ValueError(f"cnn_channels must be two positive numbers; got {self.cnn_channels}")
         if not self.conv_capsules or min(self.conv_capsules) < 1:
             raise ValueError(f"conv_capsules must be one or more positive numbers; got {self.conv_capsules}")
         if self.class_inverse_temperature is not None:
             check_positive(self, "class_inverse_temperature")
-        if self.family == "cnn":
-            capsules = vars(ModelConfig())
-            if given := [name for name, value in vars(self).items() if name != "family" and value != capsules[name]]:
-                raise ValueError(f"a cnn has no {', '.join(given)}")
+        if given := [name for name in self._of_other_family() if getattr(self, name) != default_of(self, name)]:
+            article = "a cnn has" if self.family == "cnn" else "capsules have"
+            raise ValueError(f"{article} no {', '.join(given)}")
+
+    def _of_other_family(self) -> list[str]:
+        """The fields that do not apply to this network."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "family"]
+        return [name for name in names if name.startswith("cnn_") != (self.family == "cnn")]
 
     @property
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
@@ -158,10 +174,16 @@ class TrainConfig:
     """The inverse temperature goes geometrically from this to that of the model over the training."""
     eval_every: int = 500
     """Evaluate and save a checkpoint after this many steps, and after the last."""
+    target_error: float | None = None
+    """Training ends early, at the first evaluation whose error is within a quarter of a point of this (a fraction of 1)."""
     holdout: int = 0
     """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
     holdout_instances: tuple[int, ...] = ()
     """The same with all training images of these objects, where the data set has a factor `instance`."""
+    factor: str | None = None
+    """Train and score only on images that have one of `train_values` for this factor of the data set, such as azimuth."""
+    train_values: tuple[int, ...] = ()
+    """Values of `factor`."""
 
     def __post_init__(self):
         if self.dataset not in DATASETS and not self.dataset.endswith(SUFFIX):
@@ -182,6 +204,10 @@ class TrainConfig:
                 raise ValueError(f"a cnn is trained with the loss cross_entropy; got {self.loss}")
             if self.calibrate_betas or self.assignment_temperature_end or self.inverse_temperature_start:
                 raise ValueError("a cnn has no betas and no temperatures")
+        if self.target_error is not None and not 0 <= self.target_error <= 1:
+            raise ValueError(f"target_error must lie in [0, 1]; got {self.target_error}")
+        if (self.factor is None) != (not self.train_values):
+            raise ValueError(f"give factor and train_values together; got {self.factor} and {list(self.train_values)}")
         if self.holdout and self.holdout_instances:
             raise ValueError(f"give holdout or holdout_instances, not both; got {self.holdout} and {self.holdout_instances}")
 

@@ -123,6 +123,31 @@ def hold_out_instances(dataset: Dataset, instances: Sequence[int]) -> Dataset:
     return divided(dataset, ~held_out, held_out)
 
 
+def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset:
+    """The images, of both splits, that have one of these values for a factor.
+
+    Raises:
+        RunnerError: there is no such factor; no training image, or no test image, has one of the values.
+    """
+    if factor not in dataset.train_factors:
+        there_are = ", ".join(dataset.train_factors) or "none"
+        raise RunnerError(f"{dataset.name} has no factor `{factor}`; its factors: {there_are}")
+    train, test = (np.isin(factors[factor], list(values)) for factors in (dataset.train_factors, dataset.test_factors))
+    if not train.any() or not test.any():
+        there_are = np.unique(dataset.train_factors[factor]).tolist()
+        raise RunnerError(f"values of {factor} must be some of {there_are}; got {list(values)}")
+    return Dataset(
+        dataset.name,
+        dataset.class_names,
+        dataset.train_images[train],
+        dataset.train_labels[train],
+        dataset.test_images[test],
+        dataset.test_labels[test],
+        {name: numbers[train] for name, numbers in dataset.train_factors.items()},
+        {name: numbers[test] for name, numbers in dataset.test_factors.items()},
+    )
+
+
 def divided(dataset: Dataset, train: slice | np.ndarray, test: slice | np.ndarray) -> Dataset:
     """The data set with some of its training images to train on and others, in place of the test set, to test."""
     return dataset._replace(

@@ -1,8 +1,12 @@
-"""The error that users can put right."""
+"""The errors that end a command without a traceback."""
 
 
 class RunnerError(Exception):
     """What went wrong and what to do about it, in plain words: the entry points print it in place of a traceback."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and has saved its state."""
 
 
 def first_line(error: Exception) -> str:

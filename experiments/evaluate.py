@@ -101,6 +101,8 @@ class Restored(NamedTuple):
 def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:
     """What a run trains on and, as test set, what it is scored on. Raises RunnerError as the functions of datasets.py."""
     dataset = datasets.load(config.dataset, data_dir)
+    if config.factor is not None:
+        dataset = datasets.with_values(dataset, config.factor, config.train_values)
     if config.holdout_instances:
         return datasets.hold_out_instances(dataset, config.holdout_instances)
     return datasets.hold_out(dataset, config.holdout)

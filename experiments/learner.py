@@ -42,7 +42,7 @@ class Metrics(NamedTuple):
 def make_model(config: ModelConfig, num_classes: int) -> Network:
     """The network of a config."""
     if config.family == "cnn":
-        return BaselineCNN(num_classes)
+        return BaselineCNN(num_classes, config.cnn_channels, config.cnn_hidden_units)
     return emcaps.CapsNet(
         num_classes,
         conv_channels=config.conv_channels,

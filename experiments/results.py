@@ -26,7 +26,7 @@ def summarize(
         "model": config.model.family,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         **iterations,
-        "steps": config.steps,
+        "steps": int(state.step),
         "batch_size": config.batch_size,
         "seed": config.seed,
         "scored_on": "test set" if config.scored == "test" else "held-out training images",

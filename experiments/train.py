@@ -5,7 +5,6 @@ The run's folder is described in run_directory.py. The same command continues a 
 
 import dataclasses
 import functools
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ from tqdm import tqdm
 
 from experiments.batches import TrainingBatches
 from experiments.checkpoints import Checkpoints
-from experiments.command_line import parse
+from experiments.command_line import exit_code, parse
 from experiments.configs import Preset, TrainConfig, as_cnn, default_config
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError
+from experiments.errors import RunnerError, Stopped
 from experiments.evaluate import Scores, load_data, make_evaluator
 from experiments.interrupt import stop_request
 from experiments.learner import (
@@ -39,11 +38,8 @@ from experiments.run_directory import Record, RunDirectory, check_usable, is_fin
 from experiments.views import test_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
+TARGET_TOLERANCE = 0.0025  # how near to a target error is at it
 DIAGNOSED = 64  # test images whose routing is described beside each evaluation
-
-
-class Stopped(Exception):
-    """Training was asked to stop, and has saved its state."""
 
 
 class StepWindow:
@@ -134,8 +130,10 @@ def train(
             progress.write(f"going on after step {saved[-1]}", file=sys.stdout)
         else:
             state = step_on_devices.replicate(init(first_images, init_key))
-        first = progress.n = int(state.step)
-        run.rewind(first)
+        step = progress.n = int(state.step)
+        run.rewind(step)
+        errors = {record["step"]: 1 - record["accuracy"] for record in run.records() if record["split"] == "test"}
+        done = at_target(config, errors.get(step))
         start -= max((record["seconds"] for record in run.records()), default=0)
 
         def log(record: Record) -> None:
@@ -159,14 +157,15 @@ def train(
 
         progress.set_description("compiling")
         compile_start = time.perf_counter()
-        train_step = step_on_devices.step.lower(state, step_on_devices.shard(batches(first))).compile()
+        train_step = step_on_devices.step.lower(state, step_on_devices.shard(batches(step))).compile()
         compile_seconds = time.perf_counter() - compile_start
         examine = parallelize(examined(step_function, functools.partial(network_stages, config, model)), parallel, devices)
         guard = Guard(run.path / "nonfinite", batches, train_step, examine)
 
         go_on_training()
         window = StepWindow(config.batch_size, state)
-        for step in range(first + 1, config.steps + 1):
+        while step < config.steps and not done:
+            step += 1
             state, metrics = train_step(state, step_on_devices.shard(batches(step - 1)))
             window.add(metrics)
             progress.update()
@@ -178,13 +177,14 @@ def train(
                 if evaluation_due:
                     scores = score_and_save(step, state)
                     progress.write(f"step {step}: {config.scored} error {scores.error:.2%}", file=sys.stdout)
+                    done = at_target(config, scores.error)
                     go_on_training()
-                if stop.requested and step < config.steps:
+                if stop.requested and step < config.steps and not done:
                     checkpoints.save(step, state)
                     raise Stopped(f"stopped after step {step} of {config.steps}, saved in {workdir}")
                 window = StepWindow(config.batch_size, state)
 
-        scores = score_and_save(config.steps, state)
+        scores = score_and_save(step, state)
         records = run.records()
         draw_figures(run.figures, config, model, dataset, state, scores, records)
         result = summarize(config, dataset, state, scores, records) | {
@@ -198,6 +198,11 @@ def train(
         }
         run.finish(result)
     return result
+
+
+def at_target(config: TrainConfig, error: float | None) -> bool:
+    """Whether this error, if there is one, is the one to stop at."""
+    return config.target_error is not None and error is not None and abs(error - config.target_error) <= TARGET_TOLERANCE
 
 
 def progress_bar(steps: int) -> tqdm:
@@ -261,31 +266,47 @@ def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
     return runs
 
 
+def trained(
+    config: TrainConfig, workdir: Path, data_dir: Path | None, typed: str, how: Mode = "jit", count: int | None = None
+) -> Record:
+    """The result of the run of this config in a folder, which is trained, or continued, if it is not finished.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        data_dir: TFDS folder.
+        typed: the command that asks for it, for the record.
+        how: devices share a batch.
+        count: of devices; None for as many as divide the batch size.
+
+    Raises:
+        RunnerError, NonfiniteError, Stopped: as `train` does.
+    """
+    if is_finished(workdir, config):
+        print(f"{workdir} is finished")
+    else:
+        check_usable(workdir, config)
+        devices = choose_devices(config.batch_size, count)
+        dataset = load_data(config, data_dir)
+        print(f"{dataset.name} on {describe(devices)}, into {workdir}")
+        train(config, dataset, workdir, parallel=how, devices=devices, command=typed)
+    return read_result(workdir) or {}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parse(TrainCommand, "python -m experiments.train", arguments, default_command(arguments))
-    typed = shlex.join(["python", "-m", "experiments.train", *arguments])
-    try:
+
+    def run(typed: str) -> None:
         runs = planned_runs(command)
         split_cpu(command.devices)
-        devices = choose_devices(command.config.batch_size, command.devices)
-        dataset = load_data(command.config, command.data_dir)
-        for workdir, config in runs.items():
-            if is_finished(workdir, config):
-                print(f"{workdir} is finished")
-                continue
-            print(f"{dataset.name} on {describe(devices)}, into {workdir}")
-            train(config, dataset, workdir, parallel=command.parallel, devices=devices, command=typed)
-    except RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Stopped as stopped:
-        print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)
-        return 130
-    results = [read_result(workdir) or {} for workdir in runs]
-    same = {"command": typed} if len(results) > 1 else {}
-    print(table([{name: value for name, value in result.items() if name not in same} for result in results]))
-    return 0
+        results = [
+            trained(config, workdir, command.data_dir, typed, command.parallel, command.devices) for workdir, config in runs.items()
+        ]
+        same = {"command": typed} if len(results) > 1 else {}
+        print(table([{name: value for name, value in result.items() if name not in same} for result in results]))
+
+    return exit_code(run, "experiments.train", arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""How large must a network be? `python -m experiments.parameters` trains capsules and CNNs of several sizes, with several seeds.
+
+The paper's claim is that capsules reach the accuracy of a CNN with far fewer parameters. What is trained is in `NETWORKS`; each run
+is a folder as of `experiments.train`, RUNS/DATASET/NETWORK-SEED, and `experiments.report` compares them.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from experiments.command_line import exit_code, parse
+from experiments.parallel import split_cpu
+from experiments.results import table
+from experiments.study import NETWORKS, Study
+from experiments.train import trained
+
+
+@dataclasses.dataclass(frozen=True)
+class ParametersCommand:
+    """Train capsules and CNNs of several sizes."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    networks: tuple[str, ...] = ("capsules", "cnn", "cnn-25k", "cnn-68k", "capsules-64-8-16-16")
+    """Which: names of `NETWORKS`, in this order."""
+
+    def __post_init__(self):
+        if unknown := [name for name in self.networks if name not in NETWORKS]:
+            raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {', '.join(unknown)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(ParametersCommand, "python -m experiments.parameters", arguments)
+    study = command.study
+
+    def run(typed: str) -> None:
+        split_cpu()
+        results = []
+        for seed in study.seeds:
+            for name in command.networks:
+                result = trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
+                shown = ("num_parameters", "seed", "steps", "test_error", "train_seconds")
+                results.append({"network": name} | {field: result[field] for field in shown})
+        print(table(results))
+
+    return exit_code(run, "experiments.parameters", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The networks that the paper's claims are about, trained with several seeds: each once, by the experiment that needs it first."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.command_line import parse
+from experiments.configs import TrainConfig, default_config
+from experiments.train import TrainCommand
+
+# As flags of experiments.train. Each network of capsules has a CNN of about its size beside it.
+NETWORKS: dict[str, str] = {
+    "capsules": "",
+    "capsules-64-8-16-16": "--conv-channels 64 --conv-capsules 16 16",
+    "capsules-32-32-32-32": "--primary-capsules 32 --conv-capsules 32 32",
+    "cnn": "--model cnn",
+    "cnn-25k": "--model cnn --cnn-channels 8 16 --cnn-hidden-units 20",
+    "cnn-68k": "--model cnn --cnn-channels 16 32 --cnn-hidden-units 26",
+    "cnn-310k": "--model cnn --cnn-channels 32 64 --cnn-hidden-units 64",
+}
+QUICK_STEPS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the experiments have in common; what is finished in the folder `runs` is not repeated."""
+
+    dataset: str = "toynorb"
+    """Data set, as of `experiments.train`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds."""
+    steps: int | None = None
+    """Training steps; the default is that of the data set."""
+    flags: str = ""
+    """More flags of `experiments.train`, for every network."""
+    quick: bool = False
+    """Only see that everything works, in at most three minutes: one seed, few steps, few images, into RUNS/quick."""
+    runs: Path = Path("runs/claims")
+    """The folder of all results."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more different numbers; got {list(self.seeds)}")
+        if self.quick:
+            object.__setattr__(self, "seeds", self.seeds[:1])
+            object.__setattr__(self, "steps", self.steps or QUICK_STEPS)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of this data set go."""
+        return (self.runs / "quick" if self.quick else self.runs) / Path(self.dataset).stem
+
+    def network(self, name: str, seed: int) -> TrainConfig:
+        """How one of `NETWORKS` is trained, and scored once, after the last step.
+
+        A flag that is not understood ends the process as for `experiments.train`.
+        """
+        words = ["--dataset", self.dataset, *NETWORKS[name].split(), *self.flags.split(), "--seed", str(seed)]
+        config = parse(TrainCommand, "python -m experiments.train", words, TrainCommand(config=default_config(words))).config
+        steps = self.steps or config.steps
+        return dataclasses.replace(config, steps=steps, eval_every=steps)
