@@ -1,10 +1,16 @@
 """The networks that the paper's claims are about, trained with several seeds: each once, by the experiment that needs it first."""
 
 import dataclasses
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiments.command_line import parse
 from experiments.configs import TrainConfig, default_config
+from experiments.errors import RunnerError
+from experiments.run_directory import Record, write_atomically
 from experiments.train import TrainCommand
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it.
@@ -17,7 +23,7 @@ NETWORKS: dict[str, str] = {
     "cnn-68k": "--model cnn --cnn-channels 16 32 --cnn-hidden-units 26",
     "cnn-310k": "--model cnn --cnn-channels 32 64 --cnn-hidden-units 64",
 }
-QUICK_STEPS = 60
+QUICK_STEPS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +66,31 @@ class Study:
         config = parse(TrainCommand, "python -m experiments.train", words, TrainCommand(config=default_config(words))).config
         steps = self.steps or config.steps
         return dataclasses.replace(config, steps=steps, eval_every=steps)
+
+
+def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Callable[[], Record]) -> Record:
+    """What an experiment with these settings has found: read from a file, or else measured and written to it.
+
+    Args:
+        path: of a JSON file, that begins with the settings.
+        settings: what determines the finding, in terms of JSON.
+        typed: the command, for the record.
+        measure: makes the rest of the record.
+
+    Raises:
+        RunnerError: the file holds findings with other settings; they are never overwritten.
+    """
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        record = json.loads(path.read_text())
+        if different := [name for name, value in settings.items() if record.get(name) != value]:
+            there = ", ".join(f"{name}: {record.get(name)} there, {settings[name]} here" for name in different)
+            raise RunnerError(f"{path} was measured with other settings ({there}) and is not overwritten; choose another --runs")
+        print(f"{path} is finished")
+        return record
+    start = time.perf_counter()
+    record = settings | measure()
+    record |= {"seconds": time.perf_counter() - start, "command": typed}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    return record

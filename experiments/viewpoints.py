@@ -1,0 +1,140 @@
+"""Objects from new viewpoints: `python -m experiments.viewpoints --factor azimuth`, the paper's section 5.1.
+
+Capsules and the paper's CNN are trained on a third of the views and tested, on objects not trained on, from these familiar views
+and from the new ones. Networks of different accuracy would not show which one generalizes better, so both are compared when their
+errors on familiar views are equal: the one that is better at its end is trained again, and stopped at the step at which it is as
+good as the other one is at its end. (In the paper it is always the capsules that are stopped.) Nothing is chosen by the new views.
+
+Any data set with a factor will do: `--dataset affnist --factor affine` asks the same of shifted and transformed digits.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import datasets
+from experiments.command_line import exit_code, parse
+from experiments.configs import TrainConfig
+from experiments.errors import RunnerError
+from experiments.evaluate import make_evaluator, restore
+from experiments.parallel import choose_devices, split_cpu
+from experiments.results import table
+from experiments.run_directory import Record, read_result
+from experiments.study import Study, measured_once
+from experiments.train import TARGET_TOLERANCE, trained
+
+NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
+FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {"affnist": {"affine": (0,)}}
+MATCH_EVERY = 10  # steps between two looks at whether a network is as good as the other one
+MATCHED = 0.005  # familiar-view errors that differ by no more than this are equal
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewpointsCommand:
+    """Train on familiar views, test on new ones."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    factor: str = "azimuth"
+    """The factor of the data set that says from where an object is seen."""
+    train_values: tuple[int, ...] = ()
+    """Its familiar values; the default is the paper's for azimuth and elevation of smallnorb and toynorb."""
+
+    @property
+    def familiar(self) -> tuple[int, ...]:
+        """The values that are trained on. Raises RunnerError if neither the user nor the paper says so."""
+        values = self.train_values or FAMILIAR.get(self.study.dataset, {}).get(self.factor, ())
+        if not values:
+            raise RunnerError(f"which values of {self.factor} are familiar? Give them by --train-values")
+        return values
+
+
+def measure(command: ViewpointsCommand, seed: int, folder: Path, typed: str) -> Record:
+    """Train the networks of a seed in a folder, match them and score them, by value of the factor."""
+    study = command.study
+    choice = {"factor": command.factor, "train_values": command.familiar}
+    configs = {name: dataclasses.replace(study.network(name, seed), **choice) for name in ("capsules", "cnn")}
+    workdirs = {name: folder / f"{name}-{seed}" for name in configs}
+    errors = {
+        name: trained(config, workdirs[name], study.data_dir, typed)["test_error"]  # of the familiar views
+        for name, config in configs.items()
+    }
+    at_end = {name: score(configs[name], workdirs[name], study.data_dir) for name in configs}
+    matched, stopped = dict(at_end), None
+    better, worse = sorted(errors, key=errors.__getitem__)
+    if errors[worse] - errors[better] > TARGET_TOLERANCE:
+        stopped = better
+        config = dataclasses.replace(configs[better], target_error=errors[worse], eval_every=MATCH_EVERY)
+        workdir = folder / f"{better}-{seed}-stopped"
+        trained(config, workdir, study.data_dir, typed)
+        matched[better] = score(config, workdir, study.data_dir)
+    familiar = [found["familiar_error"] for found in matched.values()]
+    equal = max(familiar) - min(familiar) <= MATCHED
+    return {"stopped": stopped, "matched": equal, "networks": matched, "unmatched": at_end}
+
+
+def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
+    """The errors of a finished run on all test images."""
+    devices = choose_devices(config.batch_size)
+    restored = restore(config, workdir, data_dir, None, devices)
+    result = read_result(workdir)
+    assert result is not None
+    dataset = datasets.load(config.dataset, data_dir)
+    evaluate = make_evaluator(config, restored.model, devices)
+    assert config.factor is not None
+    seen_at = dataset.test_factors[config.factor]
+    wrong, number = {}, {}
+    for value in np.unique(seen_at).tolist():
+        chosen = seen_at == value
+        scores = evaluate(restored.state.params, dataset.test_images[chosen], dataset.test_labels[chosen], restored.step)
+        wrong[value], number[value] = scores.num_examples - scores.num_correct, scores.num_examples
+    new = [value for value in wrong if value not in config.train_values]
+    if not new:
+        raise RunnerError(f"there are no new views: the test images have no {config.factor} but {list(wrong)}")
+    found = {"num_parameters": result["num_parameters"], "steps": result["steps"], "train_seconds": result["train_seconds"]}
+    for name, values in (("familiar", wrong.keys() - set(new)), ("new", new)):
+        examples = sum(number[value] for value in values)
+        found |= {f"{name}_error": sum(wrong[value] for value in values) / examples, f"{name}_examples": examples}
+    return found | {"errors_by_value": {str(value): wrong[value] / number[value] for value in wrong}}
+
+
+def rows(record: Record) -> list[dict[str, Any]]:
+    """What the command prints of a seed."""
+    shown = ("steps", "familiar_error", "new_error")
+    return [
+        {"seed": record["seed"], "network": f"{name}{', stopped' if name == record['stopped'] else ''}"}
+        | {field: found[field] for field in shown}
+        | {"matched": record["matched"]}
+        for name, found in record["networks"].items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(ViewpointsCommand, "python -m experiments.viewpoints", arguments)
+    study = command.study
+
+    def run(typed: str) -> None:
+        folder = study.folder / f"viewpoints-{command.factor}"
+        found = []
+        split_cpu()
+        for seed in study.seeds:
+            settings = {"experiment": "viewpoints", "dataset": Path(study.dataset).stem, "factor": command.factor}
+            settings |= {
+                "train_values": command.familiar,
+                "seed": seed,
+                "steps": study.network("cnn", seed).steps,
+                "flags": study.flags,
+            }
+            path = folder / f"seed-{seed}.json"
+            found += rows(measured_once(path, settings, typed, lambda seed=seed: measure(command, seed, folder, typed)))
+        print(table(found))
+
+    return exit_code(run, "experiments.viewpoints", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
