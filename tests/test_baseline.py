@@ -12,7 +12,7 @@ import tiny
 from emcaps import RoutingOptions
 from experiments.baseline import BaselineCNN, dropout
 from experiments.batches import TrainingBatches
-from experiments.configs import as_cnn
+from experiments.configs import ModelConfig, as_cnn
 from experiments.learner import class_logits, init_state, log_activations, make_model, make_train_step, network_stages
 from experiments.parallel import parallelize
 
@@ -64,7 +64,8 @@ def test_half_of_the_units_are_dropped_and_the_mean_stays():
 
 def test_a_step_is_the_same_on_one_and_two_devices():
     """What is dropped of an example goes with the example."""
-    config = as_cnn(tiny.CONFIG)
+    small = ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=8)
+    config = dataclasses.replace(as_cnn(tiny.CONFIG), model=small)
     data, model = tiny.dataset(), make_model(config.model, 3)
     batches = TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), config.batch_size, config.images)
     init = jax.jit(lambda images, key: init_state(config, model, images, key))

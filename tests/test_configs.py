@@ -80,6 +80,21 @@ def test_what_a_cnn_does_not_have_is_refused(flags, message, capsys):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_what_capsules_do_not_have_is_refused():
+    with pytest.raises(ValueError, match="capsules have no cnn_channels, cnn_hidden_units"):
+        ModelConfig(cnn_channels=(2, 3), cnn_hidden_units=4)
+    with pytest.raises(ValueError, match=r"cnn_channels must be two positive numbers; got \(0, 3\)"):
+        ModelConfig(family="cnn", cnn_channels=(0, 3))
+
+
+def test_views_to_train_on_are_values_of_a_factor():
+    assert TrainConfig(factor="azimuth", train_values=(0, 1)).scored == "test"
+    with pytest.raises(ValueError, match=r"give factor and train_values together; got azimuth and \[\]"):
+        TrainConfig(factor="azimuth")
+    with pytest.raises(ValueError, match=r"target_error must lie in \[0, 1\]; got 14"):
+        TrainConfig(target_error=14)
+
+
 def test_class_capsules_can_have_a_temperature_of_their_own():
     config = ModelConfig(class_inverse_temperature=5.0)
     assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]

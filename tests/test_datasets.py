@@ -267,6 +267,17 @@ def test_instances_that_cannot_be_held_out_are_refused(name, instances, message)
         datasets.hold_out_instances(originals.noise(name, num_train=100), instances)
 
 
+def test_views_of_both_splits_are_chosen_by_a_factor():
+    data = originals.noise("smallnorb", num_train=100)
+    some = datasets.with_values(data, "elevation", [0, 3])
+    trained, tested = (np.isin(factors["elevation"], [0, 3]) for factors in (data.train_factors, data.test_factors))
+    np.testing.assert_array_equal(some.train_images, data.train_images[trained])
+    np.testing.assert_array_equal(some.train_factors["azimuth"], data.train_factors["azimuth"][trained])
+    np.testing.assert_array_equal(some.test_labels, data.test_labels[tested])
+    np.testing.assert_array_equal(some.test_factors["elevation"], data.test_factors["elevation"][tested])
+    assert 0 < len(some.test_labels) < len(data.test_labels)
+
+
 def test_real_mnist():
     if not Path(builders.Mnist().data_path).exists():
         pytest.skip("MNIST is not prepared in TFDS_DATA_DIR (or ~/tensorflow_datasets)")

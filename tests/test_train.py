@@ -16,7 +16,7 @@ import tiny
 from experiments import datasets, evaluate, figures, train
 from experiments.checkpoints import Checkpoints
 from experiments.configs import ImageConfig, from_json, to_json
-from experiments.errors import RunnerError
+from experiments.errors import RunnerError, Stopped
 from experiments.learner import make_model
 from experiments.results import table
 from experiments.run_directory import read_records
@@ -111,7 +111,7 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tm
 
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(train.Stopped, match=f"after step 3 of 6, saved in {tmp_path}"):
+        with pytest.raises(Stopped, match=f"after step 3 of 6, saved in {tmp_path}"):
             run()
     with monkeypatch.context() as patch:
         at_step(patch, 2, crash)  # step 5, after the checkpoint of step 4
@@ -190,6 +190,24 @@ def test_crops_average_the_activations_of_views():
 
 
 @pytest.mark.slow
+def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatch):
+    errors = iter([0.9, 0.4991, 0.4991, 0.4991, 0.4991])
+    make_evaluator = train.make_evaluator
+
+    def scripted(*args):
+        evaluate = make_evaluator(*args)
+        return lambda *given: evaluate(*given)._replace(num_correct=round(10_000 * (1 - next(errors))), num_examples=10_000)
+
+    monkeypatch.setattr(train, "make_evaluator", scripted)
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+    config = dataclasses.replace(tiny.CONFIG, eval_every=1, target_error=0.5)
+    result = train.train(config, tiny.dataset(), tmp_path / "run")
+    assert (result["steps"], result["test_error"]) == (2, 0.4991)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed just before
+    assert train.train(config, tiny.dataset(), tmp_path / "run")["steps"] == 2
+    assert [record["step"] for record in read_records(tmp_path / "run") if record["split"] == "test"] == [1, 2]
+
+
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path):
     config = dataclasses.replace(tiny.CONFIG, eval_every=1)
     with pytest.MonkeyPatch.context() as patch:
