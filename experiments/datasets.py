@@ -133,9 +133,10 @@ def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset
         there_are = ", ".join(dataset.train_factors) or "none"
         raise RunnerError(f"{dataset.name} has no factor `{factor}`; its factors: {there_are}")
     train, test = (np.isin(factors[factor], list(values)) for factors in (dataset.train_factors, dataset.test_factors))
-    if not train.any() or not test.any():
-        there_are = np.unique(dataset.train_factors[factor]).tolist()
-        raise RunnerError(f"values of {factor} must be some of {there_are}; got {list(values)}")
+    for split, chosen, factors in (("training", train, dataset.train_factors), ("test", test, dataset.test_factors)):
+        if not chosen.any():
+            there_are = np.unique(factors[factor]).tolist()
+            raise RunnerError(f"values of {factor} must be some of the {split} images' {there_are}; got {list(values)}")
     return Dataset(
         dataset.name,
         dataset.class_names,

@@ -268,7 +268,7 @@ def test_instances_that_cannot_be_held_out_are_refused(name, instances, message)
 
 
 def test_views_of_both_splits_are_chosen_by_a_factor():
-    data = originals.noise("smallnorb", num_train=100)
+    data = originals.noise("smallnorb", num_train=100, num_test=100)
     some = datasets.with_values(data, "elevation", [0, 3])
     trained, tested = (np.isin(factors["elevation"], [0, 3]) for factors in (data.train_factors, data.test_factors))
     np.testing.assert_array_equal(some.train_images, data.train_images[trained])

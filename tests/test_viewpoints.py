@@ -94,7 +94,7 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(tmp_path
     [
         ("--factor azimuth", "which values of azimuth are familiar? Give them by --train-values"),
         ("--factor nosuch --train-values 1", "views has no factor `nosuch`; its factors: azimuth"),
-        ("--train-values 1 2", "values of azimuth must be some of [0, 20, 40]; got [1, 2]"),
+        ("--train-values 1 2", "values of azimuth must be some of the training images' [0, 20, 40]; got [1, 2]"),
     ],
 )
 def test_views_that_there_are_not_are_refused(flags, message, file, tmp_path, capsys):
