@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emcaps.checks import check_positive_int, check_range, check_shapes
 
@@ -170,7 +171,7 @@ class GradientStatistics(NamedTuple):
     mean_size: jax.Array
 
 
-def gradient_statistics(gradients: jax.Array) -> GradientStatistics:
+def gradient_statistics(gradients: jax.Array | np.ndarray) -> GradientStatistics:
     """The statistics of gradients `[B, H, W, C]`, one of each image; see `value_and_gradient`."""
     check_shapes({"gradients": (gradients, "B H W C")})
     zero = jnp.asarray(gradients) == 0
