@@ -252,7 +252,7 @@ def attack_network(name: str, victim: Victim, programs: Programs, sample: Sample
         RunnerError: an attack has met a gradient that is not finite.
     """
     for index, objective in enumerate(OBJECTIVES):
-        for attack, targeted in [(name, targeted) for name, attack in ATTACKS.items() for targeted in attack.targeted]:
+        for attack, targeted in [(name, targeted) for name, chosen in ATTACKS.items() for targeted in chosen.targeted]:
             examples, sign = (sample.wanted, -1.0) if targeted else (sample.true, 1.0)
             for epsilon in epsilons:
                 goal = Goal(victim.params, victim.step, index, sign, epsilon)

@@ -124,10 +124,31 @@ def test_compiled_attacks_are_those_that_are_not(name):
 
 @every_attack
 def test_all_epsilons_are_compiled_once(name):
-    attack = compiled(name, loss)
-    for epsilon in (0.0, 0.05, 0.1):
-        attack(IMAGES, epsilon)
-    assert attack._cache_size() == 1
+    traces = []
+    attack = jax.jit(lambda epsilon: ATTACKS[name](lambda images: traces.append(1) or linear(images), IMAGES, epsilon))
+    attack(0.0)
+    after_the_first = len(traces)
+    for epsilon in (0.05, 0.1):
+        attack(epsilon)
+    assert 0 < len(traces) == after_the_first
+
+
+@pytest.mark.foolbox
+@pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")  # SciPy to Foolbox
+@pytest.mark.parametrize("epsilon", [0.03, EPSILON])
+def test_foolbox_agrees(epsilon):
+    foolbox = pytest.importorskip("foolbox", reason="Foolbox is not installed: pip install emcaps[foolbox]")
+    theirs = {
+        "fgsm": foolbox.attacks.LinfFastGradientAttack(),
+        "bim": foolbox.attacks.LinfBasicIterativeAttack(rel_stepsize=2.5 / 4, steps=4),
+    }
+    model = foolbox.JAXModel(logits, bounds=(0, 1))
+    targets = (LABELS + 1) % 3
+    for name, attack in theirs.items():
+        _, expected, _ = attack(model, IMAGES, LABELS, epsilons=epsilon)
+        np.testing.assert_allclose(compiled(name, loss)(IMAGES, epsilon), expected, atol=1e-6)
+    _, expected, _ = theirs["bim"](model, IMAGES, foolbox.criteria.TargetedMisclassification(targets), epsilons=epsilon)
+    np.testing.assert_allclose(compiled("bim", targeted)(IMAGES, epsilon), expected, atol=1e-6)
 
 
 # Gradients.
