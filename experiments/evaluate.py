@@ -17,7 +17,7 @@ from experiments.command_line import parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import RunnerError
 from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
-from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_examples, split_cpu
+from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_chunks, split_cpu
 from experiments.run_directory import read_config, read_result
 from experiments.views import crop_places, test_view
 
@@ -61,19 +61,11 @@ def make_evaluator(
         params, step, place = given
         return class_logits(network_stages(config, model, params, test_view(config.images, images, place), step))
 
-    classify = map_examples(classify_view, devices)
-    chunk = EXAMPLES_PER_DEVICE * len(devices)
+    classify = map_chunks(classify_view, devices, EXAMPLES_PER_DEVICE)
 
     def evaluate(params: Any, images: np.ndarray, labels: np.ndarray, step: int) -> Scores:
-        padding = -len(images) % chunk
-        padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
-        chunks = padded.reshape(-1, chunk, *images.shape[1:])
-
-        def logits_at(place: np.ndarray) -> np.ndarray:
-            given = params, jnp.int32(step), jnp.asarray(place)
-            return np.concatenate([np.asarray(classify(given, chunk)) for chunk in chunks])[: len(images)]
-
-        logits = jnp.stack([logits_at(place) for place in crop_places(crops)])  # [crops, N, num_classes]
+        places = crop_places(crops)
+        logits = jnp.stack([classify((params, jnp.int32(step), jnp.asarray(place)), images) for place in places])  # [crops, N, J]
         loss = jnp.stack([losses(config, seen, jnp.asarray(labels), step) for seen in logits]).mean()
         log_means = jax.nn.logsumexp(log_activations(model, logits), axis=0) - jnp.log(crops)
         num_correct = int((np.asarray(log_means).argmax(-1) == labels).sum())

@@ -60,6 +60,23 @@ def map_examples(function: Callable, devices: Devices) -> Callable:
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED, check_vma=False))
 
 
+def map_chunks(function: Callable, devices: Devices, per_device: int) -> Callable[[Any, Any], np.ndarray]:
+    """As `map_examples`, for any number of examples, in NumPy arrays: so many at a time on each device, padded with zeros."""
+    mapped = map_examples(function, devices)
+    chunk = per_device * len(devices)
+
+    def piece(array: np.ndarray, start: int) -> np.ndarray:
+        given = array[start : start + chunk]
+        return np.concatenate([given, np.zeros((chunk - len(given), *array.shape[1:]), array.dtype)])
+
+    def in_chunks(replicated: Any, examples: Any) -> np.ndarray:
+        number = len(jax.tree.leaves(examples)[0])
+        pieces = [jax.tree.map(functools.partial(piece, start=start), examples) for start in range(0, number, chunk)]
+        return np.concatenate([np.asarray(mapped(replicated, given)) for given in pieces])[:number]
+
+    return in_chunks
+
+
 def data_mesh(devices: Devices) -> Mesh:
     """The devices in a row, its axis named `data`."""
     return Mesh(np.array(devices), ("data",))
