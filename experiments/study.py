@@ -67,6 +67,11 @@ class Study:
         steps = self.steps or config.steps
         return dataclasses.replace(config, steps=steps, eval_every=steps)
 
+    def settings(self, experiment: str, seed: int) -> dict[str, Any]:
+        """What the networks of a seed are, for the record of an experiment with them."""
+        dataset, steps = Path(self.dataset).stem, self.network("capsules", seed).steps
+        return {"experiment": experiment, "dataset": dataset, "seed": seed, "steps": steps, "flags": self.flags}
+
 
 def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Callable[[], Record]) -> Record:
     """What an experiment with these settings has found: read from a file, or else measured and written to it.

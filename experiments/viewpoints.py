@@ -122,13 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = []
         split_cpu()
         for seed in study.seeds:
-            settings = {"experiment": "viewpoints", "dataset": Path(study.dataset).stem, "factor": command.factor}
-            settings |= {
-                "train_values": command.familiar,
-                "seed": seed,
-                "steps": study.network("cnn", seed).steps,
-                "flags": study.flags,
-            }
+            settings = study.settings("viewpoints", seed) | {"factor": command.factor, "train_values": command.familiar}
             path = folder / f"seed-{seed}.json"
             found += rows(measured_once(path, settings, typed, lambda seed=seed: measure(command, seed, folder, typed)))
         print(table(found))

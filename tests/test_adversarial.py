@@ -8,8 +8,9 @@ import pytest
 import tiny
 
 from experiments import adversarial, datasets, study
-from experiments.adversarial import ATTACKS, OBJECTIVES, AdversarialCommand, Victim, draw_sample, main
+from experiments.adversarial import AdversarialCommand, draw_sample, main
 from experiments.learner import init_state, make_model
+from experiments.victims import ATTACKS, OBJECTIVES, Victim
 from experiments.views import test_view
 
 TINY = {
@@ -35,7 +36,7 @@ def untrained_cnns(monkeypatch):
         model = make_model(config.model, 3)
         view = test_view(config.images, dataset.test_images[:1])
         params = init_state(config, model, view, jax.random.key(seed + len(name))).params
-        return Victim(config, model, params, 0, dataset, {"num_parameters": 1, "test_error": 0.5})
+        return Victim(config, model, params, 0, {"num_parameters": 1, "test_error": 0.5})
 
     monkeypatch.setattr(adversarial, "trained", lambda *_: {})
     monkeypatch.setattr(adversarial, "load_victim", load_victim)
@@ -73,12 +74,12 @@ def test_what_is_recorded_is_neither_repeated_nor_overwritten(untrained_cnns, tm
     assert main(command(tmp_path, "--quick")) == 0
     printed = capsys.readouterr().out
     monkeypatch.setattr(adversarial, "trained", None)
-    monkeypatch.setattr(adversarial, "attack_seeds", None)
+    monkeypatch.setattr(adversarial, "attack_seed", None)
     assert main(command(tmp_path, "--quick")) == 0
-    assert capsys.readouterr().out == printed
+    assert capsys.readouterr().out.endswith(printed)
     assert main(command(tmp_path, "--quick", "--epsilons", "0.1")) == 1
     error = capsys.readouterr().err
-    assert "was made with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)" in error
+    assert "was measured with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)" in error
 
 
 def check_record(record, seed, next_seed):
