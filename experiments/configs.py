@@ -118,6 +118,7 @@ class ImageConfig:
 NORB_IMAGES = ImageConfig(downsample=2, standardize=True, crop=32, max_shift=0, contrast=0.5, brightness=0.5)
 # What the network sees of data sets for which it is not the default of `ImageConfig`.
 DATASET_IMAGES = {
+    "affnist": ImageConfig(max_shift=6),  # to anywhere
     "smallnorb": NORB_IMAGES,
     "toynorb": dataclasses.replace(NORB_IMAGES, downsample=1),
     "toynorb96": NORB_IMAGES,
@@ -134,7 +135,7 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     images: ImageConfig = DATASET_IMAGES["toynorb"]
     dataset: str = "toynorb"
-    """Data set: mnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, or the path of an .npz file.
+    """Data set: mnist, affnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, or the path of an .npz file.
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
+from experiments.affnist import affine_digits, centred, placed
 from experiments.builders import Cifar10, FashionMnist, Mnist, Smallnorb
 from experiments.cache import Arrays, cached
 from experiments.errors import RunnerError, first_line
@@ -20,7 +23,8 @@ from experiments.npz_data import SUFFIX, read_npz
 from experiments.toynorb.builder import ToyNorb, ToyNorb96
 
 BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Smallnorb, ToyNorb, ToyNorb96, Cifar10)}
-DATASETS = tuple(BUILDERS)
+AFFNIST = "affnist"
+DATASETS = (*BUILDERS, AFFNIST)
 Builder = Any  # of BUILDERS, whose attributes type checkers do not know
 
 
@@ -58,7 +62,32 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     Raises:
         RunnerError: the data is not there and cannot be had, or is damaged; the message says what to do.
     """
-    return load_npz(Path(name)) if name.endswith(SUFFIX) else load_tfds(BUILDERS[name](data_dir=data_dir))
+    if name.endswith(SUFFIX):
+        return load_npz(Path(name))
+    if name == AFFNIST:
+        return transformed_digits(load("mnist", data_dir))
+    return load_tfds(BUILDERS[name](data_dir=data_dir))
+
+
+def transformed_digits(mnist: Dataset) -> Dataset:
+    """Digits on 40x40: those to train on in the middle; each test digit once moved, and once more transformed as affNIST's are.
+
+    The factor `affine` tells them apart: 0 for digits as they are, wherever they lie, and 1 for affNIST's. The same every time.
+    """
+    move_key, affine_key = jax.random.split(jax.random.key(0))
+    tested = jnp.asarray(mnist.test_images)
+    test_images = np.concatenate([placed(move_key, tested), affine_digits(affine_key, tested)])
+    number = len(mnist.test_labels)
+    return Dataset(
+        AFFNIST,
+        mnist.class_names,
+        np.asarray(centred(jnp.asarray(mnist.train_images))),
+        mnist.train_labels,
+        test_images,
+        np.tile(mnist.test_labels, 2),
+        {"affine": np.zeros(len(mnist.train_labels), np.int32)},
+        {"affine": np.repeat(np.array([0, 1], np.int32), number)},
+    )
 
 
 def load_npz(path: Path) -> Dataset:
