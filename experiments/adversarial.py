@@ -42,7 +42,7 @@ class AdversarialCommand:
     """Attack capsules and CNNs with images that are made to fool them."""
 
     study: Study = dataclasses.field(default_factory=Study)
-    num_images: int = 200
+    num_images: int = 100
     """Test images that are attacked, drawn by the seed."""
     epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
     """By how much a pixel may change, if black is 0 and white is 1."""

@@ -1,5 +1,6 @@
 """The adversarial experiment: its record, its pictures, and that nothing is repeated or overwritten."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,9 +10,12 @@ import tiny
 
 from experiments import adversarial, datasets, study
 from experiments.adversarial import AdversarialCommand, draw_sample, main
+from experiments.configs import ModelConfig
 from experiments.learner import init_state, make_model
 from experiments.victims import ATTACKS, OBJECTIVES, Victim
 from experiments.views import test_view
+
+pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 
 TINY = {
     "capsules": "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1",
@@ -27,16 +31,23 @@ def tiny_networks(monkeypatch):
         monkeypatch.setitem(study.NETWORKS, name, flags)
 
 
+@pytest.fixture(scope="module")
+def initial_params():
+    """Of the tiny CNN, as a function of a key."""
+    config = study.Study(dataset="mnist").network("cnn", 0)
+    config = dataclasses.replace(config, model=ModelConfig(family="cnn", cnn_channels=(2, 2), cnn_hidden_units=4))
+    view = test_view(config.images, tiny.dataset().test_images[:1])
+    return jax.jit(lambda key: init_state(config, make_model(config.model, 3), view, key).params)
+
+
 @pytest.fixture
-def untrained_cnns(monkeypatch):
+def untrained_cnns(monkeypatch, initial_params):
     """Both networks are CNNs as they are before the first step, of which nothing needs a folder; only BIM attacks them."""
 
     def load_victim(study, name, seed):
-        config, dataset = study.network("cnn", seed), tiny.dataset()
-        model = make_model(config.model, 3)
-        view = test_view(config.images, dataset.test_images[:1])
-        params = init_state(config, model, view, jax.random.key(seed + len(name))).params
-        return Victim(config, model, params, 0, {"num_parameters": 1, "test_error": 0.5})
+        config = study.network("cnn", seed)
+        params = initial_params(jax.random.key(seed + len(name)))
+        return Victim(config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5})
 
     monkeypatch.setattr(adversarial, "trained", lambda *_: {})
     monkeypatch.setattr(adversarial, "load_victim", load_victim)
@@ -59,27 +70,25 @@ def check_outputs(folder, seeds, printed):
 
 
 @pytest.mark.parametrize("seeds", [(3,), (3, 5)])
-def test_attacks_are_recorded(seeds, untrained_cnns, tmp_path, capsys):
-    assert main(command(tmp_path, "--seeds", *map(str, seeds))) == 0
-    check_outputs(tmp_path, seeds, capsys.readouterr().out)
+def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrained_cnns, tmp_path, monkeypatch, capsys):
+    words = command(tmp_path, "--seeds", *map(str, seeds))
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    check_outputs(tmp_path, seeds, printed)
+
+    monkeypatch.setattr(adversarial, "trained", None)
+    monkeypatch.setattr(adversarial, "attack_seed", None)
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(printed)
+    assert main([*words, "--epsilons", "0.1"]) == 1
+    error = capsys.readouterr().err
+    assert "was measured with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)" in error
 
 
 @pytest.mark.slow
 def test_networks_are_trained_and_attacked_in_all_ways(tmp_path, capsys):
     assert main(command(tmp_path, "--seeds", "3", "5", "4")) == 0
     check_outputs(tmp_path, (3, 5, 4), capsys.readouterr().out)
-
-
-def test_what_is_recorded_is_neither_repeated_nor_overwritten(untrained_cnns, tmp_path, monkeypatch, capsys):
-    assert main(command(tmp_path, "--quick")) == 0
-    printed = capsys.readouterr().out
-    monkeypatch.setattr(adversarial, "trained", None)
-    monkeypatch.setattr(adversarial, "attack_seed", None)
-    assert main(command(tmp_path, "--quick")) == 0
-    assert capsys.readouterr().out.endswith(printed)
-    assert main(command(tmp_path, "--quick", "--epsilons", "0.1")) == 1
-    error = capsys.readouterr().err
-    assert "was measured with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)" in error
 
 
 def check_record(record, seed, next_seed):

@@ -11,7 +11,7 @@ from experiments.batches import TrainingBatches
 from experiments.configs import ImageConfig
 from experiments.errors import RunnerError
 from experiments.learner import make_model, make_train_step
-from experiments.parallel import choose_devices, describe, map_examples, parallelize
+from experiments.parallel import choose_devices, describe, map_chunks, map_examples, parallelize
 
 
 @functools.cache
@@ -72,6 +72,13 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
 def test_map_examples_gives_one_result_per_example():
     mapped = map_examples(lambda scale, numbers: scale * numbers, jax.devices()[:2])
     np.testing.assert_array_equal(mapped(2.0, np.arange(6.0)), 2 * np.arange(6.0))
+
+
+@pytest.mark.parametrize("number", [1, 6, 13])
+def test_map_chunks_takes_any_number_of_examples(number):
+    scaled = map_chunks(lambda scale, examples: scale * examples["left"] + examples["right"], jax.devices()[:2], per_device=3)
+    left, right = np.arange(2.0 * number).reshape(number, 2), np.ones((number, 2))
+    np.testing.assert_array_equal(scaled(2.0, {"left": left, "right": right}), 2 * left + right)
 
 
 def test_devices_are_chosen_to_divide_the_batch():

@@ -43,6 +43,19 @@ def test_an_image_that_is_the_same_everywhere_is_standardized_to_0():
     np.testing.assert_allclose(prepare(ImageConfig(standardize=True), jnp.full((1, 4, 4, 1), 200, jnp.uint8)), 0, atol=1e-4)
 
 
+@pytest.mark.parametrize("config", [PLAIN, NORB_IMAGES])
+def test_floats_in_the_unit_interval_are_seen_as_the_pixels_they_stand_for(config):
+    stored = jnp.asarray(images(number=5, size=96))
+    np.testing.assert_array_equal(test_view(config, stored.astype(jnp.float32) / 255), test_view(config, stored))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_a_view_has_a_finite_slope_even_where_an_image_is_the_same_everywhere(level):
+    weights = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    slope = jax.grad(lambda floats: (weights * prepare(ImageConfig(standardize=True), floats)).sum())(jnp.full((1, 4, 4, 1), level))
+    assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
+
+
 # Views.
 
 
