@@ -44,7 +44,7 @@ class AdversarialCommand:
     study: Study = dataclasses.field(default_factory=Study)
     num_images: int = 100
     """Test images that are attacked, drawn by the seed."""
-    epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
+    epsilons: tuple[float, ...] = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.2)
     """By how much a pixel may change, if black is 0 and white is 1."""
 
     def __post_init__(self):
@@ -53,6 +53,7 @@ class AdversarialCommand:
             raise ValueError(f"epsilons must be one or more positive numbers, in increasing order; got {list(self.epsilons)}")
         if self.study.quick:
             object.__setattr__(self, "num_images", min(self.num_images, QUICK_IMAGES))
+            object.__setattr__(self, "epsilons", self.epsilons[-2:])
 
     def next_seed(self, seed: int) -> int:
         """The seed whose networks see the images that were made for those of this one."""
