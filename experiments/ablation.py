@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 from tqdm import tqdm
 
 from experiments.batches import Batch, TrainingBatches
@@ -28,6 +27,7 @@ from experiments.configs import TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import load_data, make_evaluator
+from experiments.intervals import confidence_interval
 from experiments.learner import (
     TrainState,
     class_logits,
@@ -253,13 +253,6 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
         report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(norm(mean[layer]), 1e-30)
     diagnoses = jax.device_get(probe.diagnose(params, given[0]))
     return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
-
-
-def confidence_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95% interval of the mean, by Student's t; infinite for one value."""
-    if len(values) < 2:
-        return math.inf
-    return float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def table(records: Sequence[Record], names: Sequence[str]) -> str:

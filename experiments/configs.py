@@ -176,7 +176,7 @@ class TrainConfig:
     eval_every: int = 500
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     target_error: float | None = None
-    """Training ends early, at the first evaluation whose error is within a quarter of a point of this (a fraction of 1)."""
+    """Training ends early, at the first evaluation whose error is within half a point of this (a fraction of 1)."""
     holdout: int = 0
     """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
     holdout_instances: tuple[int, ...] = ()

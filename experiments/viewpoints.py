@@ -29,8 +29,7 @@ from experiments.train import TARGET_TOLERANCE, trained
 
 NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
 FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {"affnist": {"affine": (0,)}}
-MATCH_EVERY = 10  # steps between two looks at whether a network is as good as the other one
-MATCHED = 0.005  # familiar-view errors that differ by no more than this are equal
+MATCH_EVERY = 5  # steps between two looks at whether a network is as good as the other one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def measure(command: ViewpointsCommand, seed: int, folder: Path, typed: str) -> 
         trained(config, workdir, study.data_dir, typed)
         matched[better] = score(config, workdir, study.data_dir)
     familiar = [found["familiar_error"] for found in matched.values()]
-    equal = max(familiar) - min(familiar) <= MATCHED
+    equal = max(familiar) - min(familiar) <= TARGET_TOLERANCE
     return {"stopped": stopped, "matched": equal, "networks": matched, "unmatched": at_end}
 
 

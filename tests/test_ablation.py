@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from experiments import ablation, datasets
-from experiments.ablation import STUDIES, AblationConfig, confidence_interval, table, variant_config, variants
+from experiments.ablation import STUDIES, AblationConfig, table, variant_config, variants
 
 TINY = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --max-shift 1"
 
@@ -31,11 +31,6 @@ def test_iterations_multiply_the_variants():
 def test_an_unknown_study_is_refused():
     with pytest.raises(ValueError, match=r"study must be of default, iterations, .* or all; got nosuch"):
         AblationConfig(study=("nosuch",))
-
-
-def test_intervals_are_students():
-    assert confidence_interval([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert confidence_interval([1.0]) == math.inf
 
 
 @pytest.mark.parametrize("causes", [False, pytest.param(True, marks=pytest.mark.slow)])

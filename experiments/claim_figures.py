@@ -1,0 +1,155 @@
+"""The pictures of the claims: pure functions from the records of experiments to matplotlib figures."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures import NEUTRAL, PREDICTED, TRUE, draw_image
+from experiments.run_directory import Record
+
+COLORS = {"capsules": "tab:blue", "cnn": "tab:orange"}
+NAMES = {"capsules": "capsules", "cnn": "CNN"}
+DEGREES = {"azimuth": (0, 20), "elevation": (30, 5)}  # of the NORB sets' labels: at 0, and of each step
+NORB = ("smallnorb", "toynorb", "toynorb96")
+
+
+def sizes(dataset: str, runs: Mapping[str, Sequence[Record]]) -> Figure:
+    """Error against parameters, and against training time.
+
+    Args:
+        dataset: its name.
+        runs: by network's name, those of each seed.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(f"{dataset}: test error")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, field, label in zip(panels, ("num_parameters", "train_seconds"), ("parameters", "training time (s)"), strict=True):
+        for family, color in COLORS.items():
+            means = []
+            for of_network in runs.values():
+                if of_network[0]["model"] != family:
+                    continue
+                at, errors = ([run[name] for run in of_network] for name in (field, "test_error"))
+                axes.plot(at, [100 * error for error in errors], "o", color=color, alpha=0.4, markersize=4)
+                means.append((statistics.mean(at), 100 * statistics.mean(errors)))
+            if means:
+                axes.plot(*zip(*sorted(means), strict=True), marker="D", color=color, label=NAMES[family])
+        axes.set(xlabel=label, xscale="log", ylim=(0, None))
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    panels[0].set(ylabel="test error (%)")
+    return figure
+
+
+def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
+    """Error against the value of a factor, of matched networks; the values that were trained on are shaded."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    start, width = DEGREES.get(factor, (0, 1)) if dataset in NORB else (0, 1)
+    familiar = records[0]["train_values"]
+    values = sorted(map(int, records[0]["networks"]["capsules"]["errors_by_value"]))
+    if factor == "azimuth":  # a circle: the familiar views in the middle
+        turn = 360 // width
+        middle = round(np.angle(np.exp(2j * np.pi * np.array(familiar) / turn).mean()) * turn / (2 * np.pi))
+        order = {value: (value - middle + turn // 2) % turn - turn // 2 + middle for value in values}
+    else:
+        order = {value: value for value in values}
+    ordered = sorted(values, key=order.__getitem__)
+    at = list(range(len(ordered)))
+    for name, color in COLORS.items():
+        of_seeds = np.array([[100 * record["networks"][name]["errors_by_value"][str(v)] for v in ordered] for record in records])
+        axes.plot(at, of_seeds.T, color=color, alpha=0.3, linewidth=1)
+        axes.plot(at, of_seeds.mean(0), color=color, marker="o", label=NAMES[name])
+    for place, value in enumerate(ordered):
+        if value in familiar:
+            axes.axvspan(place - 0.5, place + 0.5, color=NEUTRAL, alpha=0.4, linewidth=0)
+    axes.set_xticks(at, labels=[str(start + width * value) for value in ordered], fontsize=8)
+    unit = " (degrees)" if dataset in NORB or factor == "azimuth" else ""
+    axes.set(xlabel=f"{factor}{unit}; trained on: shaded", ylabel="error on unseen objects (%)", ylim=(0, None))
+    axes.set_title(f"{dataset}: new and familiar views, networks matched on the familiar ones, {len(records)} seeds")
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend()
+    return figure
+
+
+def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Figure:
+    """Accuracy against epsilon: untargeted white-box attacks, an objective a row, and images made for another network."""
+    objectives = list(dict.fromkeys(row["objective"] for row in records[0]["white_box"]))
+    attacks = list(dict.fromkeys(row["attack"] for row in records[0]["white_box"]))
+    figure = Figure(figsize=(3 * (len(attacks) + 1), 2.8 * len(objectives) + 0.5), layout="constrained")
+    figure.suptitle(f"{dataset}: accuracy against the largest change of a pixel (of 1), {len(records)} seeds")
+    panels = figure.subplots(len(objectives), len(attacks) + 1, sharex=True, sharey=True, squeeze=False)
+    for row, objective in zip(panels, objectives, strict=True):
+        for axes, attack in zip(row, attacks, strict=False):
+            for network, color in COLORS.items():
+                chosen = {"network": network, "objective": objective, "attack": attack, "targeted": False}
+                draw_accuracy(axes, records, "white_box", chosen, color, NAMES[network])
+            axes.set_title(f"{attack.upper()} on {objective}", fontsize=9)
+        row[0].set_ylabel("accuracy (%)")
+    axes = panels[0, -1]
+    for source, style in (("cnn", "-"), ("capsules", "--")):
+        for victim, color in COLORS.items():
+            label = f"{NAMES[victim]}, made for {NAMES[source]}"
+            draw_accuracy(axes, records, "black_box", {"source": source, "victim": victim}, color, label, style)
+    axes.set_title("black box: BIM for another network", fontsize=9)
+    for axes in panels.flat[: len(attacks) + 1]:
+        axes.legend(fontsize=6)
+    for axes in panels[1:, -1]:
+        axes.axis("off")
+    for axes in panels.flat:
+        axes.axhline(100 * chance, color="black", linestyle=":", linewidth=1)
+        smallest = records[0]["epsilons"][1]
+        axes.set_xscale("symlog", linthresh=smallest)
+        axes.set_xticks(
+            records[0]["epsilons"], labels=[f"{epsilon:g}" for epsilon in records[0]["epsilons"]], fontsize=6, rotation=60
+        )
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.set(ylim=(0, 101))
+    figure.supxlabel("largest change of a pixel", fontsize=9)
+    return figure
+
+
+def draw_accuracy(
+    axes: Axes, records: Sequence[Record], part: str, chosen: Mapping[str, Any], color: str, label: str, style: str = "-"
+) -> None:
+    """The mean over seeds as a line, and a dot for each; of those rows of a part of the records that are as `chosen`."""
+    found: dict[float, list[float]] = {}
+    for row in (row for record in records for row in record[part]):
+        if all(row[name] == value for name, value in chosen.items()):
+            found.setdefault(row["epsilon"], []).append(100 * row["accuracy"])
+    if found:
+        axes.plot(list(found), [statistics.mean(values) for values in found.values()], style, color=color, label=label)
+        for epsilon, values in found.items():
+            axes.plot([epsilon] * len(values), values, "o", color=color, alpha=0.4, markersize=3)
+
+
+def adversarial_examples(arrays: Mapping[str, np.ndarray], networks: Sequence[str]) -> Figure:
+    """Originals, and below them what was made of them to fool each network, at two sizes of change.
+
+    Args:
+        arrays: as experiments.adversarial saves them.
+        networks: which.
+    """
+    epsilons = arrays["epsilons"]
+    shown = (len(epsilons) // 2, len(epsilons) - 1)
+    rows = [("original", arrays["images"], arrays["labels"])]
+    for index in shown:
+        for name in networks:
+            label = f"{NAMES[name]}\n{epsilons[index]:g}"
+            rows.append((label, arrays[f"{name}_images"][index], arrays[f"{name}_predictions"][index]))
+    number, height, width, channels = arrays["images"].shape
+    aspect = width / height * (2 if channels == 2 else 1)
+    figure = Figure(figsize=(1.3 * aspect * number + 0.9, 1.5 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle("Adversarial images and what the network that they were made for takes them for")
+    for line, (label, images, classes) in zip(figure.subplots(len(rows), number, squeeze=False), rows, strict=True):
+        for axes, image, true, found in zip(line, images, arrays["labels"], classes, strict=True):
+            draw_image(axes, np.round(255 * image).astype(np.uint8))
+            color = TRUE if found == true else PREDICTED
+            axes.set_title(str(arrays["class_names"][found]), fontsize=8, color=color)
+        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    return figure

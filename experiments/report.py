@@ -1,0 +1,176 @@
+"""The claims and what was found: `python -m experiments.report --runs RUNS` makes one page of all results in a folder.
+
+It reads what experiments.parameters, .viewpoints and .adversarial have left in RUNS (not of `--quick`), and writes report.md,
+report.html and the pictures.
+"""
+
+import dataclasses
+import html
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import claims
+from experiments.claims import Section, Table
+from experiments.command_line import exit_code, parse
+from experiments.errors import RunnerError
+from experiments.run_directory import Record, write_atomically
+
+TITLE = "Capsules and the CNN: the claims, put to the test"
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;font-size:.85em}"
+    "th,td{border:1px solid #ccc;padding:.2rem .6rem;text-align:left;white-space:nowrap}"
+    "caption{text-align:left;font-weight:600}img{max-width:100%}code{font-size:.85em;overflow-wrap:anywhere}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Make a page of all results."""
+
+    runs: Path = Path("runs/claims")
+    """The folder of the results."""
+    output: Path | None = None
+    """The folder of the page; the default is RUNS/report."""
+
+
+def read_json(path: Path, *required: str) -> Record:
+    """A record. Raises RunnerError unless the file holds one with these fields."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunnerError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or (missing := [name for name in required if name not in record]):
+        raise RunnerError(f"{path} is not a record of an experiment" + (f": no {missing[0]}" if isinstance(record, dict) else ""))
+    return record
+
+
+def gather(runs: Path) -> list[Section]:
+    """All that was found, a section for each claim and data set. Raises RunnerError if that is nothing, or a file is damaged."""
+    sections = []
+    for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name != "quick"):
+        trained = [
+            read_json(path, "model", "test_error") | {"network": path.parent.name.rpartition("-")[0]}
+            for path in sorted(folder.glob("*/result.json"))
+        ]
+        if trained:
+            sections.append(claims.parameters(folder.name, trained))
+        for views in sorted(folder.glob("viewpoints-*")):
+            if records := read_records(views, "networks", "unmatched"):
+                sections.append(claims.viewpoints(folder.name, views.name.partition("-")[2], records))
+        if records := read_records(folder / "adversarial", "white_box", "black_box"):
+            sections.append(claims.attacks(folder.name, records, read_examples(folder / "adversarial")))
+    if not sections:
+        raise RunnerError(f"{runs} holds no results of experiments.parameters, .viewpoints or .adversarial")
+    return sections
+
+
+def read_records(folder: Path, *required: str) -> list[Record]:
+    """The records of the seeds in a folder."""
+    return [read_json(path, "seed", "seconds", "command", *required) for path in sorted(folder.glob("seed-*.json"))]
+
+
+def read_examples(folder: Path) -> Any:
+    """The arrays beside the first record; None if there are none. Raises RunnerError if the file is damaged."""
+    paths = sorted(folder.glob("seed-*.npz"))
+    if not paths:
+        return None
+    try:
+        with np.load(paths[0], allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError) as error:
+        raise RunnerError(f"{paths[0]} is damaged: {error}") from error
+
+
+def to_markdown(sections: Iterable[Section]) -> str:
+    """The page in Markdown."""
+
+    def table(given: Table) -> Iterable[str]:
+        lines = [given.header, ["---"] * len(given.header), *given.rows]
+        return [f"{given.caption}:", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+
+    def picture(given: claims.Picture) -> Iterable[str]:
+        return [f"![{given.caption}]({given.name}.png)", "", given.caption, ""]
+
+    return "\n".join(page(sections, f"# {TITLE}", "## {}".format, str, table, picture, "- {}".format))
+
+
+def to_html(sections: Iterable[Section]) -> str:
+    """The page in HTML."""
+
+    def cells(kind: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
+
+    def table(given: Table) -> Iterable[str]:
+        rows = [cells("th", given.header), *(cells("td", row) for row in given.rows)]
+        return ["<table>", f"<caption>{html.escape(given.caption)}</caption>", *rows, "</table>"]
+
+    def picture(given: claims.Picture) -> Iterable[str]:
+        caption = html.escape(given.caption)
+        return [f'<figure><img src="{given.name}.png" alt="{caption}"/><figcaption>{caption}</figcaption></figure>']
+
+    def paragraph(text: str) -> str:
+        return f"<p>{html.escape(text)}</p>"
+
+    def source(text: str) -> str:
+        command, _, rest = text.strip("`").partition("`")
+        return f"<p><code>{html.escape(command)}</code>{html.escape(rest)}</p>"
+
+    heading = lambda text: f"<h2>{html.escape(text)}</h2>"  # noqa: E731
+    body = page(sections, f"<h1>{html.escape(TITLE)}</h1>", heading, paragraph, table, picture, source)
+    head = f'<head><meta charset="utf-8"/><meta name="viewport" content="width=device-width"/><title>{html.escape(TITLE)}</title>'
+    return "\n".join(
+        ["<!DOCTYPE html>", '<html lang="en">', f"{head}<style>{STYLE}</style></head><body>", *body, "</body></html>", ""]
+    )
+
+
+def page(
+    sections: Iterable[Section],
+    title: str,
+    heading: Callable[[str], str],
+    paragraph: Callable[[str], str],
+    table: Callable[[Table], Iterable[str]],
+    picture: Callable[[claims.Picture], Iterable[str]],
+    source: Callable[[str], str],
+) -> list[str]:
+    """The lines of the page, its parts written by these functions."""
+    lines = [title, ""]
+    for section in sections:
+        lines += [heading(section.heading), "", paragraph(section.claim), ""]
+        for given in section.tables:
+            lines += table(given)
+        for given in section.pictures:
+            lines += picture(given)
+        lines += [*map(source, section.sources), ""]
+    return lines
+
+
+def write(sections: Sequence[Section], output: Path) -> None:
+    """Write the page and its pictures."""
+    output.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for picture in section.pictures:
+            picture.figure.savefig(output / f"{picture.name}.png", dpi=110)
+    write_atomically(output / "report.md", to_markdown(sections))
+    write_atomically(output / "report.html", to_html(sections))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(ReportCommand, "python -m experiments.report", arguments)
+    output = command.output or command.runs / "report"
+
+    def run(typed: str) -> None:
+        write(gather(command.runs), output)
+        print(f"wrote {output / 'report.md'} and {output / 'report.html'}")
+
+    return exit_code(run, "experiments.report", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
