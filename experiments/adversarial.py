@@ -32,7 +32,7 @@ from experiments.train import trained
 from experiments.victims import ATTACKS, OBJECTIVES, Examples, Goal, Programs, Victim, load_victim, make_programs
 
 VICTIMS = ("capsules", "cnn")
-SHOWN = 5  # images that are kept to look at
+SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 16
 BLACK_BOX = ("logits", "bim", False)  # objective, attack, targeted: what is tried on other networks, and shown
 
@@ -163,9 +163,10 @@ def attack_seed(
     dataset = load_data(command.study.network(VICTIMS[0], seed), command.study.data_dir)
     sample = draw_sample(dataset, command.num_images, seed)
     networks, white_box, black_box = {}, [], []
+    kept = np.unique(sample.true.labels, return_index=True)[1][:SHOWN]
     shown: dict[str, Any] = {
-        "images": sample.true.images[:SHOWN],
-        "labels": sample.true.labels[:SHOWN],
+        "images": sample.true.images[kept],
+        "labels": sample.true.labels[kept],
         "class_names": np.array(dataset.class_names),
         "epsilons": np.array(epsilons),
     }
@@ -178,8 +179,8 @@ def attack_seed(
                 if tuple(trial.row[field] for field in ("objective", "attack", "targeted")) == BLACK_BOX:
                     transferred.append(trial)
                 progress.update()
-            shown[f"{source}_images"] = np.stack([trial.images[:SHOWN] for trial in transferred])
-            shown[f"{source}_predictions"] = np.stack([trial.predictions[:SHOWN] for trial in transferred])
+            shown[f"{source}_images"] = np.stack([trial.images[kept] for trial in transferred])
+            shown[f"{source}_predictions"] = np.stack([trial.predictions[kept] for trial in transferred])
             for name in VICTIMS:
                 if (name, victim_seed) == (source, seed):
                     continue

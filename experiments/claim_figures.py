@@ -38,10 +38,11 @@ def sizes(dataset: str, runs: Mapping[str, Sequence[Record]]) -> Figure:
                 means.append((statistics.mean(at), 100 * statistics.mean(errors)))
             if means:
                 axes.plot(*zip(*sorted(means), strict=True), marker="D", color=color, label=NAMES[family])
-        axes.set(xlabel=label, xscale="log", ylim=(0, None))
+        axes.set(xlabel=label, ylim=(0, None))
         axes.grid(alpha=0.3, which="both")
         axes.legend()
-    panels[0].set(ylabel="test error (%)")
+    panels[0].set(ylabel="test error (%)", xscale="log")
+    panels[1].set(xlim=(0, None))
     return figure
 
 
@@ -52,13 +53,8 @@ def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
     start, width = DEGREES.get(factor, (0, 1)) if dataset in NORB else (0, 1)
     familiar = records[0]["train_values"]
     values = sorted(map(int, records[0]["networks"]["capsules"]["errors_by_value"]))
-    if factor == "azimuth":  # a circle: the familiar views in the middle
-        turn = 360 // width
-        middle = round(np.angle(np.exp(2j * np.pi * np.array(familiar) / turn).mean()) * turn / (2 * np.pi))
-        order = {value: (value - middle + turn // 2) % turn - turn // 2 + middle for value in values}
-    else:
-        order = {value: value for value in values}
-    ordered = sorted(values, key=order.__getitem__)
+    turn = 360 // width if factor == "azimuth" else None
+    ordered = sorted(values) if turn is None else around(values, familiar, turn)
     at = list(range(len(ordered)))
     for name, color in COLORS.items():
         of_seeds = np.array([[100 * record["networks"][name]["errors_by_value"][str(v)] for v in ordered] for record in records])
@@ -76,13 +72,20 @@ def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
     return figure
 
 
+def around(values: Sequence[int], familiar: Sequence[int], turn: int) -> list[int]:
+    """Values on a circle of this circumference, in such an order that the familiar ones are in the middle."""
+    middle = np.angle(np.exp(2j * np.pi * np.array(familiar) / turn).mean()) * turn / (2 * np.pi)
+    return sorted(values, key=lambda value: (value - middle + turn / 2) % turn)
+
+
 def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Figure:
     """Accuracy against epsilon: untargeted white-box attacks, an objective a row, and images made for another network."""
     objectives = list(dict.fromkeys(row["objective"] for row in records[0]["white_box"]))
     attacks = list(dict.fromkeys(row["attack"] for row in records[0]["white_box"]))
     figure = Figure(figsize=(3 * (len(attacks) + 1), 2.8 * len(objectives) + 0.5), layout="constrained")
     figure.suptitle(f"{dataset}: accuracy against the largest change of a pixel (of 1), {len(records)} seeds")
-    panels = figure.subplots(len(objectives), len(attacks) + 1, sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(len(objectives), len(attacks) + 1, sharey=True, squeeze=False)
+    epsilons = records[0]["epsilons"]
     for row, objective in zip(panels, objectives, strict=True):
         for axes, attack in zip(row, attacks, strict=False):
             for network, color in COLORS.items():
@@ -96,20 +99,14 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
             label = f"{NAMES[victim]}, made for {NAMES[source]}"
             draw_accuracy(axes, records, "black_box", {"source": source, "victim": victim}, color, label, style)
     axes.set_title("black box: BIM for another network", fontsize=9)
-    for axes in panels.flat[: len(attacks) + 1]:
-        axes.legend(fontsize=6)
     for axes in panels[1:, -1]:
         axes.axis("off")
-    for axes in panels.flat:
+    for axes in (*panels[:, :-1].flat, panels[0, -1]):
         axes.axhline(100 * chance, color="black", linestyle=":", linewidth=1)
-        smallest = records[0]["epsilons"][1]
-        axes.set_xscale("symlog", linthresh=smallest)
-        axes.set_xticks(
-            records[0]["epsilons"], labels=[f"{epsilon:g}" for epsilon in records[0]["epsilons"]], fontsize=6, rotation=60
-        )
-        axes.minorticks_off()
+        axes.set_xticks(range(len(epsilons)), labels=[f"{epsilon:g}" for epsilon in epsilons], fontsize=7)
         axes.grid(alpha=0.3)
         axes.set(ylim=(0, 101))
+        axes.legend(fontsize=6)
     figure.supxlabel("largest change of a pixel", fontsize=9)
     return figure
 
@@ -118,14 +115,15 @@ def draw_accuracy(
     axes: Axes, records: Sequence[Record], part: str, chosen: Mapping[str, Any], color: str, label: str, style: str = "-"
 ) -> None:
     """The mean over seeds as a line, and a dot for each; of those rows of a part of the records that are as `chosen`."""
-    found: dict[float, list[float]] = {}
-    for row in (row for record in records for row in record[part]):
-        if all(row[name] == value for name, value in chosen.items()):
-            found.setdefault(row["epsilon"], []).append(100 * row["accuracy"])
-    if found:
-        axes.plot(list(found), [statistics.mean(values) for values in found.values()], style, color=color, label=label)
-        for epsilon, values in found.items():
-            axes.plot([epsilon] * len(values), values, "o", color=color, alpha=0.4, markersize=3)
+    found: list[list[float]] = [[] for _ in records[0]["epsilons"]]
+    for record in records:
+        for row in record[part]:
+            if all(row[name] == value for name, value in chosen.items()):
+                found[record["epsilons"].index(row["epsilon"])].append(100 * row["accuracy"])
+    if all(found):
+        axes.plot([statistics.mean(values) for values in found], style, color=color, label=label)
+        for place, values in enumerate(found):
+            axes.plot([place] * len(values), values, "o", color=color, alpha=0.4, markersize=3)
 
 
 def adversarial_examples(arrays: Mapping[str, np.ndarray], networks: Sequence[str]) -> Figure:
