@@ -162,13 +162,15 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     init = jax.jit(functools.partial(init_state, config, model))
     on_devices = parallelize(make_train_step(config, model), "jit", devices)
     evaluate = make_evaluator(config, model, devices)
-    probe = make_probe(config, len(dataset.class_names))
+    if causes and config.model.family == "cnn":
+        raise RunnerError("--causes measures routing, of which a cnn has none")
+    probe = make_probe(config, len(dataset.class_names)) if causes else None
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
         state: TrainState = on_devices.replicate(init(batches(0).images, init_key))
         record: Record = {"seed": seed}
-        if causes:
+        if probe:
             record["before"] = measure_causes(probe, jax.device_get(state.params), batches)
         gradient_norms = []
         for step in range(config.steps):
@@ -186,7 +188,7 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
             "gradient_norm_first": float(norms[: max(1, len(norms) // 10)].mean()),
             "gradient_norm_last": float(norms[-max(1, len(norms) // 10) :].mean()),
         }
-        if causes:
+        if probe:
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
         yield record
 

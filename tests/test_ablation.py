@@ -9,7 +9,8 @@ import tiny
 from experiments import ablation, datasets
 from experiments.ablation import STUDIES, AblationConfig, table, variant_config, variants
 
-TINY = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --max-shift 1"
+CAPSULES = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1 --max-shift 1"
+CNN = "--model cnn --cnn-channels 2 2 --cnn-hidden-units 3 --max-shift 1"  # compiles fast
 
 
 def test_every_variant_of_every_study_is_a_config():
@@ -33,17 +34,17 @@ def test_an_unknown_study_is_refused():
         AblationConfig(study=("nosuch",))
 
 
-@pytest.mark.parametrize("causes", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_study_is_run_recorded_and_not_repeated(causes, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flags, causes", [(CNN, False), pytest.param(CAPSULES, True, marks=pytest.mark.slow)])
+def test_a_study_is_run_recorded_and_not_repeated(flags, causes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
-    command = ["--study", "default", "--iterations", "1", "--seeds", "0", "1", "--steps", "2", "--batch-size", "4"]
-    command += ["--holdout", "5", "--output", str(tmp_path), f"--flags={TINY}"]
+    command = ["--study", "default", "--seeds", "0", "1", "--steps", "2", "--batch-size", "4"]
+    command += ["--holdout", "5", "--output", str(tmp_path), f"--flags={flags}"]
     command += ["--causes"] if causes else []
     assert ablation.main(command) == 0
     records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [(record["seed"], record["variant"], record["finite"]) for record in records] == [
-        (0, "--num-iterations 1", True),
-        (1, "--num-iterations 1", True),
+        (0, "", True),
+        (1, "", True),
     ]
     if causes:
         before, after = records[0]["before"], records[0]["after"]
@@ -52,7 +53,7 @@ def test_a_study_is_run_recorded_and_not_repeated(causes, tmp_path, monkeypatch,
         assert before["class_caps"]["assignment_entropy"] == pytest.approx(math.log(3))
         assert before != after
     written = (tmp_path / "table.md").read_text()
-    assert "| `--num-iterations 1` |" in written and written.strip() in capsys.readouterr().out
+    assert "| `default` |" in written and written.strip() in capsys.readouterr().out
 
     def no_training(*_):
         raise AssertionError("a finished run was repeated")
@@ -60,6 +61,12 @@ def test_a_study_is_run_recorded_and_not_repeated(causes, tmp_path, monkeypatch,
     monkeypatch.setattr(ablation, "run_variant", no_training)
     assert ablation.main(command) == 0
     assert (tmp_path / "table.md").read_text() == written
+
+
+def test_a_cnn_has_no_causes_in_its_routing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
+    assert ablation.main(["--study", "default", "--holdout", "5", "--causes", "--output", str(tmp_path), f"--flags={CNN}"]) == 1
+    assert "error: --causes measures routing, of which a cnn has none" in capsys.readouterr().err
 
 
 def test_the_table_counts_runs_that_are_not_finite():
