@@ -6,7 +6,9 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
+from experiments import datasets, parameters, study, train
 from experiments.errors import RunnerError
 from experiments.learner import init_state, make_model
 from experiments.study import NETWORKS, QUICK_STEPS, Study, measured_once
@@ -60,3 +62,27 @@ def test_nothing_is_measured_twice_or_overwritten(tmp_path, capsys):
     with pytest.raises(RunnerError, match=r"other settings \(values: \[1, 2\] there, \[1, 3\] here\)"):
         measured_once(path, settings | {"values": (1, 3)}, "another", pytest.fail)
     assert json.loads(path.read_text()) == first
+
+
+def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsys):
+    small = "--model cnn --cnn-channels 2 2 --cnn-hidden-units 3"
+    monkeypatch.setattr(study, "NETWORKS", {"capsules": small, "cnn": f"{small} --learning-rate 1e-2"})
+    monkeypatch.setattr(parameters, "NETWORKS", study.NETWORKS)
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+    words = ["--networks", "cnn", "capsules", "--dataset", "mnist", "--runs", str(tmp_path), "--quick"]
+    words += ["--flags=--batch-size 8 --max-shift 1"]
+    assert parameters.main(words) == 0
+    assert {path.parent.name for path in tmp_path.glob("quick/mnist/*/result.json")} == {"capsules-0", "cnn-0"}
+    first = capsys.readouterr().out
+    monkeypatch.setattr(train, "train", pytest.fail)
+    assert parameters.main(words) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(f"{tmp_path}/quick/mnist/cnn-0 is finished\n{tmp_path}/quick/mnist/capsules-0 is finished\n")
+    assert again.endswith(first[first.index("network  ") :])
+
+
+def test_unknown_networks_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        parameters.main(["--networks", "cnn", "nosuch"])
+    assert capsys.readouterr().err.endswith("cnn-310k; got nosuch\n")
