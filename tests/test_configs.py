@@ -134,7 +134,7 @@ def test_flags_are_flat():
     [
         (
             "--dataset nosuch",
-            "error: dataset must be one of mnist, fashion_mnist, smallnorb, toynorb, toynorb96, cifar10, "
+            "error: dataset must be one of mnist, fashion_mnist, smallnorb, toynorb, toynorb96, cifar10, affnist, "
             "or a path that ends in .npz; got 'nosuch'",
         ),
         (
