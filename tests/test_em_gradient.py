@@ -59,6 +59,7 @@ def test_equals_dense_on_the_oracles_cases_in_float64(x64, function, case, seed)
         assert np.abs(ours - theirs).max() <= 1e-10 * np.abs(theirs).max() + 10 * np.abs(near - theirs).max()
 
 
+@pytest.mark.slow
 def test_equals_dense_in_float32_on_several_blocks_of_the_batch():
     arguments = network_like_arguments(25)  # 6 positions: blocks of 13, the last one filled up
     streamed, dense = (values_and_gradients(conv_em_routing, arguments, NETWORK_LIKE, name) for name in ("streamed", "dense"))

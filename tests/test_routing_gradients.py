@@ -125,7 +125,7 @@ def hard_arrays(route):
 @pytest.mark.parametrize(
     ("name", "num_iterations", "normalize_costs"),
     [
-        ("em", 1, True),
+        pytest.param("em", 1, True, marks=pytest.mark.slow),
         ("em", 2, False),
         ("em", 5, True),
         pytest.param("conv-dense", 3, True, marks=pytest.mark.slow),

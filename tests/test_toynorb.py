@@ -45,6 +45,7 @@ def light_from(elevation, azimuth, lamp=0.6, ambient=0.3, hardness=3.0):
     return render.Light(direction, jnp.float32(lamp), jnp.float32(ambient), jnp.float32(hardness))
 
 
+@pytest.mark.slow
 def test_the_same_toy_is_the_same_to_the_last_bit():
     before = photograph(1, 3)
     toy.cache_clear()
