@@ -7,7 +7,7 @@ import pytest
 
 from emcaps.votes import StreamedVotes, VoteTerms, dense_votes
 
-SIZES = [(1, 4, 1, 1), (7, 4, 3, 5), pytest.param((18, 5, 2, 4), marks=pytest.mark.slow), (24, 4, 4, 9)]  # N, Q, J, M
+SIZES = [(1, 4, 1, 1), (7, 4, 3, 5), (18, 5, 2, 4), pytest.param((24, 4, 4, 9), marks=pytest.mark.slow)]  # N, Q, J, M
 
 
 def draw(seed, sizes):
