@@ -2,6 +2,7 @@
 
 from emcaps.capsnet import CapsNet
 from emcaps.diagnosis import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
+from emcaps.dynamic import DynamicRoutingResult, dynamic_routing, squash
 from emcaps.layers import PRESETS, CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
@@ -15,6 +16,7 @@ __all__ = [
     "Capsules",
     "ClassCaps",
     "ConvCaps",
+    "DynamicRoutingResult",
     "PrimaryCaps",
     "ReceptiveField",
     "RoutingDiagnostics",
@@ -24,6 +26,7 @@ __all__ = [
     "conv_em_routing",
     "diagnose",
     "diagnostics",
+    "dynamic_routing",
     "em_routing",
     "inverse_temperature_schedule",
     "iteration_diagnostics",
@@ -32,4 +35,5 @@ __all__ = [
     "receptive_field_centers",
     "results_by_iteration",
     "spread_loss",
+    "squash",
 ]
