@@ -16,11 +16,14 @@ class DynamicRoutingResult(NamedTuple):
     Attributes:
         poses: the parents' vectors v, `[..., J, D]`, shorter than 1.
         activations: their lengths, `[..., J]` in [0, 1).
+        activation_logits: the number whose sigmoid is the length, which is `log |s|^2`, `[..., J]`; that of the smallest normal
+            number where s is 0.
         couplings: c of the last iteration, `[..., N, J]`: over the parents of a child they sum to 1.
     """
 
     poses: jax.Array
     activations: jax.Array
+    activation_logits: jax.Array
     couplings: jax.Array
 
 
@@ -62,7 +65,7 @@ def dynamic_routing(votes: jax.Array, *, num_iterations: int = 3) -> DynamicRout
         num_iterations: T >= 1. Static.
 
     Returns:
-        A `DynamicRoutingResult`: poses `[..., J, D]`, activations `[..., J]`, couplings `[..., N, J]`.
+        A `DynamicRoutingResult`: poses `[..., J, D]`, activations and their logits `[..., J]`, couplings `[..., N, J]`.
 
     Raises:
         TypeError: votes are not floating point, `num_iterations` is not an int.
@@ -78,15 +81,17 @@ def _route(votes: jax.Array, num_iterations: int) -> DynamicRoutingResult:
     dtype = votes.dtype
     votes = votes.astype(compute_dtype(votes))
 
-    def fit(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gather(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         couplings = jax.nn.softmax(logits, axis=-1)
-        return squash(jnp.einsum("...nj,...njd->...jd", couplings, votes)), couplings
+        return jnp.einsum("...nj,...njd->...jd", couplings, votes), couplings
 
     def agree(_: jax.Array, logits: jax.Array) -> jax.Array:
-        poses, _couplings = fit(logits)
-        return logits + jnp.einsum("...jd,...njd->...nj", poses, votes)
+        return logits + jnp.einsum("...jd,...njd->...nj", squash(gather(logits)[0]), votes)
 
     logits = jax.lax.fori_loop(0, num_iterations - 1, agree, jnp.zeros(votes.shape[:-1], votes.dtype))
-    poses, couplings = fit(logits)
-    result = DynamicRoutingResult(poses, lengths(poses), couplings)
+    sums, couplings = gather(logits)
+    poses, length = squash(sums), lengths(sums)
+    smallest = jnp.finfo(length.dtype).tiny
+    activation_logits = jnp.where(length**2 > smallest, 2 * jnp.log(jnp.where(length > 0, length, 1)), jnp.log(smallest))
+    result = DynamicRoutingResult(poses, lengths(poses), activation_logits, couplings)
     return jax.tree.map(lambda array: array.astype(dtype), result)

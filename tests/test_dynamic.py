@@ -45,11 +45,14 @@ def test_routing_equals_the_oracle(sizes, num_iterations, x64):
                 np.testing.assert_allclose(result.poses[index], poses, rtol=0, atol=tolerance)
                 np.testing.assert_allclose(result.couplings[index], couplings, rtol=0, atol=tolerance)
                 np.testing.assert_allclose(result.activations[index], np.linalg.norm(poses, axis=-1), atol=tolerance)
+                np.testing.assert_allclose(
+                    jax.nn.sigmoid(result.activation_logits[index]), result.activations[index], atol=tolerance
+                )
 
 
 def test_couplings_sum_to_one_and_vectors_are_shorter_than_one():
     result = dynamic_routing(votes_like(2, 3, 6, 4, 5, scale=30), num_iterations=4)
-    chex.assert_shape(result, [(2, 3, 4, 5), (2, 3, 4), (2, 3, 6, 4)])
+    chex.assert_shape(result, [(2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (2, 3, 6, 4)])
     np.testing.assert_allclose(result.couplings.sum(-1), 1, rtol=1e-6)
     assert (np.asarray(result.activations) <= 1).all()
 
@@ -107,7 +110,7 @@ def test_gradients(num_iterations, x64):
 def test_extremes_give_finite_numbers(votes):
     def total(votes):
         result = dynamic_routing(votes, num_iterations=5)
-        return result.poses.sum() + result.activations.sum(), result
+        return result.poses.sum() + result.activations.sum() + result.activation_logits.sum(), result
 
     gradient, result = jax.grad(total, has_aux=True)(votes)
     chex.assert_tree_all_finite((gradient, result))
@@ -127,7 +130,7 @@ def test_low_precision_is_computed_in_float32(dtype):
     result, exact = dynamic_routing(votes), dynamic_routing(votes.astype(jnp.float32))
     for ours, theirs in zip(result, exact, strict=True):
         assert ours.dtype == dtype
-        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=jnp.finfo(dtype).eps, atol=jnp.finfo(dtype).eps)
 
 
 def test_it_is_traced_once():
