@@ -87,12 +87,11 @@ def test_more_iterations_follow_agreement():
     assert to_first[0] == 0.5 and (np.diff(to_first) > 0.01).all()
 
 
-@pytest.mark.parametrize("num_iterations", [1, 3])
-def test_gradients(num_iterations, x64):
+@pytest.mark.parametrize("num_iterations, order", [(1, 1), (3, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
+def test_gradients(num_iterations, order, x64):
     votes = votes_like(2, 4, 3, 5, dtype=np.float64)
-    check_grads(
-        lambda votes: dynamic_routing(votes, num_iterations=num_iterations), (votes,), order=2, eps=1e-5, rtol=1e-5, atol=1e-5
-    )
+    routed = jax.jit(lambda votes: dynamic_routing(votes, num_iterations=num_iterations))
+    check_grads(routed, (votes,), order, eps=1e-5, rtol=1e-5, atol=1e-5)
     check_grads(squash, (votes,), order=1, eps=1e-6, rtol=1e-7, atol=1e-7)
 
 
