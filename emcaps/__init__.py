@@ -2,34 +2,46 @@
 
 from emcaps.capsnet import CapsNet
 from emcaps.diagnosis import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
+from emcaps.dynamic import DynamicRoutingResult, dynamic_routing, squash
+from emcaps.dynamic_capsnet import DynamicCapsNet, PrimaryVectorCaps, VectorClassCaps
 from emcaps.layers import PRESETS, CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
+from emcaps.reconstruction import RECONSTRUCTION_WEIGHT, Decoder, reconstruction_loss
 from emcaps.routing import class_em_routing, conv_em_routing, em_routing, inverse_temperature_schedule
 from emcaps.types import Capsules, RoutingResult
 
 __all__ = [
     "PRESETS",
+    "RECONSTRUCTION_WEIGHT",
     "CapsNet",
     "CapsuleInit",
     "Capsules",
     "ClassCaps",
     "ConvCaps",
+    "Decoder",
+    "DynamicCapsNet",
+    "DynamicRoutingResult",
     "PrimaryCaps",
+    "PrimaryVectorCaps",
     "ReceptiveField",
     "RoutingDiagnostics",
     "RoutingOptions",
     "RoutingResult",
+    "VectorClassCaps",
     "class_em_routing",
     "conv_em_routing",
     "diagnose",
     "diagnostics",
+    "dynamic_routing",
     "em_routing",
     "inverse_temperature_schedule",
     "iteration_diagnostics",
     "margin_loss",
     "margin_schedule",
     "receptive_field_centers",
+    "reconstruction_loss",
     "results_by_iteration",
     "spread_loss",
+    "squash",
 ]

@@ -162,8 +162,8 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     init = jax.jit(functools.partial(init_state, config, model))
     on_devices = parallelize(make_train_step(config, model), "jit", devices)
     evaluate = make_evaluator(config, model, devices)
-    if causes and config.model.family == "cnn":
-        raise RunnerError("--causes measures routing, of which a cnn has none")
+    if causes and config.model.family != "capsules":
+        raise RunnerError(f"--causes measures EM routing, of which a network of the kind {config.model.family} has none")
     probe = make_probe(config, len(dataset.class_names)) if causes else None
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))

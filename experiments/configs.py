@@ -33,6 +33,9 @@ def check_not_negative(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
 
 
+FAMILIES = {"capsules": "capsules have", "dynamic": "vector capsules have", "cnn": "a cnn has"}
+
+
 def default_of(config: Any, name: str) -> Any:
     """What a field of a dataclass is if nothing is said."""
     (field,) = (field for field in dataclasses.fields(config) if field.name == name)
@@ -41,10 +44,10 @@ def default_of(config: Any, name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: `emcaps.CapsNet`, or `BaselineCNN`, to which only the fields `cnn_...` apply."""
+    """The network: `emcaps.CapsNet`; `emcaps.DynamicCapsNet`, to which `dynamic_...` apply; or `BaselineCNN`, with `cnn_...`."""
 
-    family: Annotated[Literal["capsules", "cnn"], tyro.conf.arg(name="model")] = "capsules"
-    """Matrix capsules with EM routing, or the convolutional network that the paper compares them with."""
+    family: Annotated[Literal["capsules", "dynamic", "cnn"], tyro.conf.arg(name="model")] = "capsules"
+    """Matrix capsules with EM routing, vector capsules with dynamic routing, or the paper's convolutional network."""
     conv_channels: int = 32
     """Channels of the first convolution, the paper's A."""
     primary_capsules: int = 8
@@ -55,6 +58,14 @@ class ModelConfig:
     """Coordinate addition in the class capsules."""
     class_inverse_temperature: float | None = None
     """Inverse temperature of the class capsules; None: that of the other capsule layers."""
+    reconstruction: bool = False
+    """Also train a decoder, from the class capsules' poses to the images, whose error is added to the loss."""
+    dynamic_channels: int = 256
+    """Channels of the first convolution before dynamic routing; the default is the paper's."""
+    dynamic_capsules: int = 32
+    """Primary capsule types of dynamic routing; the default is the paper's."""
+    dynamic_iterations: int = 3
+    """Iterations of dynamic routing."""
     cnn_channels: tuple[int, int] = (32, 64)
     """Channels of the CNN's two convolutions; the default is the paper's."""
     cnn_hidden_units: int = 1024
@@ -64,6 +75,7 @@ class ModelConfig:
 
     def __post_init__(self):
         check_positive(self, "conv_channels", "primary_capsules", "cnn_hidden_units")
+        check_positive(self, "dynamic_channels", "dynamic_capsules", "dynamic_iterations")
         if min(self.cnn_channels) < 1:
             raise ValueError(f"cnn_channels must be two positive numbers; got {self.cnn_channels}")
         if not self.conv_capsules or min(self.conv_capsules) < 1:
@@ -71,13 +83,20 @@ class ModelConfig:
         if self.class_inverse_temperature is not None:
             check_positive(self, "class_inverse_temperature")
         if given := [name for name in self._of_other_family() if getattr(self, name) != default_of(self, name)]:
-            article = "a cnn has" if self.family == "cnn" else "capsules have"
-            raise ValueError(f"{article} no {', '.join(given)}")
+            raise ValueError(f"{FAMILIES[self.family]} no {', '.join(given)}")
 
     def _of_other_family(self) -> list[str]:
         """The fields that do not apply to this network."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "family"]
-        return [name for name in names if name.startswith("cnn_") != (self.family == "cnn")]
+        of_all, of_capsules = {"family"}, {"reconstruction"}
+        own = {"capsules": ("dynamic_", "cnn_"), "dynamic": ("dynamic_",), "cnn": ("cnn_",)}[self.family]
+        names = [field.name for field in dataclasses.fields(self)]
+        applies = {name for name in names if name.startswith(own) != (self.family == "capsules")}
+        return [name for name in names if name not in applies | of_all | (of_capsules if self.family != "cnn" else set())]
+
+    @property
+    def num_iterations(self) -> int | None:
+        """Routing iterations of the network; None if it does not route."""
+        return {"capsules": self.routing.num_iterations, "dynamic": self.dynamic_iterations, "cnn": None}[self.family]
 
     @property
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
@@ -203,8 +222,11 @@ class TrainConfig:
         if self.model.family == "cnn":
             if self.loss != "cross_entropy":
                 raise ValueError(f"a cnn is trained with the loss cross_entropy; got {self.loss}")
+        if self.model.family != "capsules":
             if self.calibrate_betas or self.assignment_temperature_end or self.inverse_temperature_start:
-                raise ValueError("a cnn has no betas and no temperatures")
+                raise ValueError(f"{FAMILIES[self.model.family]} no betas and no temperatures")
+        if self.model.reconstruction and self.images.standardize:
+            raise ValueError("reconstruction needs images in [0, 1]; with standardize they are not")
         if self.target_error is not None and not 0 <= self.target_error <= 1:
             raise ValueError(f"target_error must lie in [0, 1]; got {self.target_error}")
         if (self.factor is None) != (not self.train_values):
@@ -257,6 +279,8 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     if chosen.dataset != config.dataset and (chosen.dataset in DATASETS or chosen.dataset.endswith(SUFFIX)):
         images = DATASET_IMAGES.get(chosen.dataset, ImageConfig())
         config = dataclasses.replace(config, dataset=chosen.dataset, images=images, steps=LONGER, eval_every=LONGER // 4)
+    if chosen.model == "dynamic":
+        return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", learning_rate=1e-3)
     return as_cnn(config) if chosen.model == "cnn" else config
 
 

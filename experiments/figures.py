@@ -259,7 +259,7 @@ def run(command: FiguresCommand) -> Path:
     """Draw the picture and return where it is."""
     config = read_config(command.workdir)
     if config.model.family != "capsules":
-        raise RunnerError(f"{command.workdir} holds a run of a {config.model.family}, which has no class capsules")
+        raise RunnerError(f"{command.workdir} holds a run of a network ({config.model.family}) without EM routing")
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, jax.devices()[:1])
     there_are, chosen = len(dataset.test_images), command.images
     if not chosen or not all(0 <= image < there_are for image in chosen):

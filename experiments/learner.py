@@ -14,7 +14,8 @@ from experiments.batches import Batch
 from experiments.calibration import calibrate_betas
 from experiments.configs import ModelConfig, TrainConfig
 
-Network = emcaps.CapsNet | BaselineCNN
+DECODER = "decoder"  # its place among the parameters, beside the network's layers
+Network = emcaps.CapsNet | emcaps.DynamicCapsNet | BaselineCNN
 
 
 class TrainState(NamedTuple):
@@ -43,6 +44,10 @@ def make_model(config: ModelConfig, num_classes: int) -> Network:
     """The network of a config."""
     if config.family == "cnn":
         return BaselineCNN(num_classes, config.cnn_channels, config.cnn_hidden_units)
+    if config.family == "dynamic":
+        return emcaps.DynamicCapsNet(
+            num_classes, config.dynamic_channels, config.dynamic_capsules, num_iterations=config.dynamic_iterations
+        )
     return emcaps.CapsNet(
         num_classes,
         conv_channels=config.conv_channels,
@@ -69,7 +74,12 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.Array) -> TrainState:
     """The state before the first step, for images like these: `[B, H, W, C]`, float32, the first batch."""
-    params = model.init(key, images[:1])["params"]
+    output: Any = model.init_with_output(key, images[:1])
+    (_, stages), variables = output
+    params = variables["params"]
+    if config.model.reconstruction:
+        decoder, chosen = emcaps.Decoder(images.shape[1:]), jnp.zeros(1, jnp.int32)
+        params = params | {DECODER: decoder.init(jax.random.fold_in(key, 1), class_poses(stages), chosen)["params"]}
     if config.calibrate_betas and isinstance(model, emcaps.CapsNet):
         params = calibrate_betas(model, params, images)
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
@@ -81,7 +91,28 @@ def class_logits(stages: Mapping[str, Any]) -> jax.Array:
     Args:
         stages: of `network_stages`.
     """
-    return stages["class_caps"].activation_logits[:, 0, 0] if "class_caps" in stages else stages["classes"]
+    if "class_caps" not in stages:
+        return stages["classes"]
+    logits = stages["class_caps"].activation_logits
+    return logits.reshape(len(logits), -1)  # class capsules with matrices are on a map of one position
+
+
+def class_poses(stages: Mapping[str, Any]) -> jax.Array:
+    """The poses of the class capsules, row by row, `[B, num_classes, entries]`; arguments as `class_logits`."""
+    return stages["class_caps"].poses.reshape(*class_logits(stages).shape, -1)
+
+
+def reconstruct(params: Any, stages: Mapping[str, Any], chosen: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Images `[B, *shape]` as the decoder sees them in the poses of the chosen classes `[B]`.
+
+    Args:
+        params: of a network with `reconstruction`.
+        stages: of `network_stages`.
+        chosen: a class for each image: in training its label.
+        shape: of an image.
+    """
+    images: Any = emcaps.Decoder(shape).apply({"params": params[DECODER]}, class_poses(stages), chosen)
+    return images
 
 
 def log_activations(model: Network, logits: jax.Array) -> jax.Array:
@@ -92,7 +123,7 @@ def log_activations(model: Network, logits: jax.Array) -> jax.Array:
 def routing_diagnostics(
     config: TrainConfig, model: Network, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, emcaps.RoutingDiagnostics]:
-    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for a CNN."""
+    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for other networks."""
     return emcaps.diagnostics(network_stages(config, model, params, images, step))
 
 
@@ -104,7 +135,7 @@ def network_stages(
     step: jax.Array | int,
     dropout_keys: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """What each stage of the network makes of images after `step` steps; see `CapsNet` and `BaselineCNN`.
+    """What each stage of the network makes of images after `step` steps; see `CapsNet`, `DynamicCapsNet` and `BaselineCNN`.
 
     Args:
         config: of the run.
@@ -121,7 +152,7 @@ def network_stages(
 
 def network_at(config: TrainConfig, model: Network, step: jax.Array | int) -> Network:
     """The network as it is after `step` steps, where the config lets the temperatures of routing move during the training."""
-    if isinstance(model, BaselineCNN) or not (config.assignment_temperature_end or config.inverse_temperature_start):
+    if not isinstance(model, emcaps.CapsNet) or not (config.assignment_temperature_end or config.inverse_temperature_start):
         return model
     progress = jnp.clip(jnp.asarray(step) / config.steps, 0, 1)
 
@@ -163,8 +194,12 @@ def make_train_step(config: TrainConfig, model: Network) -> Callable[..., tuple[
 
     def train_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = class_logits(network_stages(config, model, params, batch.images, state.step, batch.dropout_keys))
+            stages = network_stages(config, model, params, batch.images, state.step, batch.dropout_keys)
+            logits = class_logits(stages)
             loss = losses(config, logits, batch.labels, state.step).mean()
+            if config.model.reconstruction:
+                images = reconstruct(params, stages, batch.labels, batch.images.shape[1:])
+                loss += emcaps.RECONSTRUCTION_WEIGHT * emcaps.reconstruction_loss(batch.images, images).mean()
             return loss, (logits.argmax(-1) == batch.labels).mean()
 
         (loss, accuracy), gradient = reduce(jax.value_and_grad(objective, has_aux=True)(state.params))

@@ -20,7 +20,7 @@ def summarize(
     config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
 ) -> dict[str, Any]:
     """What was trained and what it has reached, for result.json; the scores are those of the last step."""
-    iterations = {"num_iterations": config.model.routing.num_iterations} if config.model.family == "capsules" else {}
+    iterations = {} if config.model.num_iterations is None else {"num_iterations": config.model.num_iterations}
     return {
         "dataset": dataset.name,
         "model": config.model.family,
@@ -55,7 +55,8 @@ def draw_figures(
 ) -> None:
     """Write the pictures of a finished run."""
     capsules = isinstance(model, emcaps.CapsNet)
-    network = f"{config.model.routing.num_iterations} routing iterations" if capsules else "CNN"
+    iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
+    network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
     title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
     loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
     pictures = {

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.batches import TrainingBatches
 from experiments.checkpoints import Checkpoints
 from experiments.command_line import exit_code, parse
-from experiments.configs import Preset, TrainConfig, as_cnn, default_config
+from experiments.configs import FAMILIES, Preset, TrainConfig, as_cnn, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, Stopped
 from experiments.evaluate import Scores, load_data, make_evaluator
@@ -241,11 +241,11 @@ class TrainCommand:
     """How many devices; the default is as many as divide the batch size. The CPU counts as one per core."""
 
     def __post_init__(self):
-        if self.config.model.family == "cnn":
-            if self.preset != "emcaps":
-                raise ValueError(f"a cnn has no routing, of which there could be a preset; got {self.preset}")
-            if self.baseline:
-                raise ValueError("--baseline trains the cnn beside capsules; got --model cnn")
+        family = self.config.model.family
+        if family != "capsules" and self.preset != "emcaps":
+            raise ValueError(f"{FAMILIES[family]} no EM routing, of which there could be a preset; got {self.preset}")
+        if family == "cnn" and self.baseline:
+            raise ValueError("--baseline trains the cnn beside capsules; got --model cnn")
 
 
 def default_command(words: Sequence[str]) -> TrainCommand:

@@ -67,7 +67,7 @@ def test_the_cnn_is_trained_on_the_same_data_by_its_own_loss():
     "flags, message",
     [
         ("--num-iterations 3 --conv-channels 64", "a cnn has no conv_channels, routing"),
-        ("--preset paper", "a cnn has no routing, of which there could be a preset; got paper"),
+        ("--preset paper", "a cnn has no EM routing, of which there could be a preset; got paper"),
         ("--baseline", "--baseline trains the cnn beside capsules; got --model cnn"),
         ("--loss spread", "a cnn is trained with the loss cross_entropy; got spread"),
         ("--calibrate-betas", "a cnn has no betas and no temperatures"),

@@ -1,0 +1,118 @@
+"""Vector capsules as Flax modules: the network of "Dynamic Routing Between Capsules" (Sabour, Frosst, Hinton 2017)."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emcaps.checks import check_positive_int, check_shapes
+from emcaps.dynamic import DynamicRoutingResult, dynamic_routing, squash
+from emcaps.layers import check_covers
+from emcaps.receptive_field import ReceptiveField
+from emcaps.types import Capsules
+
+TRANSFORM_STDDEV = 0.1  # of the released code
+
+
+class PrimaryVectorCaps(nn.Module):
+    """Primary capsules: a convolution whose channels, `size` at a time, are vectors, squashed.
+
+    Attributes:
+        num_capsules: capsule types.
+        size: entries of a vector.
+        kernel: of the convolution.
+        stride: of the convolution.
+    """
+
+    num_capsules: int = 32
+    size: int = 8
+    kernel: int = 9
+    stride: int = 2
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """From features `[B, H, W, channels]`, floating, to vectors `[B, OH, OW, num_capsules, size]`."""
+        check_shapes({"features": (features, "B H W channels")})
+        check_covers(self.name or type(self).__name__, ReceptiveField(features.shape[1:3], (self.kernel,) * 2, self.stride))
+        conv = nn.Conv(self.num_capsules * self.size, (self.kernel,) * 2, self.stride, padding="VALID", name="conv")
+        vectors = conv(features)
+        return squash(vectors.reshape(*vectors.shape[:3], self.num_capsules, self.size))
+
+
+class VectorClassCaps(nn.Module):
+    """Class capsules: every class sees every capsule, each child with a transform of its own (`dynamic_routing`).
+
+    Parameter: `transforms` `[N, J, child's size, size]`.
+
+    Attributes:
+        num_classes: J.
+        size: entries of a vector.
+        num_iterations: of the routing.
+    """
+
+    num_classes: int
+    size: int = 16
+    num_iterations: int = 3
+
+    @nn.compact
+    def __call__(self, children: jax.Array) -> DynamicRoutingResult:
+        """From vectors `[B, N, D]`, floating, to the routing result of `[B, num_classes, size]`."""
+        sizes = check_shapes({"children": (children, "B N D")})
+        check_positive_int("num_iterations", self.num_iterations)
+        shape = (sizes["N"], self.num_classes, sizes["D"], self.size)
+        transforms = self.param("transforms", nn.initializers.normal(TRANSFORM_STDDEV), shape)
+        votes = jnp.einsum("bnd,njde->bnje", children, transforms.astype(children.dtype))
+        return dynamic_routing(votes, num_iterations=self.num_iterations)
+
+
+class DynamicCapsNet(nn.Module):
+    """That paper's network, for images of any size and number of channels.
+
+    A 9x9 convolution with ReLU; primary capsules, 9x9 with stride 2; class capsules. No padding anywhere. With the defaults,
+    28x28 images of one channel and 10 classes there are 6,804,224 parameters, and 8,215,568 with `Decoder`.
+
+    Attributes:
+        num_classes: class capsules.
+        conv_channels: of the first convolution.
+        primary_capsules: primary capsule types.
+        primary_size: entries of their vectors.
+        class_size: entries of the class capsules' vectors.
+        num_iterations: of the routing.
+
+    Raises:
+        TypeError, ValueError: `num_iterations` is not an int of at least 1.
+    """
+
+    num_classes: int
+    conv_channels: int = 256
+    primary_capsules: int = 32
+    primary_size: int = 8
+    class_size: int = 16
+    num_iterations: int = 3
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[Capsules, dict[str, Any]]:
+        """Classify images.
+
+        Args:
+            images: `[B, height, width, channels]`, floating.
+
+        Returns:
+            The class capsules, vectors `[B, num_classes, class_size]` and their lengths `[B, num_classes]`; and what each stage
+            gave, by name, in the order of the data: `conv` (features), `primary` (vectors), `class_caps` (`DynamicRoutingResult`).
+
+        Raises:
+            ValueError: images have a wrong rank, or are too small for a layer, which the message names.
+            TypeError: images are not floating point.
+        """
+        check_shapes({"images": (images, "B height width channels")})
+        out: dict[str, Any] = {}
+        check_covers("conv", ReceptiveField(images.shape[1:3], (9, 9), 1))
+        out["conv"] = nn.relu(nn.Conv(self.conv_channels, (9, 9), padding="VALID", name="conv")(images))
+        out["primary"] = PrimaryVectorCaps(self.primary_capsules, self.primary_size, name="primary")(out["conv"])
+        children = out["primary"].reshape(len(images), math.prod(out["primary"].shape[1:4]), self.primary_size)
+        class_caps = VectorClassCaps(self.num_classes, self.class_size, self.num_iterations, name="class_caps")
+        out["class_caps"] = class_caps(children)
+        return Capsules(out["class_caps"].poses, out["class_caps"].activations), out

@@ -1,0 +1,153 @@
+"""Dynamic routing: against loops written from the paper, its laws, its gradients, extremes and errors."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from emcaps import dynamic_routing, squash
+
+
+def votes_like(*shape, scale=1.0, seed=0, dtype=np.float32):
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype)
+
+
+def loops(votes, num_iterations):
+    """One example `[N, J, D]` by the paper's procedure: poses `[J, D]`, couplings `[N, J]`."""
+    N, J, D = votes.shape
+    b = np.zeros((N, J))
+    for iteration in range(num_iterations):
+        c, v = np.zeros((N, J)), np.zeros((J, D))
+        for n in range(N):
+            weights = np.exp(b[n] - max(b[n]))
+            c[n] = weights / sum(weights)
+        for j in range(J):
+            s = sum(c[n, j] * votes[n, j] for n in range(N))
+            squared = sum(s**2)
+            v[j] = squared / (1 + squared) * s / np.sqrt(squared)
+        if iteration < num_iterations - 1:
+            for n, j in np.ndindex(N, J):
+                b[n, j] += sum(votes[n, j] * v[j])
+    return v, c
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2, 3, 5])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 3), (5, 1, 8), (7, 4, 16)])
+def test_routing_equals_the_oracle(sizes, num_iterations, x64):
+    for scale in (1e-2, 1.0, 10.0):
+        votes = votes_like(3, *sizes, scale=scale, dtype=np.float64)
+        exact, single = (dynamic_routing(jnp.asarray(votes, d), num_iterations=num_iterations) for d in (jnp.float64, jnp.float32))
+        for index, example in enumerate(votes):
+            poses, couplings = loops(example, num_iterations)
+            for result, tolerance in ((exact, 1e-12), (single, 1e-4)):
+                np.testing.assert_allclose(result.poses[index], poses, rtol=0, atol=tolerance)
+                np.testing.assert_allclose(result.couplings[index], couplings, rtol=0, atol=tolerance)
+                np.testing.assert_allclose(result.activations[index], np.linalg.norm(poses, axis=-1), atol=tolerance)
+                np.testing.assert_allclose(
+                    jax.nn.sigmoid(result.activation_logits[index]), result.activations[index], atol=tolerance
+                )
+
+
+def test_couplings_sum_to_one_and_vectors_are_shorter_than_one():
+    result = dynamic_routing(votes_like(2, 3, 6, 4, 5, scale=30), num_iterations=4)
+    chex.assert_shape(result, [(2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (2, 3, 6, 4)])
+    np.testing.assert_allclose(result.couplings.sum(-1), 1, rtol=1e-6)
+    assert (np.asarray(result.activations) <= 1).all()
+
+
+def test_order_does_not_matter(x64):
+    votes = votes_like(2, 6, 4, 5, dtype=np.float64)
+    children, parents = np.array([3, 1, 5, 0, 2, 4]), np.array([2, 0, 3, 1])
+    plain, mixed = dynamic_routing(votes), dynamic_routing(votes[:, children][:, :, parents])
+    np.testing.assert_allclose(mixed.poses, plain.poses[:, parents], atol=1e-12)
+    np.testing.assert_allclose(mixed.couplings, plain.couplings[:, children][:, :, parents], atol=1e-12)
+
+
+def test_each_example_is_routed_by_itself(x64):
+    votes = votes_like(3, 6, 4, 5, dtype=np.float64)
+    together = dynamic_routing(votes)
+    chex.assert_trees_all_close(jax.tree.map(lambda array: array[1], together), dynamic_routing(votes[1]), atol=1e-13)
+    chex.assert_trees_all_close(together, jax.vmap(dynamic_routing)(votes), atol=1e-13)
+
+
+def test_a_rotation_of_the_votes_rotates_the_result(x64):
+    votes = votes_like(6, 4, 5, dtype=np.float64)
+    rotation = np.linalg.qr(votes_like(5, 5, seed=1, dtype=np.float64))[0]
+    plain, turned = dynamic_routing(votes), dynamic_routing(votes @ rotation)
+    np.testing.assert_allclose(turned.poses, plain.poses @ rotation, atol=1e-12)
+    np.testing.assert_allclose(turned.couplings, plain.couplings, atol=1e-12)
+
+
+def test_more_iterations_follow_agreement():
+    """All children agree about the first parent and contradict each other about the second."""
+    votes = np.stack([np.ones((6, 3)), np.tile([[1.0], [-1.0]], (3, 3))], axis=1).astype(np.float32)
+    to_first = [float(dynamic_routing(votes, num_iterations=t).couplings[:, 0].mean()) for t in (1, 2, 3, 5)]
+    assert to_first[0] == 0.5 and (np.diff(to_first) > 0.01).all()
+
+
+@pytest.mark.parametrize("num_iterations, order", [(1, 1), (3, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
+def test_gradients(num_iterations, order, x64):
+    votes = votes_like(2, 4, 3, 5, dtype=np.float64)
+    routed = jax.jit(lambda votes: dynamic_routing(votes, num_iterations=num_iterations))
+    check_grads(routed, (votes,), order, eps=1e-5, rtol=1e-5, atol=1e-5)
+    check_grads(squash, (votes,), order=1, eps=1e-6, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [
+        np.zeros((4, 3, 5), np.float32),
+        np.ones((4, 3, 5), np.float32),
+        votes_like(4, 3, 5, scale=1e-20),
+        votes_like(4, 3, 5, scale=1e6),
+        votes_like(1, 1, 1, scale=1e30),
+    ],
+    ids=["zero", "equal", "tiny", "large", "huge"],
+)
+def test_extremes_give_finite_numbers(votes):
+    def total(votes):
+        result = dynamic_routing(votes, num_iterations=5)
+        return result.poses.sum() + result.activations.sum() + result.activation_logits.sum(), result
+
+    gradient, result = jax.grad(total, has_aux=True)(votes)
+    chex.assert_tree_all_finite((gradient, result))
+    np.testing.assert_allclose(result.couplings.sum(-1), 1, rtol=1e-5)
+
+
+def test_squash_keeps_directions_and_small_squares():
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0], [3e-3, -4e-3], [3e20, 4e20]], np.float32)
+    expected = [[3 / 5 * 25 / 26, 4 / 5 * 25 / 26], [0, 0], [3e-3 * 5e-3, -4e-3 * 5e-3], [0.6, 0.8]]
+    np.testing.assert_allclose(squash(vectors), expected, rtol=1e-4)
+    assert (np.asarray(jax.grad(lambda v: squash(v).sum())(np.zeros(3, np.float32))) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_computed_in_float32(dtype):
+    votes = jnp.asarray(votes_like(2, 50, 4, 8), dtype)
+    result, exact = dynamic_routing(votes), dynamic_routing(votes.astype(jnp.float32))
+    for ours, theirs in zip(result, exact, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=jnp.finfo(dtype).eps, atol=jnp.finfo(dtype).eps)
+
+
+def test_it_is_traced_once():
+    routed = jax.jit(chex.assert_max_traces(lambda votes: dynamic_routing(votes, num_iterations=3), n=1))
+    for seed in range(3):
+        routed(votes_like(2, 4, 3, 5, seed=seed))
+
+
+@pytest.mark.parametrize(
+    "votes, keywords, error, message",
+    [
+        (np.zeros((4, 3), np.float32), {}, ValueError, r"votes must have shape \[\.\.\., N, J, D\]; got shape \[4, 3\]"),
+        (np.zeros((0, 4, 3), np.float32), {}, ValueError, "no axis empty"),
+        (np.zeros((2, 4, 3), np.int32), {}, TypeError, "votes must have a floating point dtype; got int32"),
+        (np.zeros((2, 4, 3), np.float32), {"num_iterations": 0}, ValueError, "num_iterations must be at least 1; got 0"),
+        (np.zeros((2, 4, 3), np.float32), {"num_iterations": 2.0}, TypeError, "num_iterations must be a Python int"),
+    ],
+)
+def test_wrong_arguments_are_refused(votes, keywords, error, message):
+    with pytest.raises(error, match=message):
+        dynamic_routing(votes, **keywords)
