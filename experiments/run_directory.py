@@ -74,17 +74,18 @@ class RunDirectory:
 def check_usable(path: Path, config: TrainConfig) -> None:
     """Raise RunnerError, saying why, unless a run of this config may start or go on in the folder."""
     if path.exists() and not path.is_dir():
-        raise RunnerError(f"{path} is not a folder; choose another --workdir")
-    if (path / "result.json").exists():
-        raise RunnerError(f"{path} holds a finished run, which is never overwritten; choose another --workdir")
+        raise RunnerError(f"{path} is not a folder; choose another")
     if (path / "config.json").exists():
-        if differences := differing_fields(read_config(path), config):
+        differences = differing_fields(read_config(path), config)
+        other = f" of another config ({differences})" if differences else ""
+        if (path / "result.json").exists():
+            raise RunnerError(f"{path} holds a finished run{other}, which is never overwritten; choose another folder")
+        if differences:
             raise RunnerError(
-                f"{path} holds an unfinished run of another config ({differences}); "
-                "give the same flags to continue it, or choose another --workdir"
+                f"{path} holds an unfinished run{other}; give the same flags to continue it, or choose another folder"
             )
-    elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures")):
-        raise RunnerError(f"{path} holds files of something else (no config.json); choose another --workdir")
+    elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")):
+        raise RunnerError(f"{path} holds files of something else (no config.json); choose another folder")
 
 
 def is_finished(path: Path, config: TrainConfig) -> bool:

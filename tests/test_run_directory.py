@@ -29,12 +29,15 @@ def test_an_unfinished_run_of_another_config_is_refused(tmp_path):
         check_usable(tmp_path, OTHER)
 
 
-@pytest.mark.parametrize("config", [tiny.CONFIG, OTHER])
-def test_a_finished_run_is_refused(config, tmp_path):
+@pytest.mark.parametrize(
+    "config, message",
+    [(tiny.CONFIG, "holds a finished run, which"), (OTHER, "holds a finished run of another config .*steps: 6 there, 7 here")],
+)
+def test_a_finished_run_is_refused(config, message, tmp_path):
     with RunDirectory(tmp_path, tiny.CONFIG) as run:
         run.finish({"test_error": 0.5})
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    with pytest.raises(RunnerError, match="finished run"):
+    with pytest.raises(RunnerError, match=message):
         RunDirectory(tmp_path, config)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
