@@ -53,6 +53,7 @@ def test_capsules_and_their_decoder_learn_together(model):
     assert after[0] < before[0] and after[1] < before[1]
 
 
+@pytest.mark.slow
 def test_a_run_of_vector_capsules_leaves_its_result(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     data = tiny.dataset()
