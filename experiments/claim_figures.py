@@ -66,7 +66,7 @@ def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
     axes.set_xticks(at, labels=[str(start + width * value) for value in ordered], fontsize=8)
     unit = " (degrees)" if dataset in NORB or factor == "azimuth" else ""
     axes.set(xlabel=f"{factor}{unit}; trained on: shaded", ylabel="error on unseen objects (%)", ylim=(0, None))
-    axes.set_title(f"{dataset}: new and familiar views, networks matched on the familiar ones, {len(records)} seeds")
+    axes.set_title(f"{dataset}: new and familiar views, networks matched on the familiar ones, seeds: {len(records)}")
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
     return figure
@@ -83,7 +83,7 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
     objectives = list(dict.fromkeys(row["objective"] for row in records[0]["white_box"]))
     attacks = list(dict.fromkeys(row["attack"] for row in records[0]["white_box"]))
     figure = Figure(figsize=(3 * (len(attacks) + 1), 2.8 * len(objectives) + 0.5), layout="constrained")
-    figure.suptitle(f"{dataset}: accuracy against the largest change of a pixel (of 1), {len(records)} seeds")
+    figure.suptitle(f"{dataset}: accuracy against the largest change of a pixel (of 1), seeds: {len(records)}")
     panels = figure.subplots(len(objectives), len(attacks) + 1, sharey=True, squeeze=False)
     epsilons = records[0]["epsilons"]
     for row, objective in zip(panels, objectives, strict=True):
