@@ -2,7 +2,7 @@
 
 from emcaps.capsnet import CapsNet
 from emcaps.diagnosis import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
-from emcaps.dynamic import DynamicRoutingResult, dynamic_routing, squash
+from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, dynamic_routing, squash
 from emcaps.dynamic_capsnet import DynamicCapsNet, PrimaryVectorCaps, VectorClassCaps
 from emcaps.layers import PRESETS, CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
@@ -29,6 +29,7 @@ __all__ = [
     "RoutingOptions",
     "RoutingResult",
     "VectorClassCaps",
+    "class_dynamic_routing",
     "class_em_routing",
     "conv_em_routing",
     "diagnose",

@@ -1,6 +1,7 @@
-"""Dynamic routing of vector capsules (Sabour, Frosst, Hinton 2017, "Dynamic Routing Between Capsules") as a pure function."""
+"""Dynamic routing of vector capsules (Sabour, Frosst, Hinton 2017, "Dynamic Routing Between Capsules") as pure functions."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -73,25 +74,87 @@ def dynamic_routing(votes: jax.Array, *, num_iterations: int = 3) -> DynamicRout
     """
     check_shapes({"votes": (votes, "... N J D")})
     check_positive_int("num_iterations", num_iterations)
-    return _route(votes, num_iterations)
+    return _route_votes(votes, num_iterations)
+
+
+def class_dynamic_routing(children: jax.Array, transforms: jax.Array, *, num_iterations: int = 3) -> DynamicRoutingResult:
+    """`dynamic_routing` of the votes `u_nj = W_nj^T child_n`, which are never stored: a parent at a time is summed and compared.
+
+    Equation 2 with Procedure 1. Pure, jitted, differentiable to any order.
+
+    Args:
+        children: `[..., N, D]`, floating; any number of batch axes.
+        transforms: W, `[N, J, D, E]`, floating: of each child to each parent.
+        num_iterations: T >= 1. Static.
+
+    Returns:
+        As `dynamic_routing`, with poses `[..., J, E]`, in the common dtype of the arguments.
+
+    Raises:
+        TypeError: an array is not floating point, `num_iterations` is not an int.
+        ValueError: shapes do not match or have an empty axis, or `num_iterations` is less than 1.
+    """
+    check_shapes({"children": (children, "... N D"), "transforms": (transforms, "N J D E")})
+    check_positive_int("num_iterations", num_iterations)
+    return _route_children(children, transforms, num_iterations)
 
 
 @functools.partial(jax.jit, static_argnames="num_iterations")
-def _route(votes: jax.Array, num_iterations: int) -> DynamicRoutingResult:
+def _route_votes(votes: jax.Array, num_iterations: int) -> DynamicRoutingResult:
     dtype = votes.dtype
     votes = votes.astype(compute_dtype(votes))
 
-    def gather(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        couplings = jax.nn.softmax(logits, axis=-1)
-        return jnp.einsum("...nj,...njd->...jd", couplings, votes), couplings
+    def gather(couplings: jax.Array) -> jax.Array:
+        return jnp.einsum("...nj,...njd->...jd", couplings, votes)
 
-    def agree(_: jax.Array, logits: jax.Array) -> jax.Array:
-        return logits + jnp.einsum("...jd,...njd->...nj", squash(gather(logits)[0]), votes)
+    def agree(poses: jax.Array) -> jax.Array:
+        return jnp.einsum("...jd,...njd->...nj", poses, votes)
 
-    logits = jax.lax.fori_loop(0, num_iterations - 1, agree, jnp.zeros(votes.shape[:-1], votes.dtype))
-    sums, couplings = gather(logits)
+    result = _route(gather, agree, jnp.zeros(votes.shape[:-1], votes.dtype), num_iterations)
+    return jax.tree.map(lambda array: array.astype(dtype), result)
+
+
+@functools.partial(jax.jit, static_argnames="num_iterations")
+def _route_children(children: jax.Array, transforms: jax.Array, num_iterations: int) -> DynamicRoutingResult:
+    dtype = jnp.result_type(children, transforms)
+    children, transforms = (array.astype(compute_dtype(children, transforms)) for array in (children, transforms))
+    *batch, num_children, size = children.shape
+    num_parents, parent_size = transforms.shape[1], transforms.shape[3]
+    children = children.reshape(-1, num_children, size)
+    by_parent = transforms.swapaxes(0, 1).reshape(num_parents, num_children * size, parent_size)  # a matrix each
+
+    # What a parent is given is made again for the gradient: kept, it would be half as large as the votes.
+    @jax.checkpoint
+    def gather_one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        matrix, couplings = given
+        return (couplings[..., None] * children).reshape(len(children), -1) @ matrix
+
+    @jax.checkpoint
+    def agree_one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        matrix, poses = given
+        return ((poses @ matrix.T).reshape(children.shape) * children).sum(-1)
+
+    def gather(couplings: jax.Array) -> jax.Array:
+        return jnp.moveaxis(jax.lax.map(gather_one, (by_parent, jnp.moveaxis(couplings, -1, 0))), 0, 1)
+
+    def agree(poses: jax.Array) -> jax.Array:
+        return jnp.moveaxis(jax.lax.map(agree_one, (by_parent, jnp.moveaxis(poses, 1, 0))), 0, -1)
+
+    result = _route(gather, agree, jnp.zeros((len(children), num_children, num_parents), children.dtype), num_iterations)
+    return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]).astype(dtype), result)
+
+
+def _route(
+    gather: Callable[[jax.Array], jax.Array], agree: Callable[[jax.Array], jax.Array], logits: jax.Array, num_iterations: int
+) -> DynamicRoutingResult:
+    """Procedure 1 for any form of votes: `gather` sums them by couplings, `agree` compares them with poses; logits are b, 0."""
+
+    def iteration(_: jax.Array, logits: jax.Array) -> jax.Array:
+        return logits + agree(squash(gather(jax.nn.softmax(logits, axis=-1))))
+
+    couplings = jax.nn.softmax(jax.lax.fori_loop(0, num_iterations - 1, iteration, logits), axis=-1)
+    sums = gather(couplings)
     poses, length = squash(sums), lengths(sums)
     smallest = jnp.finfo(length.dtype).tiny
     activation_logits = jnp.where(length**2 > smallest, 2 * jnp.log(jnp.where(length > 0, length, 1)), jnp.log(smallest))
-    result = DynamicRoutingResult(poses, lengths(poses), activation_logits, couplings)
-    return jax.tree.map(lambda array: array.astype(dtype), result)
+    return DynamicRoutingResult(poses, lengths(poses), activation_logits, couplings)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emcaps.checks import check_positive_int, check_shapes
-from emcaps.dynamic import DynamicRoutingResult, dynamic_routing, squash
+from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, squash
 from emcaps.layers import check_covers
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import Capsules
@@ -42,7 +42,7 @@ class PrimaryVectorCaps(nn.Module):
 
 
 class VectorClassCaps(nn.Module):
-    """Class capsules: every class sees every capsule, each child with a transform of its own (`dynamic_routing`).
+    """Class capsules: every class sees every capsule, each child with a transform of its own (`class_dynamic_routing`).
 
     Parameter: `transforms` `[N, J, child's size, size]`.
 
@@ -63,8 +63,7 @@ class VectorClassCaps(nn.Module):
         check_positive_int("num_iterations", self.num_iterations)
         shape = (sizes["N"], self.num_classes, sizes["D"], self.size)
         transforms = self.param("transforms", nn.initializers.normal(TRANSFORM_STDDEV), shape)
-        votes = jnp.einsum("bnd,njde->bnje", children, transforms.astype(children.dtype))
-        return dynamic_routing(votes, num_iterations=self.num_iterations)
+        return class_dynamic_routing(children, transforms.astype(children.dtype), num_iterations=self.num_iterations)
 
 
 class DynamicCapsNet(nn.Module):

@@ -1,5 +1,8 @@
 """Dynamic routing: against loops written from the paper, its laws, its gradients, extremes and errors."""
 
+import math
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from emcaps import dynamic_routing, squash
+from emcaps import class_dynamic_routing, dynamic_routing, squash
 
 
 def votes_like(*shape, scale=1.0, seed=0, dtype=np.float32):
@@ -48,6 +51,44 @@ def test_routing_equals_the_oracle(sizes, num_iterations, x64):
                 np.testing.assert_allclose(
                     jax.nn.sigmoid(result.activation_logits[index]), result.activations[index], atol=tolerance
                 )
+
+
+@pytest.mark.parametrize("num_iterations", [1, 3])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (5, 3, 4, 6), (6, 4, 8, 3)])
+def test_votes_that_are_not_stored_route_alike(sizes, num_iterations, x64):
+    """Values, and gradients by both arguments, of loops over the votes in memory."""
+    N, J, D, E = sizes
+    children, transforms = votes_like(2, 3, N, D, dtype=np.float64), votes_like(N, J, D, E, seed=1, dtype=np.float64)
+
+    def stored(children, transforms):
+        votes = jnp.einsum("...nd,njde->...nje", children, transforms)
+        return dynamic_routing(votes, num_iterations=num_iterations)
+
+    def not_stored(children, transforms):
+        return class_dynamic_routing(children, transforms, num_iterations=num_iterations)
+
+    def total(route, children, transforms):
+        result = route(children, transforms)
+        return sum((weight * array**2).sum() for weight, array in enumerate(result, start=1))
+
+    chex.assert_trees_all_close(not_stored(children, transforms), stored(children, transforms), atol=1e-12)
+    ours, theirs = (jax.grad(total, (1, 2))(route, children, transforms) for route in (not_stored, stored))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    votes = np.einsum("nd,njde->nje", children[1, 2], transforms)
+    poses, couplings = loops(votes, num_iterations)
+    chex.assert_trees_all_close(not_stored(children, transforms).poses[1, 2], poses, atol=1e-12)
+    chex.assert_trees_all_close(not_stored(children, transforms).couplings[1, 2], couplings, atol=1e-12)
+
+
+def test_the_votes_are_never_stored():
+    """In the program of a gradient no array is as large as they are, or as half of them."""
+    N, J, D, E = 64, 8, 8, 16
+    children, transforms = jnp.zeros((32, N, D)), jnp.zeros((N, J, D, E))
+    loss = lambda children, transforms: class_dynamic_routing(children, transforms).poses.sum()  # noqa: E731
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(children, transforms).compile()
+    arrays = re.findall(r"f32\[([0-9,]+)\]", program.as_text())
+    largest = max(math.prod(map(int, array.split(","))) for array in arrays)
+    assert largest < 32 * N * J * D, "half of the votes, or more"
 
 
 def test_couplings_sum_to_one_and_vectors_are_shorter_than_one():
@@ -95,6 +136,9 @@ def test_gradients(num_iterations, order, x64):
     routed = jax.jit(lambda votes: dynamic_routing(votes, num_iterations=num_iterations))
     check_grads(routed, (votes,), order, eps=1e-5, rtol=1e-5, atol=1e-5)
     check_grads(squash, (votes,), order=1, eps=1e-6, rtol=1e-7, atol=1e-7)
+    children, transforms = votes_like(2, 4, 3, dtype=np.float64), votes_like(4, 3, 3, 5, seed=1, dtype=np.float64)
+    not_stored = jax.jit(lambda *given: class_dynamic_routing(*given, num_iterations=num_iterations))
+    check_grads(not_stored, (children, transforms), order, eps=1e-5, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +176,9 @@ def test_low_precision_is_computed_in_float32(dtype):
     for ours, theirs in zip(result, exact, strict=True):
         assert ours.dtype == dtype
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=jnp.finfo(dtype).eps, atol=jnp.finfo(dtype).eps)
+    children, transforms = (jnp.asarray(votes_like(*shape), dtype) for shape in ((2, 50, 4), (50, 3, 4, 8)))
+    result, exact = (class_dynamic_routing(children.astype(d), transforms.astype(d)) for d in (dtype, jnp.float32))
+    chex.assert_trees_all_close(result, jax.tree.map(lambda array: array.astype(dtype), exact), atol=0)
 
 
 def test_it_is_traced_once():
@@ -153,3 +200,17 @@ def test_it_is_traced_once():
 def test_wrong_arguments_are_refused(votes, keywords, error, message):
     with pytest.raises(error, match=message):
         dynamic_routing(votes, **keywords)
+
+
+@pytest.mark.parametrize(
+    "shapes, keywords, error, message",
+    [
+        ([(4, 3), (5, 2, 3, 6)], {}, ValueError, r"transforms must have shape \[N=4, J, D=3, E\], no axis empty; got shape \[5"),
+        ([(3,), (5, 2, 3, 6)], {}, ValueError, r"children must have shape \[\.\.\., N, D\]; got shape \[3\]"),
+        ([(4, 3), (4, 2, 3)], {}, ValueError, r"transforms must have shape \[N=4, J, D=3, E\]; got shape \[4, 2, 3\]"),
+        ([(4, 3), (4, 2, 3, 6)], {"num_iterations": 0}, ValueError, "num_iterations must be at least 1; got 0"),
+    ],
+)
+def test_wrong_children_and_transforms_are_refused(shapes, keywords, error, message):
+    with pytest.raises(error, match=message):
+        class_dynamic_routing(*(np.zeros(shape, np.float32) for shape in shapes), **keywords)
