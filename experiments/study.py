@@ -15,10 +15,16 @@ from experiments.train import TrainCommand
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it, whose learning rate was chosen on
 # held-out toys of toynorb.
+DYNAMIC = "--model dynamic --dynamic-channels 64 --dynamic-capsules 8"  # a quarter of the paper's widths
 NETWORKS: dict[str, str] = {
     "capsules": "",
     "capsules-64-8-16-16": "--conv-channels 64 --conv-capsules 16 16",
     "capsules-32-32-32-32": "--primary-capsules 32 --conv-capsules 32 32",
+    "capsules-decoder": "--reconstruction",
+    "dynamic": DYNAMIC,
+    "dynamic-1": f"{DYNAMIC} --dynamic-iterations 1",
+    "dynamic-decoder": f"{DYNAMIC} --reconstruction",
+    "dynamic-1-decoder": f"{DYNAMIC} --dynamic-iterations 1 --reconstruction",
     "cnn": "--model cnn",
     "cnn-25k": "--model cnn --cnn-channels 8 16 --cnn-hidden-units 20 --learning-rate 3e-3",
     "cnn-68k": "--model cnn --cnn-channels 16 32 --cnn-hidden-units 26 --learning-rate 3e-3",

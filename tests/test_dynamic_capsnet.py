@@ -1,12 +1,14 @@
 """The network of vector capsules and the decoder: sizes, what they compute, gradients, and errors."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emcaps import Decoder, DynamicCapsNet, dynamic_routing, margin_loss, reconstruction_loss, squash
+from emcaps.dynamic_capsnet import StridedConv
 
 SMALL = dict(conv_channels=3, primary_capsules=2, primary_size=4, class_size=5)
 IMAGES = np.random.default_rng(0).uniform(size=(4, 20, 21, 1)).astype(np.float32)
@@ -37,6 +39,23 @@ def test_the_network_is_its_layers():
     np.testing.assert_allclose(out["primary"], vectors, atol=1e-5)
     votes = jnp.einsum("bnd,njde->bnje", out["primary"].reshape(4, 12, 4), params["class_caps"]["transforms"])
     chex.assert_trees_all_close(out["class_caps"], dynamic_routing(votes, num_iterations=2), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel, stride, sides", [(9, 2, (20, 21)), (3, 1, (5, 7)), (4, 2, (9, 8)), (5, 3, (5, 12)), (2, 3, (7, 9))])
+def test_a_strided_convolution_is_that_of_flax(kernel, stride, sides, x64):
+    """Values, and gradients by the input and by the parameters."""
+    images = np.random.default_rng(0).normal(size=(2, *sides, 3))
+    ours, theirs = StridedConv(4, kernel, stride), nn.Conv(4, (kernel, kernel), stride, padding="VALID", param_dtype=float)
+    variables = theirs.init(jax.random.key(0), images)
+    variables["params"]["bias"] += np.arange(4)
+    chex.assert_trees_all_equal_shapes(variables, ours.init(jax.random.key(0), images))
+
+    def value_and_gradients(module):
+        apply = lambda variables, images: module.apply(variables, images)  # noqa: E731
+        weighted = lambda *given: (apply(*given) ** 2).sum()  # noqa: E731
+        return apply(variables, images), jax.grad(weighted, (0, 1))(variables, images)
+
+    chex.assert_trees_all_close(value_and_gradients(ours), value_and_gradients(theirs), rtol=1e-10, atol=1e-10)
 
 
 def test_every_gradient_is_finite_and_not_zero():
