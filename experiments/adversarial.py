@@ -7,7 +7,6 @@ RUNS/DATASET/adversarial/seed-SEED.json, and beside it images to look at, and `e
 
 import dataclasses
 import functools
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,10 +25,10 @@ from experiments.errors import RunnerError
 from experiments.evaluate import load_data
 from experiments.parallel import split_cpu
 from experiments.results import numbers
-from experiments.run_directory import Record
-from experiments.study import Study, measured_once
+from experiments.run_directory import Record, save_arrays
+from experiments.study import Study, TrainedNetwork, load_network, measured_once
 from experiments.train import trained
-from experiments.victims import ATTACKS, OBJECTIVES, Examples, Goal, Programs, Victim, load_victim, make_programs
+from experiments.victims import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
 
 VICTIMS = ("capsules", "cnn")
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
@@ -109,7 +108,9 @@ class Trial(NamedTuple):
     predictions: np.ndarray
 
 
-def attack_network(name: str, victim: Victim, programs: Programs, sample: Sample, epsilons: Sequence[float]) -> Iterator[Trial]:
+def attack_network(
+    name: str, victim: TrainedNetwork, programs: Programs, sample: Sample, epsilons: Sequence[float]
+) -> Iterator[Trial]:
     """Each attack with each objective and each epsilon, in this order; with an epsilon of 0 the images are as they were.
 
     Raises:
@@ -130,7 +131,7 @@ def attack_network(name: str, victim: Victim, programs: Programs, sample: Sample
                 yield Trial(row | {"accuracy": accuracy, "success": success}, images, predictions)
 
 
-def describe_network(victim: Victim, programs: Programs, sample: Sample) -> Record:
+def describe_network(victim: TrainedNetwork, programs: Programs, sample: Sample) -> Record:
     """What the record says of a network before any attack."""
 
     def gradients(objective: int) -> np.ndarray:
@@ -146,7 +147,7 @@ def describe_network(victim: Victim, programs: Programs, sample: Sample) -> Reco
 
 
 def attack_seed(
-    command: AdversarialCommand, seed: int, load: Callable[[str, int], Victim], programs: Mapping[str, Programs]
+    command: AdversarialCommand, seed: int, load: Callable[[str, int], TrainedNetwork], programs: Mapping[str, Programs]
 ) -> Record:
     """Attack the networks of a seed, try the images on those of the next, and save some of the images beside the record.
 
@@ -201,15 +202,6 @@ def progress_bar(name: str, epsilons: Sequence[float]) -> tqdm:
     return tqdm(total=total, desc=name, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".npz.tmp")
-    with scratch.open("wb") as out:
-        np.savez_compressed(out, allow_pickle=False, **arrays)
-    os.replace(scratch, path)
-
-
 def table(records: Sequence[Record]) -> str:
     """Markdown: accuracy in per cent against attacks on the logits that want any other class, the mean over the records."""
     epsilons = records[0]["epsilons"]
@@ -239,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
             for name in VICTIMS:
                 trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
-        load = functools.cache(functools.partial(load_victim, study))
+        load = functools.cache(functools.partial(load_network, study))
         programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in VICTIMS if missing}
         records = []
         for seed in study.seeds:

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 import emcaps
 from emcaps import em, layout
 from emcaps.votes import StreamedVotes, VoteTerms
-from experiments import figures, textbook
+from experiments import run_figures, textbook
 from experiments.command_line import parse
 from experiments.parallel import REPLICATED, SHARDED, data_mesh, split_cpu
 from experiments.timing import Measurement, fit_exponent, measure, multiply_adds, small_numbers
@@ -326,7 +326,7 @@ def main(config: BenchmarkConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
     if {"layer", "sweeps"} <= set(config.parts):
-        figures.benchmark(record).savefig(config.output / "benchmark.png", dpi=120)
+        run_figures.benchmark(record).savefig(config.output / "benchmark.png", dpi=120)
     print(f"\nwritten to {config.output}")
 
 

@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures import NEUTRAL, PREDICTED, TRUE, draw_image
 from experiments.run_directory import Record
+from experiments.run_figures import NEUTRAL, PREDICTED, TRUE, draw_image
 
-COLORS = {"capsules": "tab:blue", "cnn": "tab:orange"}
-NAMES = {"capsules": "capsules", "cnn": "CNN"}
+COLORS = {"capsules": "tab:blue", "cnn": "tab:orange", "dynamic": "tab:green"}  # of families
+NAMES = {"capsules": "capsules", "cnn": "CNN", "dynamic": "dynamic routing"}
+PAIR = ("capsules", "cnn")  # that viewpoints and attacks are about
 DEGREES = {"azimuth": (0, 20), "elevation": (30, 5)}  # of the NORB sets' labels: at 0, and of each step
 NORB = ("smallnorb", "toynorb", "toynorb96")
 
@@ -56,7 +57,8 @@ def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
     turn = 360 // width if factor == "azimuth" else None
     ordered = sorted(values) if turn is None else around(values, familiar, turn)
     at = list(range(len(ordered)))
-    for name, color in COLORS.items():
+    for name in PAIR:
+        color = COLORS[name]
         of_seeds = np.array([[100 * record["networks"][name]["errors_by_value"][str(v)] for v in ordered] for record in records])
         axes.plot(at, of_seeds.T, color=color, alpha=0.3, linewidth=1)
         axes.plot(at, of_seeds.mean(0), color=color, marker="o", label=NAMES[name])
@@ -88,14 +90,16 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
     epsilons = records[0]["epsilons"]
     for row, objective in zip(panels, objectives, strict=True):
         for axes, attack in zip(row, attacks, strict=False):
-            for network, color in COLORS.items():
+            for network in PAIR:
+                color = COLORS[network]
                 chosen = {"network": network, "objective": objective, "attack": attack, "targeted": False}
                 draw_accuracy(axes, records, "white_box", chosen, color, NAMES[network])
             axes.set_title(f"{attack.upper()} on {objective}", fontsize=9)
         row[0].set_ylabel("accuracy (%)")
     axes = panels[0, -1]
     for source, style in (("cnn", "-"), ("capsules", "--")):
-        for victim, color in COLORS.items():
+        for victim in PAIR:
+            color = COLORS[victim]
             label = f"{NAMES[victim]}, made for {NAMES[source]}"
             draw_accuracy(axes, records, "black_box", {"source": source, "victim": victim}, color, label, style)
     axes.set_title("black box: BIM for another network", fontsize=9)

@@ -18,13 +18,15 @@ from tensorflow_datasets.core.download.util import DownloadError
 from experiments.affnist import affine_digits, centred, placed
 from experiments.builders import Cifar10, FashionMnist, Mnist, Smallnorb
 from experiments.cache import Arrays, cached
+from experiments.drawings import OBJECTS, draw_split
 from experiments.errors import RunnerError, first_line
 from experiments.npz_data import SUFFIX, read_npz
 from experiments.toynorb.builder import ToyNorb, ToyNorb96
 
 BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Smallnorb, ToyNorb, ToyNorb96, Cifar10)}
 AFFNIST = "affnist"
-DATASETS = (*BUILDERS, AFFNIST)
+DRAWINGS = "drawings"
+DATASETS = (*BUILDERS, AFFNIST, DRAWINGS)
 Builder = Any  # of BUILDERS, whose attributes type checkers do not know
 
 
@@ -66,6 +68,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         return load_npz(Path(name))
     if name == AFFNIST:
         return transformed_digits(load("mnist", data_dir))
+    if name == DRAWINGS:
+        return Dataset(name, tuple(OBJECTS), *draw_split("train"), *draw_split("test"))
     return load_tfds(BUILDERS[name](data_dir=data_dir))
 
 

@@ -1,7 +1,6 @@
-"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves.
+"""What a trained network does with an image: `python -m experiments.figures --workdir RUN` draws it, at any checkpoint.
 
-`python -m experiments.figures --workdir RUN` draws again how the votes for the class capsules gather, of any test images and at any
-checkpoint.
+Of matrix capsules there are `convergence` and `assignments`; of capsules with a decoder, matrices or vectors, `reconstructions`.
 """
 
 import dataclasses
@@ -13,269 +12,91 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 import emcaps
+from experiments import pose_figures, run_figures
+from experiments.assignments import Flow, follow
 from experiments.command_line import parse
 from experiments.configs import TrainConfig
-from experiments.convergence import Convergence, measure_convergence
+from experiments.convergence import measure_convergence
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import restore
-from experiments.learner import network_at
+from experiments.learner import Network, network_at, network_stages
+from experiments.reconstructions import AMOUNTS, decode_moved
 from experiments.run_directory import read_config
 from experiments.views import test_view
-
-TRAIN, TEST, NEUTRAL = "tab:blue", "tab:orange", "0.75"
-TRUE, PREDICTED = "tab:green", "tab:red"
-
-
-def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: str) -> Figure:
-    """Loss and error against the training step.
-
-    Args:
-        records: of metrics.jsonl: `step`, `split` (train or test), `loss`, `accuracy`.
-        title: of the figure.
-        loss_name: of which loss.
-    """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
-    loss, error = figure.subplots(1, 2)
-    for split, style in (("train", {"color": TRAIN, "linewidth": 1}), ("test", {"color": TEST, "marker": "o"})):
-        chosen = [record for record in records if record["split"] == split]
-        steps = [record["step"] for record in chosen]
-        loss.plot(steps, [record["loss"] for record in chosen], label=split, **style)
-        errors = [100 * (1 - record["accuracy"]) for record in chosen]
-        error.plot(steps, errors, label=split, **style)
-    loss.set(xlabel="training step", ylabel=loss_name, title="Loss", ylim=(0, None))
-    error.set(xlabel="training step", ylabel="error (%)", title="Error", yscale="symlog", ylim=(0, 100))
-    error.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"])
-    for axes in (loss, error):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
-
-
-def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6) -> Figure:
-    """Images of each class, a class a row, from all over the data set.
-
-    Args:
-        images: uint8 `[N, H, W, C]`.
-        labels: `[N]`.
-        class_names: `[num_classes]`.
-        columns: images of a class, at most.
-    """
-    aspect = shown_image(images[0]).shape[1] / images.shape[1]
-    figure = Figure(figsize=(1.1 * aspect * columns + 1, 1.15 * len(class_names) + 0.5), layout="constrained")
-    figure.suptitle(f"{len(labels)} training images" + (", both of each pair" if images.shape[-1] == 2 else ""))
-    for j, row in enumerate(figure.subplots(len(class_names), columns, squeeze=False)):
-        of_class = np.flatnonzero(labels == j)
-        places = np.linspace(0, len(of_class) - 1, min(columns, len(of_class))).astype(int)
-        for axes in row:
-            axes.axis("off")
-        for axes, index in zip(row, of_class[places], strict=False):  # a class may have fewer
-            draw_image(axes, images[index])
-        row[0].text(-0.1, 0.5, class_names[j], transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    return figure
-
-
-def misclassified(
-    images: np.ndarray, labels: np.ndarray, activations: np.ndarray, class_names: Sequence[str], rows: int = 4, columns: int = 5
-) -> Figure:
-    """The wrongly classified images that the network was surest of, each beside its class activations.
-
-    Args:
-        images: uint8 `[N, H, W, C]`; see `shown_image`.
-        labels: `[N]`.
-        activations: `[N, num_classes]`.
-        class_names: `[num_classes]`.
-        rows: of the sheet, at most.
-        columns: of the sheet.
-    """
-    predictions = activations.argmax(-1)
-    wrong = np.flatnonzero(predictions != labels)
-    excess = activations[wrong, predictions[wrong]] - activations[wrong, labels[wrong]]
-    shown = wrong[np.argsort(-excess, kind="stable")][: rows * columns]
-
-    rows = max(1, -(-len(shown) // columns))
-    aspect = shown_image(images[0]).shape[1] / images.shape[1]
-    figure = Figure(figsize=((1.4 + 1.5 * aspect) * columns, 1.75 * rows + 0.7), layout="constrained")
-    choice = f"the {len(shown)} surest" if len(shown) < len(wrong) else "all of them"
-    figure.suptitle(
-        f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the class activations\n"
-        "true class green, predicted class red"
-        if len(wrong)
-        else f"None of {len(labels)} test images is misclassified"
-    )
-    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[aspect, 1.2] * columns)
-    for place, index in enumerate(shown):
-        row, column = divmod(place, columns)
-        true, predicted = int(labels[index]), int(predictions[index])
-        picture = figure.add_subplot(grid[row, 2 * column])
-        draw_image(picture, images[index])
-        title = f"{class_names[true]} → {class_names[predicted]}"
-        picture.set_title(title, fontsize=9 if len(title) < 26 else 7, loc="left")
-        draw_activations(figure.add_subplot(grid[row, 2 * column + 1]), activations[index], class_names, true, predicted)
-    return figure
-
-
-def draw_image(axes: Axes, image: np.ndarray) -> None:
-    """One image `[H, W, C]`, uint8; see `shown_image`."""
-    axes.imshow(shown_image(image), cmap="gray", vmin=0, vmax=255)
-    axes.axis("off")
-
-
-def shown_image(image: np.ndarray) -> np.ndarray:
-    """What is drawn of an image `[H, W, C]`: a stereo pair side by side, three channels as colours, of others the first."""
-    channels = image.shape[-1]
-    if channels == 2:
-        return np.concatenate([image[..., 0], image[..., 1]], axis=1)
-    return image if channels == 3 else image[..., 0]
-
-
-def draw_activations(axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int) -> None:
-    """One bar a class, with an axis from 0 to 1."""
-    colors = [TRUE if j == true else PREDICTED if j == predicted else NEUTRAL for j in range(len(activations))]
-    axes.barh(range(len(activations)), activations, color=colors)
-    axes.set_yticks(range(len(activations)), labels=class_names, fontsize=6)
-    axes.set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"], fontsize=6)
-    axes.set(xlim=(0, 1))
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def benchmark(record: dict[str, Any]) -> Figure:
-    """What a routing costs, and how the cost grows.
-
-    Args:
-        record: benchmark.json, with its parts `layer` and `sweeps`.
-    """
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    figure.suptitle("EM routing of one layer: textbook formulation, votes in memory, votes streamed")
-    bars, growth = figure.subplots(1, 2)
-    directions = record["layer"]
-    names = list(directions["forward"])
-    for offset, (direction, color) in zip((-0.2, 0.2), (("forward", TRAIN), ("gradient", TEST)), strict=True):
-        reference = directions[direction]["textbook"]["seconds"]
-        speedups = [reference / directions[direction][name]["seconds"] for name in names]
-        places = [place + offset for place in range(len(names))]
-        drawn = bars.barh(places, speedups, 0.4, color=color, label="forward" if direction == "forward" else "with gradient")
-        bars.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
-    bars.set_yticks(range(len(names)), labels=names)
-    bars.invert_yaxis()
-    bars.margins(x=0.12)
-    bars.set(xlabel="times as fast as the textbook", title="Speed")
-    bars.legend(loc="upper right")
-    for name, sweep in record["sweeps"].items():
-        relative = [size / sweep["sizes"][0] for size in sweep["sizes"]]
-        label = f"{name}: exponent {sweep['exponent']:.2f}"
-        growth.loglog(relative, [second / sweep["seconds"][0] for second in sweep["seconds"]], marker="o", label=label)
-    growth.plot([1, 32], [1, 32], color=NEUTRAL, linestyle="--", label="linear")
-    growth.set(xlabel="size, relative to the smallest", ylabel="time, relative to the smallest", title="Streamed, with gradient")
-    growth.grid(alpha=0.3, which="both")
-    growth.legend(fontsize=8)
-    return figure
-
-
-def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """For each image, histograms of the votes' distances to the mean of each class after each iteration: the paper's figure 2.
-
-    Filled as in the paper: a vote counts by its assignment, here in units of an even share, 1 / J. The outline counts each once.
-
-    Args:
-        measured: of B images, after T iterations.
-        images: uint8 `[B, H, W, C]`.
-        labels: `[B]`.
-        class_names: `[J]`.
-        title: of the figure.
-    """
-    num_iterations, num_images, _, num_classes = measured.distances.shape
-    height = num_images * (0.75 * num_iterations + 0.5) + 0.9
-    figure = Figure(figsize=(max(11, 2.2 + 1.15 * num_classes), height), layout="constrained")
-    figure.suptitle(
-        f"{title}: how far the votes are from the mean of each class capsule\n"
-        "weighted by assignment (filled), each counted once (outline); number: activation; true class green, predicted class red"
-    )
-    figure.supxlabel("distance of the vote to the mean")
-    for index, block in enumerate(figure.subfigures(num_images, 1, squeeze=False)[:, 0]):
-        of_image = Convergence(*(array[:, index] for array in measured))
-        draw_convergence(block, of_image, images[index], int(labels[index]), class_names)
-    return figure
-
-
-def draw_convergence(block: SubFigure, measured: Convergence, image: np.ndarray, label: int, class_names: Sequence[str]) -> None:
-    """One image `[H, W, C]`, and beside it a row of histograms for each iteration; `measured` has no axis of images."""
-    num_iterations, _, num_classes = measured.distances.shape
-    predicted = int(measured.activations[-1].argmax())
-    left, right = block.subfigures(1, 2, squeeze=False, width_ratios=[1.6, num_classes])[0]
-    picture = left.subplots()
-    draw_image(picture, image)
-    picture.set_title(f"{class_names[label]} → {class_names[predicted]}", fontsize=9)
-
-    bins = np.linspace(0, measured.distances.max(), 25)
-    panels = right.subplots(num_iterations, num_classes, sharex=True, sharey=True, squeeze=False)
-    for (iteration, j), axes in np.ndenumerate(panels):
-        distances, assignments = measured.distances[iteration, :, j], measured.assignments[iteration, :, j]
-        color = TRUE if j == label else PREDICTED if j == predicted else NEUTRAL
-        axes.hist(distances, bins, weights=num_classes * assignments, color=color)
-        axes.hist(distances, bins, histtype="step", color="black", linewidth=0.5)
-        axes.annotate(
-            f"{measured.activations[iteration, j]:.2f}", (1, 1), xycoords="axes fraction", fontsize=7, ha="right", va="top"
-        )
-        axes.tick_params(labelsize=6)
-        axes.spines[["top", "right"]].set_visible(False)
-    for name, axes in zip(class_names, panels[0], strict=True):
-        axes.set_title(name, fontsize=8)
-    for iteration, axes in enumerate(panels[:, 0], start=1):
-        axes.set_ylabel(f"iteration {iteration}", fontsize=7)
 
 
 @dataclasses.dataclass(frozen=True)
 class FiguresCommand:
-    """Draw how the votes for a run's class capsules gather, into figures/convergence.png of its folder."""
+    """Draw what a run's network does with some images, into the folder figures of the run."""
 
     workdir: Path
     """The run's folder."""
     images: tuple[int, ...] = (0, 1, 2)
-    """Which test images, counted from 0."""
+    """Which test images, counted from 0; pictures of a single image are of the first of these."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     step: int | None = None
     """Which checkpoint; the default is the newest."""
 
 
-def routing_figure(
-    config: TrainConfig, model: emcaps.CapsNet, params: Any, step: int, dataset: Dataset, chosen: Sequence[int]
-) -> Figure:
-    """How the votes of some test images, counted from 0, gather around the class capsules of a network after `step` steps."""
+def routing_figures(
+    config: TrainConfig, model: Network, params: Any, step: int, dataset: Dataset, chosen: Sequence[int]
+) -> dict[str, Figure]:
+    """The pictures that there are of a network after `step` steps, by name, of some test images, counted from 0.
+
+    None of a CNN, and none of vector capsules without a decoder.
+    """
     images, labels = dataset.test_images[list(chosen)], dataset.test_labels[list(chosen)]
-    network: Any = network_at(config, model, step)
-    measured = measure_convergence(network, {"params": params}, test_view(config.images, jnp.asarray(images)))
-    return convergence(measured, images, labels, dataset.class_names, f"{dataset.name}, step {step}")
+    drawn = {}
+    if isinstance(model, emcaps.CapsNet):
+        network: Any = network_at(config, model, step)
+        views = test_view(config.images, jnp.asarray(images))
+        measured = measure_convergence(network, {"params": params}, views)
+        title = f"{dataset.name}, step {step}"
+        drawn["convergence"] = run_figures.convergence(measured, images, labels, dataset.class_names, title)
+        stages = network_stages(config, model, params, views[:1], step)
+        followed = follow(model, stages, views.shape[1:3])
+        flows = {layer: Flow(flow.to_class[0], flow.rows, flow.columns) for layer, flow in followed.items()}
+        activations = np.asarray(stages["class_caps"].activations).reshape(-1)
+        drawn["assignments"] = pose_figures.assignment_flow(
+            np.asarray(views[0]), flows, activations, dataset.class_names, int(labels[0])
+        )
+    if config.model.reconstruction:
+        view, decoded = decode_moved(config, model, params, step, images[:1])
+        matrices = isinstance(model, emcaps.CapsNet)
+        names = [f"{1 + i // 4},{1 + i % 4}" if matrices else str(1 + i) for i in range(len(decoded))]
+        drawn["reconstructions"] = pose_figures.reconstructions(view, decoded, AMOUNTS.tolist(), names)
+    return drawn
 
 
-def run(command: FiguresCommand) -> Path:
-    """Draw the picture and return where it is."""
+def run(command: FiguresCommand) -> list[Path]:
+    """Draw the pictures and return where they are."""
     config = read_config(command.workdir)
-    if config.model.family != "capsules":
-        raise RunnerError(f"{command.workdir} holds a run of a network ({config.model.family}) without EM routing")
+    if config.model.family != "capsules" and not config.model.reconstruction:
+        raise RunnerError(
+            f"{command.workdir} holds a run of a network ({config.model.family}) with neither EM routing nor a decoder to draw"
+        )
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, jax.devices()[:1])
     there_are, chosen = len(dataset.test_images), command.images
     if not chosen or not all(0 <= image < there_are for image in chosen):
         raise RunnerError(f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}")
-    assert isinstance(model, emcaps.CapsNet)
-    figure = routing_figure(config, model, state.params, step, dataset, chosen)
-    path = command.workdir / "figures" / "convergence.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    folder = command.workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name, figure in routing_figures(config, model, state.params, step, dataset, chosen).items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+    return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     command = parse(FiguresCommand, "python -m experiments.figures", arguments)
     try:
-        print(f"wrote {run(command)}")
+        print(f"wrote {', '.join(map(str, run(command)))}")
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -102,16 +102,16 @@ def class_poses(stages: Mapping[str, Any]) -> jax.Array:
     return stages["class_caps"].poses.reshape(*class_logits(stages).shape, -1)
 
 
-def reconstruct(params: Any, stages: Mapping[str, Any], chosen: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Images `[B, *shape]` as the decoder sees them in the poses of the chosen classes `[B]`.
+def decode(params: Any, poses: jax.Array, chosen: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Images `[B, *shape]` as the decoder sees them in poses `[B, num_classes, entries]` of the chosen classes `[B]`.
 
     Args:
         params: of a network with `reconstruction`.
-        stages: of `network_stages`.
+        poses: as of `class_poses`.
         chosen: a class for each image: in training its label.
         shape: of an image.
     """
-    images: Any = emcaps.Decoder(shape).apply({"params": params[DECODER]}, class_poses(stages), chosen)
+    images: Any = emcaps.Decoder(shape).apply({"params": params[DECODER]}, poses, chosen)
     return images
 
 
@@ -198,7 +198,7 @@ def make_train_step(config: TrainConfig, model: Network) -> Callable[..., tuple[
             logits = class_logits(stages)
             loss = losses(config, logits, batch.labels, state.step).mean()
             if config.model.reconstruction:
-                images = reconstruct(params, stages, batch.labels, batch.images.shape[1:])
+                images = decode(params, class_poses(stages), batch.labels, batch.images.shape[1:])
                 loss += emcaps.RECONSTRUCTION_WEIGHT * emcaps.reconstruction_loss(batch.images, images).mean()
             return loss, (logits.argmax(-1) == batch.labels).mean()
 

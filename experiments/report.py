@@ -1,7 +1,7 @@
 """The claims and what was found: `python -m experiments.report --runs RUNS` makes one page of all results in a folder.
 
-It reads what experiments.parameters, .viewpoints and .adversarial have left in RUNS (not of `--quick`), and writes report.md,
-report.html and the pictures.
+It reads what experiments.parameters, .viewpoints, .adversarial, .jumble and .equivariance have left in RUNS (not of `--quick`), and
+writes report.md, report.html and the pictures.
 """
 
 import dataclasses
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import claims
-from experiments.claims import Section, Table
+from experiments import claims, pose_claims
+from experiments.attack_claims import attacks
 from experiments.command_line import exit_code, parse
 from experiments.errors import RunnerError
 from experiments.run_directory import Record, write_atomically
+from experiments.sections import Picture, Section, Table
 
 TITLE = "Capsules and the CNN: the claims, put to the test"
 STYLE = (
@@ -64,9 +65,14 @@ def gather(runs: Path) -> list[Section]:
             if records := read_records(views, "networks", "unmatched"):
                 sections.append(claims.viewpoints(folder.name, views.name.partition("-")[2], records))
         if records := read_records(folder / "adversarial", "white_box", "black_box"):
-            sections.append(claims.attacks(folder.name, records, read_examples(folder / "adversarial")))
+            sections.append(attacks(folder.name, records, read_examples(folder / "adversarial")))
+        if records := read_records(folder / "jumble", "rows", "amounts"):
+            sections.append(pose_claims.jumble(folder.name, records, read_examples(folder / "jumble")))
+        if records := read_records(folder / "equivariance", "layers"):
+            sections.append(pose_claims.equivariance(folder.name, records, read_examples(folder / "equivariance")))
     if not sections:
-        raise RunnerError(f"{runs} holds no results of experiments.parameters, .viewpoints or .adversarial")
+        names = ".parameters, .viewpoints, .adversarial, .jumble or .equivariance"
+        raise RunnerError(f"{runs} holds no results of experiments{names}")
     return sections
 
 
@@ -91,10 +97,9 @@ def to_markdown(sections: Iterable[Section]) -> str:
     """The page in Markdown."""
 
     def table(given: Table) -> Iterable[str]:
-        lines = [given.header, ["---"] * len(given.header), *given.rows]
-        return [f"{given.caption}:", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+        return [given.markdown(), ""]
 
-    def picture(given: claims.Picture) -> Iterable[str]:
+    def picture(given: Picture) -> Iterable[str]:
         return [f"![{given.caption}]({given.name}.png)", "", given.caption, ""]
 
     return "\n".join(page(sections, f"# {TITLE}", "## {}".format, str, table, picture, "- {}".format))
@@ -110,7 +115,7 @@ def to_html(sections: Iterable[Section]) -> str:
         rows = [cells("th", given.header), *(cells("td", row) for row in given.rows)]
         return ["<table>", f"<caption>{html.escape(given.caption)}</caption>", *rows, "</table>"]
 
-    def picture(given: claims.Picture) -> Iterable[str]:
+    def picture(given: Picture) -> Iterable[str]:
         caption = html.escape(given.caption)
         return [f'<figure><img src="{given.name}.png" alt="{caption}"/><figcaption>{caption}</figcaption></figure>']
 
@@ -135,7 +140,7 @@ def page(
     heading: Callable[[str], str],
     paragraph: Callable[[str], str],
     table: Callable[[Table], Iterable[str]],
-    picture: Callable[[claims.Picture], Iterable[str]],
+    picture: Callable[[Picture], Iterable[str]],
     source: Callable[[str], str],
 ) -> list[str]:
     """The lines of the page, its parts written by these functions."""

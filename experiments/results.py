@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-import emcaps
-from experiments import figures
+from experiments import run_figures
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluate import Scores
+from experiments.figures import routing_figures
 from experiments.learner import Network, TrainState
 from experiments.run_directory import Record
 
@@ -54,20 +54,21 @@ def draw_figures(
     records: Sequence[Record],
 ) -> None:
     """Write the pictures of a finished run."""
-    capsules = isinstance(model, emcaps.CapsNet)
     iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
     network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
     title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
     loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
+    names = dataset.class_names
     pictures = {
-        "samples": figures.samples(dataset.train_images, dataset.train_labels, dataset.class_names),
-        "learning_curves": figures.learning_curves(records, title, loss_name),
-        "misclassified": figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names),
+        "samples": run_figures.samples(dataset.train_images, dataset.train_labels, names),
+        "learning_curves": run_figures.learning_curves(records, title, loss_name),
+        "misclassified": run_figures.misclassified(
+            dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names
+        ),
     }
-    if capsules:
-        params = jax.device_put(state.params, jax.devices()[0])
-        chosen = range(min(3, len(dataset.test_labels)))
-        pictures["convergence"] = figures.routing_figure(config, model, params, config.steps, dataset, chosen)
+    params = jax.device_put(state.params, jax.devices()[0])
+    chosen = range(min(3, len(dataset.test_labels)))
+    pictures |= routing_figures(config, model, params, config.steps, dataset, chosen)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=120)
 

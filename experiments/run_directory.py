@@ -14,9 +14,12 @@ import dataclasses
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+import numpy as np
 
 from experiments.configs import TrainConfig, from_json, to_json
 from experiments.errors import RunnerError
@@ -135,4 +138,13 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that, whatever happens, it holds the old text or the new."""
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".npz.tmp")
+    with scratch.open("wb") as out:
+        np.savez_compressed(out, allow_pickle=False, **arrays)
     os.replace(scratch, path)

@@ -5,12 +5,16 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from experiments.command_line import parse
 from experiments.configs import TrainConfig, default_config
 from experiments.errors import RunnerError
-from experiments.run_directory import Record, write_atomically
+from experiments.evaluate import restore
+from experiments.learner import Network
+from experiments.run_directory import Record, read_result, write_atomically
 from experiments.train import TrainCommand
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it, whose learning rate was chosen on
@@ -78,6 +82,31 @@ class Study:
         """What the networks of a seed are, for the record of an experiment with them."""
         dataset, steps = Path(self.dataset).stem, self.network("capsules", seed).steps
         return {"experiment": experiment, "dataset": dataset, "seed": seed, "steps": steps, "flags": self.flags}
+
+
+class TrainedNetwork(NamedTuple):
+    """A network of a study as it is after its training.
+
+    Attributes:
+        config: of its run.
+        model: that of the config.
+        params: its parameters, on all devices.
+        step: after which.
+        result: of its run.
+    """
+
+    config: TrainConfig
+    model: Network
+    params: Any
+    step: int
+    result: Record
+
+
+def load_network(study: Study, name: str, seed: int) -> TrainedNetwork:
+    """A network of the study, from the newest checkpoint of its finished run."""
+    config, folder = study.network(name, seed), study.folder / f"{name}-{seed}"
+    restored = restore(config, folder, study.data_dir, None, jax.devices())
+    return TrainedNetwork(config, restored.model, restored.state.params, restored.step, read_result(folder) or {})
 
 
 def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Callable[[], Record]) -> Record:

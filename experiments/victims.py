@@ -11,12 +11,10 @@ import optax
 import emcaps
 from experiments.attacks import bim, fgsm, pgd, value_and_gradient
 from experiments.baseline import BaselineCNN
-from experiments.configs import TrainConfig
-from experiments.evaluate import EXAMPLES_PER_DEVICE, restore
+from experiments.evaluate import EXAMPLES_PER_DEVICE
 from experiments.learner import Network, class_logits, network_stages
 from experiments.parallel import Devices, map_chunks
-from experiments.run_directory import Record, read_result
-from experiments.study import Study
+from experiments.study import TrainedNetwork
 from experiments.views import test_view
 
 MARGIN = 0.9  # of the spread loss, as at the end of the training
@@ -51,31 +49,6 @@ ATTACKS = {
     "bim": Attack(lambda objective, images, epsilon, keys: bim(objective, images, epsilon, num_steps=10), (False, True)),
     "pgd": Attack(functools.partial(pgd, num_steps=10, num_restarts=2), (False,)),
 }
-
-
-class Victim(NamedTuple):
-    """A trained network.
-
-    Attributes:
-        config: of its run.
-        model: that of the config.
-        params: its parameters, on all devices.
-        step: after which.
-        result: of its run.
-    """
-
-    config: TrainConfig
-    model: Network
-    params: Any
-    step: int
-    result: Record
-
-
-def load_victim(study: Study, name: str, seed: int) -> Victim:
-    """A network of the study, from the newest checkpoint of its finished run."""
-    config, folder = study.network(name, seed), study.folder / f"{name}-{seed}"
-    restored = restore(config, folder, study.data_dir, None, jax.devices())
-    return Victim(config, restored.model, restored.state.params, restored.step, read_result(folder) or {})
 
 
 class Examples(NamedTuple):
@@ -124,7 +97,7 @@ class Programs(NamedTuple):
     attack: Mapping[str, Callable[[Goal, Examples], np.ndarray]]
 
 
-def make_programs(victim: Victim, devices: Devices, num_images: int) -> Programs:
+def make_programs(victim: TrainedNetwork, devices: Devices, num_images: int) -> Programs:
     """The programs for networks that differ from this one only in their parameters."""
 
     def logits(params: Any, step: Any, images: jax.Array) -> jax.Array:

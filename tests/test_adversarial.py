@@ -12,7 +12,7 @@ from experiments import adversarial, datasets, study
 from experiments.adversarial import AdversarialCommand, draw_sample, main
 from experiments.configs import ModelConfig
 from experiments.learner import init_state, make_model
-from experiments.victims import ATTACKS, OBJECTIVES, Victim
+from experiments.victims import ATTACKS, OBJECTIVES
 from experiments.views import test_view
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
@@ -44,13 +44,13 @@ def initial_params():
 def untrained_cnns(monkeypatch, initial_params):
     """Both networks are CNNs as they are before the first step, of which nothing needs a folder; only BIM attacks them."""
 
-    def load_victim(study, name, seed):
-        config = study.network("cnn", seed)
+    def load_network(asked, name, seed):
+        config = asked.network("cnn", seed)
         params = initial_params(jax.random.key(seed + len(name)))
-        return Victim(config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5})
+        return study.TrainedNetwork(config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5})
 
     monkeypatch.setattr(adversarial, "trained", lambda *_: {})
-    monkeypatch.setattr(adversarial, "load_victim", load_victim)
+    monkeypatch.setattr(adversarial, "load_network", load_network)
     monkeypatch.setattr(adversarial, "ATTACKS", {"bim": ATTACKS["bim"]})
 
 

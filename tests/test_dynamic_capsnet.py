@@ -41,7 +41,9 @@ def test_the_network_is_its_layers():
     chex.assert_trees_all_close(out["class_caps"], dynamic_routing(votes, num_iterations=2), atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel, stride, sides", [(9, 2, (20, 21)), (3, 1, (5, 7)), (4, 2, (9, 8)), (5, 3, (5, 12)), (2, 3, (7, 9))])
+@pytest.mark.parametrize(
+    "kernel, stride, sides", [(9, 2, (20, 21)), (3, 1, (5, 7)), (4, 2, (9, 8)), (5, 3, (5, 12)), (2, 3, (7, 9))]
+)
 def test_a_strided_convolution_is_that_of_flax(kernel, stride, sides, x64):
     """Values, and gradients by the input and by the parameters."""
     images = np.random.default_rng(0).normal(size=(2, *sides, 3))

@@ -12,7 +12,7 @@ import emcaps
 from experiments import train
 from experiments.batches import Batch
 from experiments.configs import ModelConfig, TrainConfig, default_config, from_json, to_json
-from experiments.learner import DECODER, class_logits, init_state, make_model, make_train_step, network_stages, reconstruct
+from experiments.learner import DECODER, class_logits, class_poses, decode, init_state, make_model, make_train_step, network_stages
 from experiments.run_directory import read_records
 
 DYNAMIC = ModelConfig(family="dynamic", dynamic_channels=3, dynamic_capsules=2, dynamic_iterations=2)
@@ -38,7 +38,7 @@ def test_capsules_and_their_decoder_learn_together(model):
 
     def errors(params):
         stages = network_stages(settings, network, params, given.images, 0)
-        images = reconstruct(params, stages, given.labels, SHAPE)
+        images = decode(params, class_poses(stages), given.labels, SHAPE)
         assert class_logits(stages).shape == (6, 3) and images.shape == (6, *SHAPE)
         activations = jax.nn.sigmoid(class_logits(stages))
         margins, pixels = emcaps.margin_loss(activations, given.labels), emcaps.reconstruction_loss(given.images, images)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import datasets, figures
+from experiments import datasets, figures, run_figures
 from experiments.checkpoints import Checkpoints
 from experiments.configs import to_json
 from experiments.convergence import Convergence
@@ -24,7 +24,7 @@ def test_learning_curves(steps):
     records = [
         {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step} for step in steps for split in ("train", "test")
     ]
-    figure = figures.learning_curves(records, "a title", "some loss")
+    figure = run_figures.learning_curves(records, "a title", "some loss")
     loss, error = figure.axes
     assert (loss.get_xlabel(), loss.get_ylabel(), error.get_ylabel()) == (
         "training step",
@@ -40,7 +40,7 @@ def test_learning_curves(steps):
 def test_samples_are_spread_over_each_class(channels, width):
     images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, channels), np.uint8)
     labels = np.arange(40) % 2  # and none of the third class
-    figure = figures.samples(images, labels, ["cat", "dog", "owl"], columns=5)
+    figure = run_figures.samples(images, labels, ["cat", "dog", "owl"], columns=5)
     render(figure)
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     assert {picture.shape[:2] for picture in shown} == {(8, width)}
@@ -55,7 +55,7 @@ def test_misclassified_shows_the_surest_mistakes(channels, num_wrong, shown):
     labels = np.zeros(40, int)
     activations = np.tile([0.5, 0.1, 0.2], (40, 1))
     activations[:num_wrong, 2] = np.linspace(0.6, 0.9, num_wrong)
-    figure = figures.misclassified(images, labels, activations, ["cat", "dog", "owl"])
+    figure = run_figures.misclassified(images, labels, activations, ["cat", "dog", "owl"])
     assert figure.get_suptitle().startswith(f"{num_wrong or 'None'} of 40 test images")
     pictures, bars = figure.axes[::2], figure.axes[1::2]
     assert len(pictures) == len(bars) == shown
@@ -76,7 +76,7 @@ def test_convergence_has_a_histogram_for_each_image_iteration_and_class(num_imag
         random.uniform(size=(num_iterations, num_images, num_classes)),
     )
     images = random.integers(0, 256, (num_images, 8, 8, 1), dtype=np.uint8)
-    figure = figures.convergence(measured, images, np.zeros(num_images, int), list("abcde")[:num_classes], "a title")
+    figure = run_figures.convergence(measured, images, np.zeros(num_images, int), list("abcde")[:num_classes], "a title")
     render(figure)
     for index, block in enumerate(figure.subfigs):
         picture, panels = (part.axes for part in block.subfigs)
@@ -103,9 +103,9 @@ def trained(tmp_path, monkeypatch):
 
 def test_the_command_draws_into_the_folder_of_the_run(trained, capsys):
     assert figures.main(["--workdir", str(trained), "--images", "3", "36"]) == 0
-    path = trained / "figures" / "convergence.png"
-    assert capsys.readouterr().out == f"wrote {path}\n"
-    assert path.read_bytes().startswith(b"\x89PNG")
+    paths = [trained / "figures" / f"{name}.png" for name in ("convergence", "assignments")]
+    assert capsys.readouterr().out == f"wrote {paths[0]}, {paths[1]}\n"
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import claim_figures, claims, report
+from experiments import attack_claims, claim_figures, claims, report
 from experiments.intervals import confidence_interval, percent, verdict
 
 EPSILONS = [0.0, 0.1, 0.2]
@@ -135,7 +135,7 @@ def test_the_familiar_views_are_in_the_middle_of_their_circle():
 
 def test_attacks_are_judged_at_each_size():
     records = [attack_record(seed) for seed in range(3)]
-    untargeted, targeted, black, gradients = claims.attacks("data", records, examples()).tables
+    untargeted, targeted, black, gradients = attack_claims.attacks("data", records, examples()).tables
     rows = {row[:3]: row[3:] for row in untargeted.rows}
     assert rows["logits", "bim", "cnn"] == ("91.0 ± 2.5", "51.0 ± 2.5", "11.0 ± 2.5")
     assert rows["activations", "fgsm", "claim"] == ("undecided", "holds", "holds")
@@ -147,7 +147,7 @@ def test_attacks_are_judged_at_each_size():
 
 
 def test_masked_gradients_are_no_robustness():
-    table = claims.white_box([attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False)
+    table = attack_claims.white_box([attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False)
     rows = {row[:3]: row[3:] for row in table.rows}
     assert rows["activations", "bim", "claim"] == ("gradients masked",) * 3
     assert rows["logits", "bim", "claim"] == ("undecided", "holds", "holds")
@@ -251,4 +251,4 @@ def test_a_damaged_file_is_named(file, content, message, folder, capsys):
 
 def test_nothing_is_not_a_report(tmp_path, capsys):
     assert report.main(["--runs", str(tmp_path)]) == 1
-    assert "holds no results of experiments.parameters, .viewpoints or .adversarial" in capsys.readouterr().err
+    assert "holds no results of experiments.parameters, .viewpoints, .adversarial, .jumble" in capsys.readouterr().err

@@ -15,9 +15,9 @@ from experiments.study import NETWORKS, QUICK_STEPS, Study, measured_once
 
 
 def test_each_network_of_capsules_has_a_cnn_of_its_size():
-    """The paper counts 68K, 310K and 4.2M parameters for smallNORB."""
+    """The paper counts 68K, 310K and 4.2M parameters for smallNORB. A decoder needs images that are not standardized."""
     sizes = {}
-    for name in NETWORKS:
+    for name in (name for name in NETWORKS if "decoder" not in name):
         config = Study().network(name, 0)
         init = functools.partial(init_state, config, make_model(config.model, 5))
         state = jax.eval_shape(init, jnp.zeros((1, 32, 32, 2)), jax.random.key(0))
@@ -26,6 +26,8 @@ def test_each_network_of_capsules_has_a_cnn_of_its_size():
         "capsules": 25_098,
         "capsules-64-8-16-16": 68_618,
         "capsules-32-32-32-32": 316_650,
+        "dynamic": 669_952,
+        "dynamic-1": 669_952,
         "cnn": 4_253_349,
         "cnn-25k": 24_229,
         "cnn-68k": 67_057,

@@ -268,7 +268,7 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_
     assert train.main(command) == 1
     assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
     assert figures.main(["--workdir", str(tmp_path / "a run-cnn")]) == 1
-    assert "holds a run of a network (cnn) without EM routing" in capsys.readouterr().err
+    assert "holds a run of a network (cnn) with neither EM routing nor a decoder" in capsys.readouterr().err
 
 
 def test_only_toynorb_has_the_cnn_trained_unasked():

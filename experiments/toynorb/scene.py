@@ -5,6 +5,7 @@ lighting and background do not depend on the azimuth.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,26 @@ LIGHTINGS = np.array(
     ],
     np.float32,
 )
+
+
+class View(NamedTuple):
+    """From where and how a toy is seen. All float32 of one shape, `[N]` for many.
+
+    Attributes:
+        elevation: of the cameras, degrees above the ground.
+        azimuth: degrees around the vertical.
+        roll: degrees by which the toy turns in the image, clockwise.
+        zoom: by what factor it is larger.
+        right: by how much it is moved to the right, in widths of the image.
+        down: the same, downwards, in heights.
+    """
+
+    elevation: jax.Array
+    azimuth: jax.Array
+    roll: jax.Array
+    zoom: jax.Array
+    right: jax.Array
+    down: jax.Array
 
 
 def stereo(elevation: jax.Array, azimuth: jax.Array) -> Camera:
@@ -85,3 +106,41 @@ def photograph(shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int
         return jnp.round(255 * images).astype(jnp.uint8).swapaxes(0, 1)
 
     return jax.lax.map(view, (elevation, azimuth))
+
+
+@partial(jax.jit, static_argnames=("size", "samples"))
+def snapshots(shape: Shape, views: View, lightings: jax.Array, size: int = 48, samples: int = 2) -> jax.Array:
+    """Stereo pairs of one toy, each view in one lighting.
+
+    Args:
+        shape: the toy.
+        views: with fields `[N]`.
+        lightings: of `LIGHTINGS`, `[N]`, integers.
+        size: of the images.
+        samples: rays per pixel in each direction.
+
+    Returns:
+        uint8 `[N, 2, size, size]`: left and right.
+    """
+
+    def snapshot(given: tuple[View, jax.Array]) -> jax.Array:
+        view, lighting = given
+        light = jax.tree.map(lambda field: field[lighting][None], lamps(view.azimuth))
+        cameras = jax.vmap(lambda camera: moved(camera, view))(stereo(view.elevation, view.azimuth))
+        images = jax.lax.map(lambda camera: render_lights(shape, camera, light, size, samples)[0], cameras)
+        return jnp.round(255 * images).astype(jnp.uint8)
+
+    return jax.lax.map(snapshot, (views, lightings))
+
+
+def moved(camera: Camera, view: View) -> Camera:
+    """The camera as it must be for the toy to be rolled, larger and elsewhere in its image."""
+    sight = camera.target - camera.position
+    forward = sight / jnp.linalg.norm(sight)
+    right = camera.right - (camera.right @ forward) * forward
+    right /= jnp.linalg.norm(right)
+    up = jnp.cross(right, forward)
+    angle, extent = jnp.radians(view.roll), camera.extent / view.zoom
+    rolled_right, rolled_up = jnp.cos(angle) * right + jnp.sin(angle) * up, jnp.cos(angle) * up - jnp.sin(angle) * right
+    shift = 2 * extent * jnp.linalg.norm(sight) * (view.down * rolled_up - view.right * rolled_right)
+    return Camera(camera.position + shift, camera.target + shift, rolled_right, extent)

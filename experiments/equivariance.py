@@ -1,0 +1,217 @@
+"""What does a pose know? `python -m experiments.equivariance` reads the viewpoint from the class capsules' poses, linearly.
+
+A capsule's pose is meant to move with the object, so that what depends on the viewpoint is in it and the activation does not depend
+on it. Here toys of toynorb are turned, rolled, enlarged and moved, all at once and at random, and a linear map, fitted on the toys
+that the networks were trained on, predicts from a network's last layer how each toy is seen, for toys that neither has met. Of each
+seed there is a record, RUNS/DATASET/equivariance/seed-SEED.json, and beside it what one toy's poses do as it moves.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments.command_line import exit_code, parse
+from experiments.configs import check_positive
+from experiments.evaluate import EXAMPLES_PER_DEVICE
+from experiments.learner import class_poses, network_stages
+from experiments.linear_readout import Readings, r_squared
+from experiments.parallel import map_chunks, split_cpu
+from experiments.pose_claims import equivariance_table
+from experiments.run_directory import Record, save_arrays
+from experiments.study import Study, TrainedNetwork, load_network, measured_once
+from experiments.toynorb.builder import ToyNorb
+from experiments.toynorb.scene import LIGHTINGS, View, snapshots
+from experiments.toynorb.shapes import CATEGORIES, toy
+from experiments.train import trained
+from experiments.views import test_view
+
+# From where and how a toy is seen. The networks were trained on all azimuths and elevations, on crops at random places (up to a
+# sixth of the width from the middle), and on no roll and no zoom.
+RANGES = {
+    "elevation": (30.0, 70.0),
+    "azimuth": (0.0, 360.0),
+    "roll": (-20.0, 20.0),
+    "zoom": (0.85, 1.15),
+    "right": (-0.12, 0.12),
+    "down": (-0.12, 0.12),
+}
+SWEPT = (4, ToyNorb.SPLITS["test"][0])  # the toy that is shown: its category and instance
+SWEEP_STEPS = 9
+QUICK_VIEWS = 4
+
+# What is read from a network, given its stages and the classes of the images: `[B, features]`.
+LAST_LAYERS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], jax.Array], jax.Array]]] = {
+    "capsules": {"pose": lambda stages, labels: pose_of(stages, labels)},
+    "dynamic": {"pose": lambda stages, labels: pose_of(stages, labels)},
+    "cnn": {"hidden units": lambda stages, labels: stages["hidden"], "logits": lambda stages, labels: stages["classes"]},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EquivarianceCommand:
+    """Read the viewpoint from the last layers of capsules and of a CNN."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
+    """Which: names of `LAST_LAYERS`."""
+    num_views: int = 100
+    """Random views of each of the 50 toys."""
+
+    def __post_init__(self):
+        check_positive(self, "num_views")
+        if self.study.dataset != ToyNorb.name:
+            raise ValueError(f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got {self.study.dataset}")
+        if not self.networks or not set(self.networks) <= set(LAST_LAYERS):
+            raise ValueError(f"networks must be of {', '.join(LAST_LAYERS)}; got {', '.join(self.networks)}")
+        if self.study.quick:
+            object.__setattr__(self, "num_views", min(self.num_views, QUICK_VIEWS))
+
+
+class Snapshots(NamedTuple):
+    """Rendered toys.
+
+    Attributes:
+        images: uint8 `[N, size, size, 2]`.
+        labels: the categories, int32 `[N]`.
+        instances: int32 `[N]`.
+        views: with fields `[N]`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    instances: np.ndarray
+    views: View
+
+
+def pose_of(stages: Mapping[str, Any], labels: jax.Array) -> jax.Array:
+    """The poses of these classes' capsules, `[B, entries]`."""
+    poses = class_poses(stages)
+    return jnp.take_along_axis(poses, labels[:, None, None], axis=1)[:, 0]
+
+
+def random_views(key: jax.Array, number: int) -> View:
+    """Views with all of `RANGES` at once, each uniform."""
+    keys = jax.random.split(key, len(RANGES))
+    drawn = {
+        name: jax.random.uniform(k, (number,), minval=low, maxval=high)
+        for k, (name, (low, high)) in zip(keys, RANGES.items(), strict=True)
+    }
+    return View(**drawn)
+
+
+def sweep_views() -> View:
+    """Views that differ in one field at a time from the middle of all ranges, field by field, `[6 * SWEEP_STEPS]`."""
+    middle = {name: (low + high) / 2 for name, (low, high) in RANGES.items()}
+    rows = [middle | {name: value} for name, ends in RANGES.items() for value in np.linspace(*ends, SWEEP_STEPS)]
+    return View(**{name: jnp.array([row[name] for row in rows], jnp.float32) for name in RANGES})
+
+
+@functools.cache
+def take_snapshots(num_views: int) -> Snapshots:
+    """Random views of all toys, each lit at random; the same every time."""
+    toys = list(product(range(len(CATEGORIES)), sorted(instance for split in ToyNorb.SPLITS.values() for instance in split)))
+
+    def take(which: tuple[int, int]) -> tuple[np.ndarray, View]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), which[0]), which[1])
+        view_key, light_key = jax.random.split(key)
+        views = random_views(view_key, num_views)
+        lightings = jax.random.randint(light_key, (num_views,), 0, len(LIGHTINGS))
+        return np.asarray(snapshots(toy(*which), views, lightings, size=ToyNorb.SIZE)), jax.device_get(views)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(toys), desc="rendering", unit=" toys") as progress:
+        found = []
+        for snapshot in pool.map(take, toys):
+            found.append(snapshot)
+            progress.update()
+    images = np.concatenate([pairs for pairs, _ in found]).transpose(0, 2, 3, 1)
+    labels, instances = (np.repeat(np.array(column, np.int32), num_views) for column in zip(*toys, strict=True))
+    return Snapshots(images, labels, instances, jax.tree.map(lambda *fields: np.concatenate(fields), *(view for _, view in found)))
+
+
+@functools.cache
+def take_sweep() -> np.ndarray:
+    """The images of `sweep_views` of one toy, uint8 `[N, size, size, 2]`."""
+    views = sweep_views()
+    images = snapshots(toy(*SWEPT), views, jnp.zeros(len(views.roll), jnp.int32), size=ToyNorb.SIZE)
+    return np.asarray(images).transpose(0, 2, 3, 1)
+
+
+def read_network(name: str, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """What each of its `LAST_LAYERS` gives for uint8 images `[N, H, W, C]`, by name, `[N, features]`."""
+
+    def reader(read: Callable) -> np.ndarray:
+        def features(given: tuple[Any, Any], examples: tuple[jax.Array, jax.Array]) -> jax.Array:
+            view = test_view(network.config.images, examples[0])
+            return read(network_stages(network.config, network.model, given[0], view, given[1]), examples[1])
+
+        per_device = min(EXAMPLES_PER_DEVICE, len(images))
+        return map_chunks(features, jax.devices(), per_device)((network.params, np.int32(network.step)), (images, labels))
+
+    return {layer: reader(read) for layer, read in LAST_LAYERS[name].items()}
+
+
+def targets(views: View) -> dict[str, np.ndarray]:
+    """What is to be predicted, `[N, 1]`; of the azimuth its cosine and sine, `[N, 2]`."""
+    named = {name: field[:, None] for name, field in views._asdict().items()}
+    angle = np.radians(named["azimuth"])
+    return named | {"azimuth": np.concatenate([np.cos(angle), np.sin(angle)], axis=1)}
+
+
+def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
+    """R^2 of each target on the toys of the test split, the mean over the categories, each of which has a linear map of its own."""
+    known = np.isin(taken.instances, ToyNorb.SPLITS["train"])
+    found: dict[str, list[float]] = {}
+    for category in range(len(CATEGORIES)):
+        fit, tested = ((taken.labels == category) & split for split in (known, ~known))
+        for name, values in targets(taken.views).items():
+            readings = Readings(features[fit], values[fit], taken.instances[fit])
+            found.setdefault(name, []).append(r_squared(readings, features[tested], values[tested]))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
+    """What the networks of a seed, trained if need be, know; what they say along a sweep is saved beside the record."""
+    study = command.study
+    for name in command.networks:
+        trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
+    taken, shown = take_snapshots(command.num_views), take_sweep()
+    category = np.full(len(shown), SWEPT[0], np.int32)
+    layers, sweeps = {}, {"images": shown, **{f"view_{name}": np.asarray(field) for name, field in sweep_views()._asdict().items()}}
+    for name in tqdm(command.networks, desc=f"reading seed {seed}", unit=" networks"):
+        network = load_network(study, name, seed)
+        for layer, features in read_network(name, network, taken.images, taken.labels).items():
+            layers[f"{name}: {layer}"] = {"features": features.shape[1], "r_squared": explained(features, taken)}
+        sweeps |= {f"{name}: {layer}": values for layer, values in read_network(name, network, shown, category).items()}
+    save_arrays(study.folder / "equivariance" / f"seed-{seed}.npz", sweeps)
+    return {"layers": layers}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(EquivarianceCommand, "python -m experiments.equivariance", arguments)
+    study = command.study
+
+    def run(typed: str) -> None:
+        split_cpu()
+        found = []
+        for seed in study.seeds:
+            path = study.folder / "equivariance" / f"seed-{seed}.json"
+            settings = study.settings("equivariance", seed) | {"networks": command.networks, "num_views": command.num_views}
+            found.append(measured_once(path, settings, typed, lambda seed=seed: measure(command, seed, typed)))
+        print(equivariance_table(found).markdown())
+
+    return exit_code(run, "experiments.equivariance", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Parts in the wrong places: `python -m experiments.jumble` asks networks how sure they are of an object that is no longer one.
+
+Images are cut into pieces that change places; or, for `--dataset drawings`, the features of a face, and of other objects, move to
+each other's places. Capsules are said to see that parts no longer fit together, where a CNN stays sure because all the parts are
+there. The networks have seen whole objects only. Of each seed there is a record, RUNS/DATASET/jumble/seed-SEED.json, and beside it
+some images to look at.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments.command_line import exit_code, parse
+from experiments.configs import check_positive
+from experiments.datasets import DRAWINGS
+from experiments.drawings import draw_split
+from experiments.errors import RunnerError
+from experiments.evaluate import Scores, load_data, make_evaluator
+from experiments.parallel import choose_devices, split_cpu
+from experiments.pose_claims import jumble_table
+from experiments.run_directory import Record, save_arrays
+from experiments.study import NETWORKS, Study, load_network, measured_once
+from experiments.train import trained
+
+SHOWN = 5  # images that are kept to look at, at most: the first of each class
+QUICK_IMAGES = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class JumbleCommand:
+    """Ask networks about objects whose parts have changed places."""
+
+    study: Study = dataclasses.field(default_factory=lambda: Study(dataset="mnist"))
+    networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
+    """Which: names of `experiments.study.NETWORKS`."""
+    num_images: int = 1000
+    """Test images, the first ones."""
+    pieces: tuple[int, ...] = (2, 4, 7)
+    """In how many pieces each side of an image is cut; in one, it is whole."""
+    moved: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """How far features of drawings are on their way to each other's places; at 0 they are in their own."""
+
+    def __post_init__(self):
+        check_positive(self, "num_images")
+        if unknown := [name for name in self.networks if name not in NETWORKS]:
+            raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {', '.join(unknown)}")
+        if not self.pieces or list(self.pieces) != sorted({*self.pieces, 1})[1:]:
+            raise ValueError(f"pieces must be one or more numbers of at least 2, in increasing order; got {list(self.pieces)}")
+        if not self.moved or list(self.moved) != sorted({*self.moved, 0.0})[1:] or self.moved[-1] > 1:
+            raise ValueError(f"moved must be one or more numbers above 0 and up to 1, in increasing order; got {list(self.moved)}")
+        if self.study.quick:
+            object.__setattr__(self, "num_images", min(self.num_images, QUICK_IMAGES))
+
+    @property
+    def amounts(self) -> list[float]:
+        """By how much things are jumbled; at the first one not at all."""
+        return [0.0, *self.moved] if self.study.dataset == DRAWINGS else [1, *self.pieces]
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What the record of a seed depends on."""
+        own = {"networks": self.networks, "num_images": self.num_images, "amounts": self.amounts}
+        return self.study.settings("jumble", seed) | own
+
+
+@functools.partial(jax.jit, static_argnames="pieces")
+def cut_and_jumbled(key: jax.Array, images: jax.Array, pieces: int) -> jax.Array:
+    """Images cut into pieces x pieces squares, or rectangles, each of which takes the place of another; one piece stays as it is.
+
+    Args:
+        key: decides who goes where; image i's pieces depend on the key and i, not on the other images.
+        images: `[B, H, W, C]`.
+        pieces: of a side. Static.
+
+    Raises:
+        ValueError: height or width cannot be divided by `pieces`.
+    """
+    batch, height, width, channels = images.shape
+    if height % pieces or width % pieces:
+        raise ValueError(f"pieces must divide the images' height and width, {height}x{width}; got {pieces}")
+    blocks = images.reshape(batch, pieces, height // pieces, pieces, width // pieces, channels).swapaxes(2, 3)
+    blocks = blocks.reshape(batch, pieces**2, height // pieces, width // pieces, channels)
+
+    def permuted(index: jax.Array, blocks: jax.Array) -> jax.Array:
+        around = jax.random.permutation(jax.random.fold_in(key, index), pieces**2)  # each piece moves to where the next one was
+        return jnp.zeros_like(blocks).at[jnp.roll(around, 1)].set(blocks[around])
+
+    blocks = jax.vmap(permuted)(jnp.arange(batch), blocks).reshape(
+        batch, pieces, pieces, height // pieces, width // pieces, channels
+    )
+    return blocks.swapaxes(2, 3).reshape(images.shape)
+
+
+def jumbled_images(command: JumbleCommand, seed: int, whole: np.ndarray) -> list[np.ndarray]:
+    """The test images at each of the amounts. Raises RunnerError if they cannot be cut so."""
+    if command.study.dataset == DRAWINGS:
+        return [draw_split("test", amount)[0][: command.num_images] for amount in command.amounts]
+    try:
+        return [np.asarray(cut_and_jumbled(jax.random.key(seed), whole, int(amount))) for amount in command.amounts]
+    except ValueError as error:
+        raise RunnerError(str(error)) from error
+
+
+def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
+    """How sure a network is: means over the images."""
+    return {
+        "network": name,
+        "amount": amount,
+        "accuracy": scores.accuracy,
+        "true_activation": float(scores.activations[np.arange(len(labels)), labels].mean()),
+        "highest_activation": float(scores.activations.max(-1).mean()),
+    }
+
+
+def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
+    """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
+    study = command.study
+    for name in command.networks:
+        trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
+    dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
+    whole, labels = dataset.test_images[: command.num_images], dataset.test_labels[: command.num_images]
+    jumbled = jumbled_images(command, seed, whole)
+    kept = np.unique(labels, return_index=True)[1][:SHOWN]
+    shown = {"images": np.stack([images[kept] for images in jumbled]), "labels": labels[kept], "amounts": np.array(command.amounts)}
+    found = []
+    with tqdm(total=len(command.networks) * len(jumbled), desc=f"seed {seed}", unit=" sets") as progress:
+        for name in command.networks:
+            network = load_network(study, name, seed)
+            if network.config.images.crop is not None:
+                raise RunnerError(
+                    f"{name} sees a crop of each image, so pieces would go where it does not look; choose other --flags"
+                )
+            evaluate = make_evaluator(network.config, network.model, choose_devices(network.config.batch_size))
+            activations = []
+            for amount, images in zip(command.amounts, jumbled, strict=True):
+                scores = evaluate(network.params, images, labels, network.step)
+                found.append(row(name, amount, scores, labels))
+                activations.append(scores.activations[kept, labels[kept]])
+                progress.update()
+            shown[f"{name}_activations"] = np.stack(activations)
+    save_arrays(study.folder / "jumble" / f"seed-{seed}.npz", shown | {"class_names": np.array(dataset.class_names)})
+    return {"rows": found}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(JumbleCommand, "python -m experiments.jumble", arguments)
+    study = command.study
+
+    def run(typed: str) -> None:
+        split_cpu()
+        found = []
+        for seed in study.seeds:
+            path = study.folder / "jumble" / f"seed-{seed}.json"
+            found.append(measured_once(path, command.settings(seed), typed, lambda seed=seed: measure(command, seed, typed)))
+        print(jumble_table(found).markdown())
+
+    return exit_code(run, "experiments.jumble", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
