@@ -1,13 +1,16 @@
 """Pictures: drawn from arrays alone, for any number of examples, without pyplot."""
 
+import dataclasses
 import io
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from experiments import datasets, figures, run_figures
+from experiments import datasets, figures, pose_figures, reconstructions, run_figures
+from experiments.assignments import Flow
 from experiments.checkpoints import Checkpoints
 from experiments.configs import to_json
 from experiments.convergence import Convergence
@@ -119,3 +122,55 @@ def test_the_command_says_what_it_cannot_draw(trained, capsys, flags, message):
 
 def test_pyplot_is_not_involved():
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_reconstructions_move_one_entry_at_a_time(monkeypatch):
+    """The decoder is given the winner's pose, with one entry changed, and all others as they were."""
+    config = dataclasses.replace(tiny.CONFIG, model=dataclasses.replace(tiny.MODEL, reconstruction=True))
+    poses = np.random.default_rng(0).normal(size=(1, 3, 5)).astype(np.float32)
+    given = {}
+
+    def decode(params, poses, chosen, shape):
+        given.update(poses=np.asarray(poses), chosen=np.asarray(chosen))
+        return np.tile(np.asarray(poses)[:, 1, :1, None, None], (1, *shape))
+
+    monkeypatch.setattr(reconstructions, "network_stages", lambda *_: {})
+    monkeypatch.setattr(reconstructions, "class_poses", lambda _: jnp.asarray(poses))
+    monkeypatch.setattr(reconstructions, "class_logits", lambda _: jnp.array([[0.0, 2.0, 1.0]]))
+    monkeypatch.setattr(reconstructions, "decode", decode)
+    image = tiny.dataset().test_images[:1]
+    view, decoded = reconstructions.decode_moved(config, None, None, 0, image)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(view, image[0] / 255, rtol=1e-6)
+    assert decoded.shape == (5, 11, *tiny.IMAGE_SHAPE) and (given["chosen"] == 1).all()
+    moved = given["poses"].reshape(5, 11, 3, 5) - poses
+    for entry, amount in np.ndindex(5, 11):
+        expected = np.zeros((3, 5))
+        expected[1, entry] = reconstructions.AMOUNTS[amount]
+        np.testing.assert_allclose(moved[entry, amount], expected, atol=1e-6)
+
+
+def test_a_row_of_reconstructions_is_an_entry():
+    decoded = np.linspace(0, 1, 5 * 3 * 16).reshape(5, 3, 4, 4, 1)
+    figure = pose_figures.reconstructions(decoded[0, 0], decoded, [-0.25, 0.0, 0.25], list("abcde"))
+    render(figure)
+    _, left, right = figure.subfigs
+    assert [axes.texts[0].get_text() for axes in left.axes[::3]] == ["a", "b", "c"]
+    np.testing.assert_array_equal(np.asarray(right.axes[4].images[0].get_array()), np.round(255 * decoded[4, 1, :, :, 0]))
+    assert not right.axes[6].images  # there is no sixth entry
+
+
+def test_assignments_are_drawn_where_they_are_for_the_likeliest_classes():
+    to_class = np.random.default_rng(0).uniform(size=(3, 4, 5))
+    to_class[2, 3] = 0  # no parent looks there
+    flow = {"primary": Flow(to_class, np.array([0.2, 0.4, 0.6]), np.array([0.2, 0.4, 0.6, 0.8]))}
+    activations = np.array([0.1, 0.9, 0.3, 0.2, 0.05])
+    figure = pose_figures.assignment_flow(np.zeros((8, 8, 1)), flow, activations, list("abcde"), 2, columns=3)
+    render(figure)
+    totals, *classes = figure.axes
+    named = {"b": "0.90", "c": "0.30", "d": "0.20"}
+    named = {"b": "0.90", "c": "0.30", "d": "0.20"}
+    assert [axes.get_title() for axes in classes] == [f"to {name} (activation {value})" for name, value in named.items()]
+    np.testing.assert_allclose(np.asarray(totals.images[1].get_array()), to_class.sum(-1))
+    shown = np.ma.filled(classes[0].images[1].get_array(), np.nan)
+    np.testing.assert_allclose(shown, 5 * to_class[..., 1] / np.where(to_class.sum(-1) > 0, to_class.sum(-1), np.nan))
+    np.testing.assert_allclose(classes[0].images[1].get_extent(), [0.1, 0.9, 0.7, 0.1])

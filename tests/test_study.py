@@ -27,7 +27,7 @@ def test_each_network_of_capsules_has_a_cnn_of_its_size():
         "capsules-64-8-16-16": 68_618,
         "capsules-32-32-32-32": 316_650,
         "dynamic": 669_952,
-        "dynamic-1": 669_952,
+        "dynamic-once": 669_952,
         "cnn": 4_253_349,
         "cnn-25k": 24_229,
         "cnn-68k": 67_057,

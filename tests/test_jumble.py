@@ -1,0 +1,153 @@
+"""Images in pieces: what cutting keeps, and the experiment on a tiny problem."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from experiments import datasets, drawings, jumble, pose_figures, report, study, train
+from experiments.evaluate import make_evaluator
+from experiments.jumble import JumbleCommand, cut_and_jumbled, jumbled_images
+
+pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
+TINY = "--model cnn --cnn-channels 2 3 --cnn-hidden-units"
+
+
+def squares(image, pieces):
+    """The pieces of an image, row by row."""
+    height, width = image.shape[0] // pieces, image.shape[1] // pieces
+    return [
+        image[row * height : (row + 1) * height, column * width : (column + 1) * width].tobytes()
+        for row in range(pieces)
+        for column in range(pieces)
+    ]
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_every_piece_takes_the_place_of_another(pieces):
+    jumbled = np.asarray(cut_and_jumbled(jax.random.key(0), IMAGES, pieces))
+    assert jumbled.dtype == np.uint8
+    for image, after in zip(IMAGES, jumbled, strict=True):
+        whole, moved = squares(image, pieces), squares(after, pieces)
+        assert sorted(whole) == sorted(moved)
+        assert all(a != b for a, b in zip(whole, moved, strict=True))
+    orders = {tuple(squares(a, pieces).index(p) for p in squares(b, pieces)) for a, b in zip(IMAGES, jumbled, strict=True)}
+    assert len(orders) > 1
+
+
+def test_one_piece_is_the_image_and_others_do_not_matter():
+    np.testing.assert_array_equal(cut_and_jumbled(jax.random.key(0), IMAGES, 1), IMAGES)
+    together = cut_and_jumbled(jax.random.key(1), IMAGES, 4)
+    np.testing.assert_array_equal(cut_and_jumbled(jax.random.key(1), IMAGES[:2], 4), together[:2])
+    assert (np.asarray(cut_and_jumbled(jax.random.key(2), IMAGES, 4)) != np.asarray(together)).any()
+
+
+def test_drawings_are_redrawn(monkeypatch):
+    monkeypatch.setattr(drawings, "SPLITS", {"train": 5, "test": 10})
+    command = JumbleCommand(study.Study(dataset="drawings"), num_images=7, moved=(0.5, 1.0))
+    dataset = datasets.load("drawings")
+    assert dataset.class_names == tuple(drawings.OBJECTS) and len(dataset.train_images) == 5
+    found = jumbled_images(command, 0, dataset.test_images[:7])
+    assert command.amounts == [0.0, 0.5, 1.0] and len(found) == 3
+    np.testing.assert_array_equal(found[0], dataset.test_images[:7])
+    np.testing.assert_array_equal(found[2], drawings.draw_split("test", 1.0)[0][:7])
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: tiny.dataset())
+    monkeypatch.setattr(study, "NETWORKS", {"capsules": f"{TINY} 3", "cnn": f"{TINY} 4"})
+    monkeypatch.setattr(jumble, "NETWORKS", study.NETWORKS)
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+
+
+def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch, capsys):
+    flags = "--batch-size 8 --max-shift 1"
+    words = ["--dataset", "mnist", "--runs", str(tmp_path), "--steps", "3", f"--flags={flags}", "--seeds", "1"]
+    words += ["--networks", "capsules", "cnn", "--pieces", "13", "--num-images", "20"]
+    assert jumble.main(words) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "mnist" / "jumble" / "seed-1.json").read_text())
+    assert [(row["network"], row["amount"]) for row in record["rows"]] == [(n, a) for n in ("capsules", "cnn") for a in (1, 13)]
+    jumbled = np.asarray(cut_and_jumbled(jax.random.key(1), tiny.dataset().test_images[:20], 13))
+    network = study.load_network(study.Study(dataset="mnist", steps=3, flags=flags, runs=tmp_path), "cnn", 1)
+    labels = tiny.dataset().test_labels[:20]
+    scores = make_evaluator(network.config, network.model, jax.devices())(network.params, jumbled, labels, network.step)
+    row = record["rows"][3]
+    assert row["accuracy"] == scores.accuracy
+    assert row["highest_activation"] == pytest.approx(scores.activations.max(-1).mean())
+    assert row["true_activation"] == pytest.approx(scores.activations[range(20), labels].mean())
+    shown = np.load(tmp_path / "mnist" / "jumble" / "seed-1.npz")
+    np.testing.assert_array_equal(shown["images"][1][0], jumbled[np.flatnonzero(labels == 0)[0]])
+    assert shown["cnn_activations"].shape == (2, 3)
+    (section,) = [s for s in report.gather(tmp_path) if s.heading.startswith("Parts in the wrong places")]
+    table = section.tables[0].markdown()
+    assert printed.endswith(f"{table}\n")
+
+    monkeypatch.setattr(jumble, "trained", lambda *_: pytest.fail("a finished run was repeated"))
+    assert jumble.main(words) == 0
+    assert capsys.readouterr().out.endswith(f"{table}\n")
+
+
+def records():
+    def row(network, amount, sure):
+        return {"network": network, "amount": amount, "accuracy": sure / 2, "true_activation": sure, "highest_activation": sure}
+
+    sure = {("capsules", 1): 0.8, ("capsules", 4): 0.2, ("cnn", 1): 1.0, ("cnn", 4): 0.9}
+    return [
+        {"seed": seed, "amounts": [1, 4], "networks": ["capsules", "cnn"], "seconds": 60.0, "command": "a command"}
+        | {"rows": [row(*place, value + 0.01 * seed * (place[1] == 4)) for place, value in sure.items()]}
+        for seed in range(3)
+    ]
+
+
+def test_what_is_left_is_compared():
+    section = report.pose_claims.jumble("data", records(), None)
+    values, verdicts = section.tables
+    assert values.rows[0] == ("capsules", "activation of the object's class", "80.0 ± 0.0", "21.0 ± 2.5")
+    assert verdicts.rows == [
+        (
+            "parts in the wrong places cost capsules more of their activation than the CNN",
+            *("26.2 ± 3.1", "91.0 ± 2.5", "64.8 ± 0.6", "holds"),
+        )
+    ]
+    activation, _ = section.pictures[0].figure.subfigs[1].axes
+    lines = {line.get_label(): line.get_ydata() for line in activation.lines if line.get_label() in ("capsules", "CNN")}
+    np.testing.assert_allclose(lines["capsules"], [0.8, 0.21])
+    np.testing.assert_allclose(lines["CNN"], [1.0, 0.91])
+
+
+def test_examples_are_beside_what_is_said_of_them():
+    examples = {"images": np.arange(2 * 3 * 16, dtype=np.uint8).reshape(2, 3, 4, 4, 1), "class_names": np.array(["a", "b", "c"])}
+    examples |= {f"{name}_activations": np.arange(6.0).reshape(2, 3) / 10 for name in ("capsules", "cnn")}
+    figure = pose_figures.jumble_curves("data", records(), examples)
+    axes = figure.subfigs[0].axes
+    assert len(axes) == 6 and axes[1].get_title() == "capsules 0.30\nCNN 0.30"
+    np.testing.assert_array_equal(np.asarray(axes[1].images[0].get_array()), examples["images"][1, 0, :, :, 0])
+    figure.savefig("/dev/null", format="png", dpi=30)
+
+
+@pytest.mark.parametrize(
+    "flags, code, message",
+    [
+        ("--pieces 2 2", 2, "pieces must be one or more numbers of at least 2, in increasing order; got [2, 2]"),
+        ("--moved 0.5 1.5", 2, "moved must be one or more numbers above 0 and up to 1"),
+        ("--networks nosuch", 2, "networks must be of capsules, cnn; got nosuch"),
+        ("--pieces 2", 1, "pieces must divide the images' height and width, 13x13; got 2"),
+        ("--flags=--crop=5", 1, "sees a crop of each image"),
+    ],
+)
+def test_what_cannot_be_jumbled_is_refused(flags, code, message, tiny_networks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jumble, "trained", lambda *_: {})
+    config = study.Study(dataset="mnist", flags="--crop=5").network("cnn", 0)
+    monkeypatch.setattr(jumble, "load_network", lambda *_: study.TrainedNetwork(config, None, None, 0, {}))
+    words = ["--networks", "cnn", "--pieces", "13", "--runs", str(tmp_path), *flags.split()]
+    try:
+        assert jumble.main(words) == code
+    except SystemExit as exit:
+        assert exit.code == code
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
