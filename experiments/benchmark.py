@@ -3,7 +3,8 @@
 In one process it measures, side by side, the textbook formulation (experiments/textbook.py), `implementation="dense"` and
 `"streamed"`, the last as a plain call on one device and with the batch divided among all devices (on a CPU: one per core).
 It measures one layer, forward and with its gradient, and a training step of a whole network; then the parts of the streamed
-routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size.
+routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size. At last
+the class capsules of dynamic routing, with votes in memory and without, and the strided convolution below them.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import tyro
@@ -20,14 +22,15 @@ from jax.sharding import NamedSharding
 
 import emcaps
 from emcaps import em, layout
+from emcaps.dynamic_capsnet import StridedConv
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import run_figures, textbook
 from experiments.command_line import parse
 from experiments.parallel import REPLICATED, SHARDED, data_mesh, split_cpu
 from experiments.timing import Measurement, fit_exponent, measure, multiply_adds, small_numbers
 
-Part = Literal["layer", "step", "kernels", "sweeps"]
-PARTS: tuple[Part, ...] = ("layer", "step", "kernels", "sweeps")
+Part = Literal["layer", "step", "kernels", "sweeps", "dynamic"]
+PARTS: tuple[Part, ...] = ("layer", "step", "kernels", "sweeps", "dynamic")
 
 
 # The procedure that textbook.py implements.
@@ -278,10 +281,41 @@ def benchmark_sweeps(layer: Layer, repeats: int) -> dict[str, dict[str, list[flo
     return sweeps
 
 
+def benchmark_dynamic(batch: int, repeats: int) -> dict[str, dict[str, Measurement]]:
+    """The two expensive layers of the network of dynamic routing at the paper's widths, on one device, with their gradients."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    children = 0.2 * jax.random.normal(keys[0], (batch, 1152, 8))
+    transforms = 0.1 * jax.random.normal(keys[1], (1152, 10, 8, 16))
+
+    def stored(children: jax.Array, transforms: jax.Array) -> jax.Array:
+        return emcaps.dynamic_routing(jnp.einsum("bnd,njde->bnje", children, transforms)).poses
+
+    def not_stored(children: jax.Array, transforms: jax.Array) -> jax.Array:
+        return emcaps.class_dynamic_routing(children, transforms).poses
+
+    features = jax.random.normal(keys[2], (batch, 20, 20, 256))
+    ours, flax = StridedConv(256, 9, 2), nn.Conv(256, (9, 9), 2, padding="VALID")
+    params = flax.init(keys[3], features)
+
+    def gradient(function: Callable) -> Callable:
+        return jax.grad(lambda *arguments: (function(*arguments) ** 2).sum(), argnums=(0, 1))
+
+    routed = {"votes in memory": stored, "votes not stored": not_stored}
+    convolved = {"flax.linen.Conv": flax.apply, "StridedConv": ours.apply}
+    return {
+        "class capsules, forward": measure({name: (f, (children, transforms)) for name, f in routed.items()}, repeats),
+        "class capsules, gradient": measure({name: (gradient(f), (children, transforms)) for name, f in routed.items()}, repeats),
+        "9x9 convolution, stride 2, gradient": measure(
+            {n: (gradient(f), (params, features)) for n, f in convolved.items()}, repeats
+        ),
+    }
+
+
 def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int, unit: str) -> None:
-    """A table of one measurement of `measure`, with ratios to the textbook."""
-    reference = results["textbook"].seconds
-    print(f"\n{title}\n{'':24}{unit:>14}{'x textbook':>12}{'scratch MB':>12}{'compile s':>11}")
+    """A table of one measurement of `measure`, with ratios to the first of it."""
+    first = next(iter(results))
+    reference = results[first].seconds
+    print(f"\n{title}\n{'':24}{unit:>14}{'x first':>12}{'scratch MB':>12}{'compile s':>11}")
     for name, result in results.items():
         amount = 1e9 * result.seconds / pairs if pairs > 1 else 1e3 * result.seconds
         speedup = f"{reference / result.seconds:.1f}"
@@ -323,6 +357,11 @@ def main(config: BenchmarkConfig) -> None:
             costs = "  ".join(f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True))
             per_unit = [second / size for second, size in zip(sweep["seconds"], sweep["sizes"], strict=True)]
             print(f"{name:12} exponent {exponent:5.2f}   cost per unit, last to first {per_unit[-1] / per_unit[0]:5.2f}   {costs}")
+    if "dynamic" in config.parts:
+        results = benchmark_dynamic(layer.batch, config.repeats)
+        for title, measurements in results.items():
+            report_side_by_side(f"Dynamic routing: {title}", measurements, 1, "ms")
+        record["dynamic"] = {title: {n: m._asdict() for n, m in ms.items()} for title, ms in results.items()}
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
     if {"layer", "sweeps"} <= set(config.parts):
