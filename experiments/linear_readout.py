@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PENALTIES = np.logspace(-4, 4, 17)  # of squared coefficients, for features of variance 1, in examples
+PENALTIES = np.logspace(-5, 4, 19)  # of squared coefficients, where the feature that varies most has variance 1, in examples
 
 
 class Readings(NamedTuple):
@@ -52,8 +52,8 @@ def r_squared(readings: Readings, features: np.ndarray, targets: np.ndarray) -> 
 
 def predictions(known: np.ndarray, targets: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Ridge regression with an intercept, for each of `PENALTIES`: from `[N, F]`, `[N, K]` and `[M, F]` to `[penalties, M, K]`."""
-    mean, deviation = known.mean(0), known.std(0)
-    scale = np.where(deviation > 0, deviation, 1)
+    # One scale for all features: by its own, one that hardly varies among the known could be anything elsewhere.
+    mean, scale = known.mean(0), known.astype(np.float64).std(0).max() or 1.0
     u, singular, vt = np.linalg.svd((known.astype(np.float64) - mean) / scale, full_matrices=False)
     rotated = u.T @ (targets - targets.mean(0))
     shrunk = (singular / (singular**2 + PENALTIES[:, None]))[..., None] * rotated  # [penalties, components, K]

@@ -24,7 +24,7 @@ from experiments.evaluate import make_evaluator, restore
 from experiments.parallel import choose_devices, split_cpu
 from experiments.results import table
 from experiments.run_directory import Record, read_result
-from experiments.study import Study, measured_once
+from experiments.study import NETWORKS, Study, measured_once
 from experiments.train import TARGET_TOLERANCE, trained
 
 NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
@@ -41,6 +41,13 @@ class ViewpointsCommand:
     """The factor of the data set that says from where an object is seen."""
     train_values: tuple[int, ...] = ()
     """Its familiar values; the default is the paper's for azimuth and elevation of smallnorb and toynorb."""
+    capsules: str = "capsules"
+    """Which capsules the CNN is compared with: a name of `experiments.study.NETWORKS`."""
+
+    def __post_init__(self):
+        if self.capsules not in NETWORKS or self.capsules.startswith("cnn"):
+            names = ", ".join(name for name in NETWORKS if not name.startswith("cnn"))
+            raise ValueError(f"capsules must be one of {names}; got {self.capsules!r}")
 
     @property
     def familiar(self) -> tuple[int, ...]:
@@ -55,7 +62,8 @@ def measure(command: ViewpointsCommand, seed: int, folder: Path, typed: str) -> 
     """Train the networks of a seed in a folder, match them and score them, by value of the factor."""
     study = command.study
     choice = {"factor": command.factor, "train_values": command.familiar}
-    configs = {name: dataclasses.replace(study.network(name, seed), **choice) for name in ("capsules", "cnn")}
+    networks = {"capsules": command.capsules, "cnn": "cnn"}
+    configs = {name: dataclasses.replace(study.network(network, seed), **choice) for name, network in networks.items()}
     workdirs = {name: folder / f"{name}-{seed}" for name in configs}
     errors = {
         name: trained(config, workdirs[name], study.data_dir, typed)["test_error"]  # of the familiar views
@@ -121,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = []
         split_cpu()
         for seed in study.seeds:
-            settings = study.settings("viewpoints", seed) | {"factor": command.factor, "train_values": command.familiar}
+            own = {"factor": command.factor, "train_values": command.familiar, "capsules": command.capsules}
+            settings = study.settings("viewpoints", seed) | own
             path = folder / f"seed-{seed}.json"
             found += rows(measured_once(path, settings, typed, lambda seed=seed: measure(command, seed, folder, typed)))
         print(table(found))

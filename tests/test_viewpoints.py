@@ -36,6 +36,7 @@ def file(tmp_path):
 
 def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "NETWORKS", TINY)
+    monkeypatch.setattr(viewpoints, "NETWORKS", TINY)
     monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     command = ["--dataset", str(file), "--train-values", "0", "40", "--quick", "--runs", str(tmp_path / "runs")]
     command += ["--flags=--batch-size 8 --max-shift 1"]
@@ -103,3 +104,20 @@ def test_views_that_there_are_not_are_refused(flags, message, file, tmp_path, ca
     assert viewpoints.main(["--dataset", str(file), *flags.split(), "--runs", str(tmp_path / "runs")]) == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("*.json"))
+
+
+@pytest.mark.parametrize("name", ["nosuch", "cnn-25k"])
+def test_only_capsules_are_compared_with_the_cnn(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        viewpoints.main(["--capsules", name])
+    assert "capsules must be one of capsules, capsules-64-8-16-16, " in capsys.readouterr().err
+
+
+def test_other_capsules_are_trained_as_their_flags_say(tmp_path, monkeypatch):
+    trained = {}
+    monkeypatch.setattr(
+        viewpoints, "trained", lambda config, workdir, *_: trained.update({workdir.name: config}) or {"test_error": 0.5}
+    )
+    monkeypatch.setattr(viewpoints, "score", lambda *_: {"familiar_error": 0.5})
+    viewpoints.measure(ViewpointsCommand(capsules="capsules-64-8-16-16"), 0, tmp_path, "")
+    assert trained["capsules-0"].model.conv_capsules == (16, 16) and trained["cnn-0"].model.family == "cnn"
