@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from emcaps.types import POSE_ENTRIES
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.evaluate import EXAMPLES_PER_DEVICE
@@ -167,16 +168,28 @@ def targets(views: View) -> dict[str, np.ndarray]:
     return named | {"azimuth": np.concatenate([np.cos(angle), np.sin(angle)], axis=1)}
 
 
+def known_toys(taken: Snapshots) -> np.ndarray:
+    """Which snapshots show toys of the training split, `[N]`."""
+    return np.isin(taken.instances, ToyNorb.SPLITS["train"])
+
+
+def principal_components(features: np.ndarray, known: np.ndarray, number: int) -> np.ndarray:
+    """Features along the directions in which those of the known examples vary most, `[N, number]`."""
+    centred = features.astype(np.float64) - features[known].mean(0)
+    _, _, directions = np.linalg.svd(centred[known], full_matrices=False)
+    return centred @ directions[:number].T
+
+
 def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
     """R^2 of each target on the toys of the test split, the mean over the categories, each of which has a linear map of its own."""
-    known = np.isin(taken.instances, ToyNorb.SPLITS["train"])
-    found: dict[str, list[float]] = {}
-    for category in range(len(CATEGORIES)):
-        fit, tested = ((taken.labels == category) & split for split in (known, ~known))
-        for name, values in targets(taken.views).items():
-            readings = Readings(features[fit], values[fit], taken.instances[fit])
-            found.setdefault(name, []).append(r_squared(readings, features[tested], values[tested]))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    known, wanted = known_toys(taken), targets(taken.views)
+
+    def readings(chosen: np.ndarray) -> Readings:
+        return Readings(features[chosen], {name: values[chosen] for name, values in wanted.items()}, taken.instances[chosen])
+
+    of_categories = [taken.labels == category for category in range(len(CATEGORIES))]
+    found = [r_squared(readings(of & known), readings(of & ~known)) for of in of_categories]
+    return {name: float(np.mean([of[name] for of in found])) for name in wanted}
 
 
 def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
@@ -191,6 +204,9 @@ def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
         network = load_network(study, name, seed)
         for layer, features in read_network(name, network, taken.images, taken.labels).items():
             layers[f"{name}: {layer}"] = {"features": features.shape[1], "r_squared": explained(features, taken)}
+            if features.shape[1] > POSE_ENTRIES:  # as many numbers as a pose has, for a fair comparison
+                components = principal_components(features, known_toys(taken), POSE_ENTRIES)
+                layers[f"{name}: {layer}, components"] = {"features": POSE_ENTRIES, "r_squared": explained(components, taken)}
         sweeps |= {f"{name}: {layer}": values for layer, values in read_network(name, network, shown, category).items()}
     save_arrays(study.folder / "equivariance" / f"seed-{seed}.npz", sweeps)
     return {"layers": layers}

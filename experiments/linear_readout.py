@@ -1,5 +1,6 @@
 """How well a linear map of features predicts something of objects that it has not met: ridge regression."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,46 +9,54 @@ PENALTIES = np.logspace(-5, 4, 19)  # of squared coefficients, where the feature
 
 
 class Readings(NamedTuple):
-    """What a linear map is fitted to.
+    """What linear maps are fitted to, or tried on.
 
     Attributes:
         features: `[N, F]`.
-        targets: `[N, K]`.
-        groups: the object that each example shows, `[N]`; at least two objects.
+        targets: by name, `[N, K]`: K numbers that one map predicts.
+        groups: the object that each example shows, `[N]`.
     """
 
     features: np.ndarray
-    targets: np.ndarray
+    targets: Mapping[str, np.ndarray]
     groups: np.ndarray
 
 
-def r_squared(readings: Readings, features: np.ndarray, targets: np.ndarray) -> float:
-    """The share of the targets' variance that a linear map of the features explains, on examples that it was not fitted to.
+def r_squared(known: Readings, new: Readings) -> dict[str, float]:
+    """The share of each target's variance that a linear map of the features explains, on examples that it was not fitted to.
 
-    The penalty is the one of `PENALTIES` that predicts best, of the readings, each object from the others. The result is at most 1,
-    and negative where the mean of these targets would be the better prediction.
+    The penalty is the one of `PENALTIES` that predicts best, of the known objects, each from the others. The result is at most 1,
+    and negative where the mean of the new targets would be the better prediction; the variances of a target's numbers add up.
 
     Args:
-        readings: to fit the map to.
-        features: `[M, F]`, of other objects.
-        targets: `[M, K]`; their variances add up.
+        known: to fit the maps to, two objects or more.
+        new: of other objects, with the same features and targets.
 
     Raises:
-        ValueError: the readings are of fewer than two objects, or the targets are all the same.
+        ValueError: the known readings are of fewer than two objects, or the new ones of a known object; or a target is the same in
+            all new examples.
     """
-    groups = np.unique(readings.groups)
+    groups = np.unique(known.groups)
     if len(groups) < 2:
-        raise ValueError(f"readings must be of two objects or more; got {groups.tolist()}")
-    variation = ((targets - targets.mean(0)) ** 2).sum()
-    if not variation > 0:
-        raise ValueError("targets must not be all the same")
-    errors = np.zeros(len(PENALTIES))
+        raise ValueError(f"known readings must be of two objects or more; got {groups.tolist()}")
+    if common := set(groups.tolist()) & set(np.unique(new.groups).tolist()):
+        raise ValueError(f"new readings must be of other objects; got {sorted(common)} in both")
+    ends = np.cumsum([values.shape[1] for values in known.targets.values()])[:-1]
+    wanted = np.concatenate(list(known.targets.values()), axis=1)
+    errors = np.zeros((len(PENALTIES), wanted.shape[1]))
     for group in groups:
-        left_out = readings.groups == group
-        predicted = predictions(readings.features[~left_out], readings.targets[~left_out], readings.features[left_out])
-        errors += ((predicted - readings.targets[left_out]) ** 2).sum((1, 2))
-    predicted = predictions(readings.features, readings.targets, features)[errors.argmin()]
-    return float(1 - ((predicted - targets) ** 2).sum() / variation)
+        left_out = known.groups == group
+        predicted = predictions(known.features[~left_out], wanted[~left_out], known.features[left_out])
+        errors += ((predicted - wanted[left_out]) ** 2).sum(1)
+    every = predictions(known.features, wanted, new.features)
+    found = {}
+    for name, error, predicted in zip(known.targets, np.split(errors, ends, 1), np.split(every, ends, 2), strict=True):
+        targets = new.targets[name]
+        variation = ((targets - targets.mean(0)) ** 2).sum()
+        if not variation > 0:
+            raise ValueError(f"{name} must not be the same in all new examples")
+        found[name] = float(1 - ((predicted[error.sum(1).argmin()] - targets) ** 2).sum() / variation)
+    return found
 
 
 def predictions(known: np.ndarray, targets: np.ndarray, features: np.ndarray) -> np.ndarray:

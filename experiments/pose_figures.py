@@ -74,7 +74,7 @@ def equivariance_bars(dataset: str, records: Sequence[Record]) -> Figure:
         at = np.arange(len(names)) + (index - (len(layers) - 1) / 2) * width
         reach = [confidence_interval(values) if len(values) > 1 else 0 for values in found]
         label = f"{layer} ({records[0]['layers'][layer]['features']} numbers)"
-        alpha = 0.5 if layer.endswith("logits") else 1
+        alpha = {"logits": 0.3, "components": 0.6}.get(layer.rpartition(" ")[2], 1)
         means = [statistics.mean(values) for values in found]
         axes.bar(at, means, width, yerr=reach, color=COLORS[family(layer)], alpha=alpha, label=label, error_kw={"linewidth": 1})
     axes.set_xticks(range(len(names)), labels=names)

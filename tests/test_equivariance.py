@@ -76,6 +76,15 @@ def test_what_is_in_the_features_is_explained_category_by_category():
     assert explained(np.concatenate([np.cos(angle), np.sin(angle)], axis=1), taken)["azimuth"] > 0.999
 
 
+def test_components_keep_what_varies_most():
+    random = np.random.default_rng(0)
+    wide, narrow = random.normal(size=(40, 3)), 1e-3 * random.normal(size=(40, 20))
+    turned = np.concatenate([wide, narrow], axis=1) @ np.linalg.qr(random.normal(size=(23, 23)))[0] + 5
+    found = equivariance.principal_components(turned, np.arange(40) < 30, 3)
+    exact = wide - wide[:30].mean(0)
+    np.testing.assert_allclose(found @ found.T, exact @ exact.T, atol=0.05)
+
+
 def test_the_pose_that_is_read_is_that_of_the_class():
     class Routed:
         activation_logits = jnp.zeros((2, 1, 1, 3))
