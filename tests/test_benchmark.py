@@ -12,6 +12,7 @@ import emcaps
 from experiments import benchmark, textbook
 
 
+@pytest.mark.slow
 def test_the_textbooks_routing_is_ours():
     layer = benchmark.Layer(batch=2, size=7, children=2, parents=3)
     arguments = benchmark.layer_arguments(layer)

@@ -44,10 +44,9 @@ def network_like_arguments(batch, dtype=jnp.float32):
     return tuple(jnp.asarray(array, dtype) for array in arguments)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (6, 12))])
-@pytest.mark.parametrize(
-    ("function", "case"), [(conv_em_routing, conv_case), pytest.param(class_em_routing, class_case, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 6, 12])
+@pytest.mark.parametrize(("function", "case"), [(conv_em_routing, conv_case), (class_em_routing, class_case)])
 def test_equals_dense_on_the_oracles_cases_in_float64(x64, function, case, seed):
     """To 1e-10, or to what the case makes of a rounding error in its input."""
     arrays, keywords = case(seed)

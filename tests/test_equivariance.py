@@ -21,6 +21,7 @@ def view(**changed):
     return {"elevation": 40.0, "azimuth": 60.0, "roll": 0.0, "zoom": 1.0, "right": 0.0, "down": 0.0} | changed
 
 
+@pytest.mark.slow
 def test_a_toy_moves_in_its_picture_as_the_view_says():
     changes = [{}, {"roll": 90.0}, {"right": 3 / SIZE}, {"down": -2 / SIZE}, {"zoom": 1.3}]
     views = View(*(jnp.array([view(**change)[field] for change in changes], jnp.float32) for field in View._fields))

@@ -3,13 +3,15 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from experiments import datasets, drawings, jumble, pose_figures, report, study, train
+from experiments import datasets, drawings, jumble, pose_figures, report, study
 from experiments.evaluate import make_evaluator
 from experiments.jumble import JumbleCommand, cut_and_jumbled, jumbled_images
+from experiments.learner import init_state, make_model
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
@@ -61,19 +63,27 @@ def tiny_networks(monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_: tiny.dataset())
     monkeypatch.setattr(study, "NETWORKS", {"capsules": f"{TINY} 3", "cnn": f"{TINY} 4"})
     monkeypatch.setattr(jumble, "NETWORKS", study.NETWORKS)
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(jumble, "trained", lambda *_: {})
+
+
+def untrained(asked, name, seed):
+    """A network of the study before its first step."""
+    config = asked.network(name, seed)
+    model = make_model(config.model, 3)
+    params = jax.jit(lambda key: init_state(config, model, jnp.zeros((1, *tiny.IMAGE_SHAPE)), key))(jax.random.key(seed)).params
+    return study.TrainedNetwork(config, model, params, 0, {})
 
 
 def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch, capsys):
-    flags = "--batch-size 8 --max-shift 1"
-    words = ["--dataset", "mnist", "--runs", str(tmp_path), "--steps", "3", f"--flags={flags}", "--seeds", "1"]
+    monkeypatch.setattr(jumble, "load_network", untrained)
+    words = ["--dataset", "mnist", "--runs", str(tmp_path), "--seeds", "1"]
     words += ["--networks", "capsules", "cnn", "--pieces", "13", "--num-images", "20"]
     assert jumble.main(words) == 0
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "mnist" / "jumble" / "seed-1.json").read_text())
     assert [(row["network"], row["amount"]) for row in record["rows"]] == [(n, a) for n in ("capsules", "cnn") for a in (1, 13)]
     jumbled = np.asarray(cut_and_jumbled(jax.random.key(1), tiny.dataset().test_images[:20], 13))
-    network = study.load_network(study.Study(dataset="mnist", steps=3, flags=flags, runs=tmp_path), "cnn", 1)
+    network = untrained(study.Study(dataset="mnist"), "cnn", 1)
     labels = tiny.dataset().test_labels[:20]
     scores = make_evaluator(network.config, network.model, jax.devices())(network.params, jumbled, labels, network.step)
     row = record["rows"][3]
@@ -87,7 +97,7 @@ def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch,
     table = section.tables[0].markdown()
     assert printed.endswith(f"{table}\n")
 
-    monkeypatch.setattr(jumble, "trained", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(jumble, "load_network", lambda *_: pytest.fail("a finished seed was repeated"))
     assert jumble.main(words) == 0
     assert capsys.readouterr().out.endswith(f"{table}\n")
 
@@ -141,7 +151,6 @@ def test_examples_are_beside_what_is_said_of_them():
     ],
 )
 def test_what_cannot_be_jumbled_is_refused(flags, code, message, tiny_networks, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(jumble, "trained", lambda *_: {})
     config = study.Study(dataset="mnist", flags="--crop=5").network("cnn", 0)
     monkeypatch.setattr(jumble, "load_network", lambda *_: study.TrainedNetwork(config, None, None, 0, {}))
     words = ["--networks", "cnn", "--pieces", "13", "--runs", str(tmp_path), *flags.split()]

@@ -96,7 +96,8 @@ def value_and_gradient(function, num_iterations, normalize_costs):
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
-@pytest.mark.parametrize("scale", [pytest.param(1, marks=pytest.mark.slow), 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1, 100])
 def test_float32_gradients_are_the_float64_ones(scale):
     """Within 1e-3 of each gradient's largest magnitude, also where EM has all but converged."""
     route = ROUTES["conv-streamed"]

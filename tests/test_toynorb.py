@@ -52,6 +52,7 @@ def test_the_same_toy_is_the_same_to_the_last_bit():
     np.testing.assert_array_equal(before, photograph(1, 3))
 
 
+@pytest.mark.slow
 def test_toys_differ():
     images = {photograph(category, instance).tobytes() for category in range(len(CATEGORIES)) for instance in range(INSTANCES)}
     assert len(images) == len(CATEGORIES) * INSTANCES
