@@ -41,10 +41,12 @@ class Part(NamedTuple):
 
 
 def box(right: float, down: float, half_width: float, half_height: float, filled: float = 1.0) -> Part:
+    """A rectangle."""
     return Part((right, down), (half_width, half_height), 1.0, filled)
 
 
 def ellipse(right: float, down: float, half_width: float, half_height: float, filled: float = 1.0) -> Part:
+    """An ellipse."""
     return Part((right, down), (half_width, half_height), 0.0, filled)
 
 

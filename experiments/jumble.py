@@ -49,8 +49,8 @@ class JumbleCommand:
 
     def __post_init__(self):
         check_positive(self, "num_images")
-        if unknown := [name for name in self.networks if name not in NETWORKS]:
-            raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {', '.join(unknown)}")
+        if not self.networks or not set(self.networks) <= set(NETWORKS):
+            raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {', '.join(self.networks)}")
         if not self.pieces or list(self.pieces) != sorted({*self.pieces, 1})[1:]:
             raise ValueError(f"pieces must be one or more numbers of at least 2, in increasing order; got {list(self.pieces)}")
         if not self.moved or list(self.moved) != sorted({*self.moved, 0.0})[1:] or self.moved[-1] > 1:
@@ -121,21 +121,23 @@ def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
 def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
     study = command.study
-    for name in command.networks:
-        trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
-    dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
+    configs = {name: study.network(name, seed) for name in command.networks}
+    for name, config in configs.items():
+        if config.images.crop is not None:
+            raise RunnerError(f"{name} sees a crop of each image, so pieces would go where it does not look; choose other --flags")
+    dataset = load_data(configs[command.networks[0]], study.data_dir)
+    if command.num_images > len(dataset.test_labels):
+        raise RunnerError(f"num_images must be at most the {len(dataset.test_labels)} test images; got {command.num_images}")
     whole, labels = dataset.test_images[: command.num_images], dataset.test_labels[: command.num_images]
     jumbled = jumbled_images(command, seed, whole)
+    for name, config in configs.items():
+        trained(config, study.folder / f"{name}-{seed}", study.data_dir, typed)
     kept = np.unique(labels, return_index=True)[1][:SHOWN]
     shown = {"images": np.stack([images[kept] for images in jumbled]), "labels": labels[kept], "amounts": np.array(command.amounts)}
     found = []
     with tqdm(total=len(command.networks) * len(jumbled), desc=f"seed {seed}", unit=" sets") as progress:
         for name in command.networks:
             network = load_network(study, name, seed)
-            if network.config.images.crop is not None:
-                raise RunnerError(
-                    f"{name} sees a crop of each image, so pieces would go where it does not look; choose other --flags"
-                )
             evaluate = make_evaluator(network.config, network.model, choose_devices(network.config.batch_size))
             activations = []
             for amount, images in zip(command.amounts, jumbled, strict=True):

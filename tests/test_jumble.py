@@ -148,12 +148,11 @@ def test_examples_are_beside_what_is_said_of_them():
         ("--networks nosuch", 2, "networks must be of capsules, cnn; got nosuch"),
         ("--pieces 2", 1, "pieces must divide the images' height and width, 13x13; got 2"),
         ("--flags=--crop=5", 1, "sees a crop of each image"),
+        ("--num-images 38", 1, "num_images must be at most the 37 test images; got 38"),
     ],
 )
 def test_what_cannot_be_jumbled_is_refused(flags, code, message, tiny_networks, tmp_path, capsys, monkeypatch):
-    config = study.Study(dataset="mnist", flags="--crop=5").network("cnn", 0)
-    monkeypatch.setattr(jumble, "load_network", lambda *_: study.TrainedNetwork(config, None, None, 0, {}))
-    words = ["--networks", "cnn", "--pieces", "13", "--runs", str(tmp_path), *flags.split()]
+    words = ["--networks", "cnn", "--pieces", "13", "--num-images", "20", "--runs", str(tmp_path), *flags.split()]
     try:
         assert jumble.main(words) == code
     except SystemExit as exit:
