@@ -19,7 +19,7 @@ TRANSFORM_STDDEV = 0.1  # of the released code
 class StridedConv(nn.Module):
     """A convolution without padding, with the parameters and values of `nn.Conv`, whose gradient is fast on a CPU too.
 
-    It computes in the images' dtype, and convolves blocks of stride x stride pixels, taken for channels, one block at a time. (XLA's
+    It computes in the images' dtype, and convolves blocks of stride x stride pixels, taken for channels, one at a time. (XLA's
     CPU takes several times as long for the gradient by the input of a convolution that skips pixels.)
 
     Attributes:
