@@ -26,8 +26,7 @@ from experiments.evaluate import load_data
 from experiments.parallel import split_cpu
 from experiments.results import numbers
 from experiments.run_directory import Record, save_arrays
-from experiments.study import Study, TrainedNetwork, load_network, measured_once
-from experiments.train import trained
+from experiments.study import Study, TrainedNetwork, load_network, measured_once, train_network
 from experiments.victims import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
 
 VICTIMS = ("capsules", "cnn")
@@ -230,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = [seed for seed in study.seeds if not command.file(seed).exists()]
         for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
             for name in VICTIMS:
-                trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
+                train_network(study, name, seed, typed)
         load = functools.cache(functools.partial(load_network, study))
         programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in VICTIMS if missing}
         records = []

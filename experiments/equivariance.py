@@ -29,11 +29,10 @@ from experiments.linear_readout import Readings, r_squared
 from experiments.parallel import map_chunks, split_cpu
 from experiments.pose_claims import equivariance_table
 from experiments.run_directory import Record, save_arrays
-from experiments.study import Study, TrainedNetwork, load_network, measured_once
+from experiments.study import Study, TrainedNetwork, load_network, measured_once, train_network
 from experiments.toynorb.builder import ToyNorb
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
-from experiments.train import trained
 from experiments.views import test_view
 
 # From where and how a toy is seen. The networks were trained on all azimuths and elevations, on crops at random places (up to a
@@ -196,18 +195,19 @@ def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
     """What the networks of a seed, trained if need be, know; what they say along a sweep is saved beside the record."""
     study = command.study
     for name in command.networks:
-        trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
+        train_network(study, name, seed, typed)
     taken, shown = take_snapshots(command.num_views), take_sweep()
-    category = np.full(len(shown), SWEPT[0], np.int32)
+    images = np.concatenate([taken.images, shown])
+    labels = np.concatenate([taken.labels, np.full(len(shown), SWEPT[0], np.int32)])
     layers, sweeps = {}, {"images": shown, **{f"view_{name}": np.asarray(field) for name, field in sweep_views()._asdict().items()}}
     for name in tqdm(command.networks, desc=f"reading seed {seed}", unit=" networks"):
         network = load_network(study, name, seed)
-        for layer, features in read_network(name, network, taken.images, taken.labels).items():
+        for layer, of_both in read_network(name, network, images, labels).items():
+            features, sweeps[f"{name}: {layer}"] = np.split(of_both, [len(taken.images)])
             layers[f"{name}: {layer}"] = {"features": features.shape[1], "r_squared": explained(features, taken)}
             if features.shape[1] > POSE_ENTRIES:  # as many numbers as a pose has, for a fair comparison
                 components = principal_components(features, known_toys(taken), POSE_ENTRIES)
                 layers[f"{name}: {layer}, components"] = {"features": POSE_ENTRIES, "r_squared": explained(components, taken)}
-        sweeps |= {f"{name}: {layer}": values for layer, values in read_network(name, network, shown, category).items()}
     save_arrays(study.folder / "equivariance" / f"seed-{seed}.npz", sweeps)
     return {"layers": layers}
 

@@ -26,8 +26,7 @@ from experiments.evaluate import Scores, load_data, make_evaluator
 from experiments.parallel import split_cpu
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
-from experiments.study import NETWORKS, Study, load_network, measured_once
-from experiments.train import trained
+from experiments.study import NETWORKS, Study, load_network, measured_once, train_network
 
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 50
@@ -130,8 +129,8 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
         raise RunnerError(f"num_images must be at most the {len(dataset.test_labels)} test images; got {command.num_images}")
     whole, labels = dataset.test_images[: command.num_images], dataset.test_labels[: command.num_images]
     jumbled = jumbled_images(command, seed, whole)
-    for name, config in configs.items():
-        trained(config, study.folder / f"{name}-{seed}", study.data_dir, typed)
+    for name in command.networks:
+        train_network(study, name, seed, typed)
     kept = np.unique(labels, return_index=True)[1][:SHOWN]
     shown = {"images": np.stack([images[kept] for images in jumbled]), "labels": labels[kept], "amounts": np.array(command.amounts)}
     found = []

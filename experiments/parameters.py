@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from experiments.command_line import exit_code, parse
 from experiments.parallel import split_cpu
 from experiments.results import table
-from experiments.study import NETWORKS, Study
-from experiments.train import trained
+from experiments.study import NETWORKS, Study, train_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = []
         for seed in study.seeds:
             for name in command.networks:
-                result = trained(study.network(name, seed), study.folder / f"{name}-{seed}", study.data_dir, typed)
+                result = train_network(study, name, seed, typed)
                 shown = ("num_parameters", "seed", "steps", "test_error", "train_seconds")
                 results.append({"network": name} | {field: result[field] for field in shown})
         print(table(results))

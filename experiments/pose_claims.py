@@ -22,11 +22,7 @@ def jumble_table(records: Sequence[Record]) -> Table:
     rows = []
     for network in records[0]["networks"]:
         for field, what in SURENESS.items():
-            found = [
-                [row[field] for record in records for row in record["rows"] if (row["network"], row["amount"]) == (network, amount)]
-                for amount in amounts
-            ]
-            rows.append((network, what, *map(percent, found)))
+            rows.append((network, what, *map(percent, pose_figures.jumble_values(records, network, field))))
     caption = "Pieces on each side of the image; or how far features are on their way to each other's places. Means, %"
     return Table(caption, ("network", "", *map("{:g}".format, amounts)), rows)
 
@@ -71,8 +67,8 @@ def equivariance_table(records: Sequence[Record]) -> Table:
     """How much of the viewpoint a linear map reads from each network's last layer."""
     rows = []
     for layer, first in records[0]["layers"].items():
-        found = [[record["layers"][layer]["r_squared"][name] for record in records] for name in first["r_squared"]]
-        rows.append((layer, str(first["features"]), *map(percent, found)))
+        values = pose_figures.r_squared_values(records, layer).values()
+        rows.append((layer, str(first["features"]), *map(percent, values)))
     names = next(iter(records[0]["layers"].values()))["r_squared"]
     return Table("R^2 in %, on toys that neither network nor map has met", ("layer", "numbers", *names), rows)
 

@@ -24,6 +24,22 @@ def family(name: str) -> str:
     return name.partition(":")[0].partition("-")[0]
 
 
+def jumble_values(records: Sequence[Record], network: str, field: str) -> list[list[float]]:
+    """What the records of experiments.jumble say of a network at each amount, the numbers of all seeds."""
+
+    def at(amount: float) -> list[float]:
+        rows = (row for record in records for row in record["rows"])
+        return [row[field] for row in rows if (row["network"], row["amount"]) == (network, amount)]
+
+    return [at(amount) for amount in records[0]["amounts"]]
+
+
+def r_squared_values(records: Sequence[Record], layer: str) -> dict[str, list[float]]:
+    """What the records of experiments.equivariance say of a layer, by target, the numbers of all seeds."""
+    of_seeds = [record["layers"][layer]["r_squared"] for record in records]
+    return {name: [of_seed[name] for of_seed in of_seeds] for name in of_seeds[0]}
+
+
 def jumble_curves(dataset: str, records: Sequence[Record], examples: Any) -> Figure:
     """What networks say of objects whose parts go to each other's places, and examples.
 
@@ -47,10 +63,7 @@ def jumble_curves(dataset: str, records: Sequence[Record], examples: Any) -> Fig
     fields = {"true_activation": "activation of the object's class", "accuracy": "accuracy"}
     for axes, (field, label) in zip(right.subplots(1, 2, sharey=True, squeeze=False)[0], fields.items(), strict=True):
         for name in networks:
-            found = [
-                [row[field] for record in records for row in record["rows"] if (row["network"], row["amount"]) == (name, amount)]
-                for amount in amounts
-            ]
+            found = jumble_values(records, name, field)
             color = COLORS[family(name)]
             axes.plot([statistics.mean(values) for values in found], color=color, label=NAMES.get(name, name))
             for index, values in enumerate(found):
@@ -70,7 +83,7 @@ def equivariance_bars(dataset: str, records: Sequence[Record]) -> Figure:
     axes = figure.subplots()
     width = 0.8 / len(layers)
     for index, layer in enumerate(layers):
-        found = [[record["layers"][layer]["r_squared"][name] for record in records] for name in names]
+        found = list(r_squared_values(records, layer).values())
         at = np.arange(len(names)) + (index - (len(layers) - 1) / 2) * width
         reach = [confidence_interval(values) if len(values) > 1 else 0 for values in found]
         label = f"{layer} ({records[0]['layers'][layer]['features']} numbers)"
@@ -106,9 +119,7 @@ def pose_sweeps(sweeps: Mapping[str, np.ndarray], layer: str) -> Figure:
             draw_image(axes, sweeps["images"][chosen][step, :, :, :1])
         axes = block.add_subplot(grid[1, :])
         for entry in range(values.shape[1]):
-            color, label = {3: (PREDICTED, "row 1, column 4: down"), 7: (TRUE, "row 2, column 4: right")}.get(
-                entry, (NEUTRAL, None)
-            )
+            color, label = COORDINATES.get(entry, (NEUTRAL, None))
             axes.plot(at, values[:, entry] - values[number // 2, entry], color=color, label=label, zorder=3 if label else 2)
         axes.set(xlabel=f"{field} ({UNITS[field]})", ylabel="change of an entry" if index % 3 == 0 else None)
         axes.grid(alpha=0.3)

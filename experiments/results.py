@@ -62,9 +62,7 @@ def draw_figures(
     pictures = {
         "samples": run_figures.samples(dataset.train_images, dataset.train_labels, names),
         "learning_curves": run_figures.learning_curves(records, title, loss_name),
-        "misclassified": run_figures.misclassified(
-            dataset.test_images, dataset.test_labels, scores.activations, dataset.class_names
-        ),
+        "misclassified": run_figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, names),
     }
     params = jax.device_put(state.params, jax.devices()[0])
     chosen = range(min(3, len(dataset.test_labels)))

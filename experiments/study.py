@@ -15,7 +15,7 @@ from experiments.errors import RunnerError
 from experiments.evaluate import restore
 from experiments.learner import Network
 from experiments.run_directory import Record, read_result, write_atomically
-from experiments.train import TrainCommand
+from experiments.train import TrainCommand, trained
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it, whose learning rate was chosen on
 # held-out toys of toynorb.
@@ -68,6 +68,10 @@ class Study:
         """Where the results of this data set go."""
         return (self.runs / "quick" if self.quick else self.runs) / Path(self.dataset).stem
 
+    def workdir(self, name: str, seed: int) -> Path:
+        """The run of one of `NETWORKS`."""
+        return self.folder / f"{name}-{seed}"
+
     def network(self, name: str, seed: int) -> TrainConfig:
         """How one of `NETWORKS` is trained, and scored once, after the last step.
 
@@ -102,9 +106,14 @@ class TrainedNetwork(NamedTuple):
     result: Record
 
 
+def train_network(study: Study, name: str, seed: int, typed: str) -> Record:
+    """The result of a network of the study, trained unless it has been; `typed` is the command, for the record."""
+    return trained(study.network(name, seed), study.workdir(name, seed), study.data_dir, typed)
+
+
 def load_network(study: Study, name: str, seed: int) -> TrainedNetwork:
     """A network of the study, from the newest checkpoint of its finished run."""
-    config, folder = study.network(name, seed), study.folder / f"{name}-{seed}"
+    config, folder = study.network(name, seed), study.workdir(name, seed)
     restored = restore(config, folder, study.data_dir, None, jax.devices())
     return TrainedNetwork(config, restored.model, restored.state.params, restored.step, read_result(folder) or {})
 

@@ -49,7 +49,7 @@ def untrained_cnns(monkeypatch, initial_params):
         params = initial_params(jax.random.key(seed + len(name)))
         return study.TrainedNetwork(config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5})
 
-    monkeypatch.setattr(adversarial, "trained", lambda *_: {})
+    monkeypatch.setattr(adversarial, "train_network", lambda *_: {})
     monkeypatch.setattr(adversarial, "load_network", load_network)
     monkeypatch.setattr(adversarial, "ATTACKS", {"bim": ATTACKS["bim"]})
 
@@ -76,7 +76,7 @@ def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrai
     printed = capsys.readouterr().out
     check_outputs(tmp_path, seeds, printed)
 
-    monkeypatch.setattr(adversarial, "trained", None)
+    monkeypatch.setattr(adversarial, "train_network", None)
     monkeypatch.setattr(adversarial, "attack_seed", None)
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(printed)

@@ -168,7 +168,6 @@ def test_assignments_are_drawn_where_they_are_for_the_likeliest_classes():
     render(figure)
     totals, *classes = figure.axes
     named = {"b": "0.90", "c": "0.30", "d": "0.20"}
-    named = {"b": "0.90", "c": "0.30", "d": "0.20"}
     assert [axes.get_title() for axes in classes] == [f"to {name} (activation {value})" for name, value in named.items()]
     np.testing.assert_allclose(np.asarray(totals.images[1].get_array()), to_class.sum(-1))
     shown = np.ma.filled(classes[0].images[1].get_array(), np.nan)

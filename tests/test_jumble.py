@@ -63,7 +63,7 @@ def tiny_networks(monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_: tiny.dataset())
     monkeypatch.setattr(study, "NETWORKS", {"capsules": f"{TINY} 3", "cnn": f"{TINY} 4"})
     monkeypatch.setattr(jumble, "NETWORKS", study.NETWORKS)
-    monkeypatch.setattr(jumble, "trained", lambda *_: {})
+    monkeypatch.setattr(jumble, "train_network", lambda *_: {})
 
 
 def untrained(asked, name, seed):
