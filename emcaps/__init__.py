@@ -1,6 +1,6 @@
 """Matrix capsules with EM routing (Hinton, Sabour, Frosst 2018) in JAX and Flax."""
 
-from emcaps.capsnet import CapsNet
+from emcaps.capsnet import CapsNet, partition_specs
 from emcaps.diagnosis import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
 from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, dynamic_routing, squash
 from emcaps.dynamic_capsnet import DynamicCapsNet, PrimaryVectorCaps, VectorClassCaps
@@ -40,6 +40,7 @@ __all__ = [
     "iteration_diagnostics",
     "margin_loss",
     "margin_schedule",
+    "partition_specs",
     "receptive_field_centers",
     "reconstruction_loss",
     "results_by_iteration",

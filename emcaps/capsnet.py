@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_covers
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
@@ -26,6 +27,10 @@ class CapsNet(nn.Module):
         routing: how all capsule layers route; or one for each of them, the class capsules last.
         capsule_init: how the capsule layers' parameters start.
         add_coordinates: whether the class capsules' votes are told where they come from.
+        dtype: of all that is below the class capsules, whose own is that of the parameters; None: what images and parameters
+            promote to. Routing computes in at least float32.
+        parent_axis: name of a mapped axis over whose devices the parent types of the convolutional capsules are divided; the
+            parameters are then divided by `partition_specs`. The rest, and all results, are the same on all of its devices.
 
     Raises:
         ValueError: `routing` has another length than there are capsule layers.
@@ -38,6 +43,8 @@ class CapsNet(nn.Module):
     routing: RoutingOptions | tuple[RoutingOptions, ...] = RoutingOptions()
     capsule_init: CapsuleInit = CapsuleInit()
     add_coordinates: bool = True
+    dtype: Any = None
+    parent_axis: str | None = None
 
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
         """How each capsule layer routes, the class capsules last."""
@@ -77,18 +84,42 @@ class CapsNet(nn.Module):
 
         kernel, stride = geometry[0]
         check_covers("conv", ReceptiveField(images.shape[1:3], (kernel, kernel), stride))
-        conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", name="conv")
+        conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", dtype=self.dtype, name="conv")
         out["conv"] = nn.relu(conv(images))
-        capsules = out["primary"] = PrimaryCaps(self.primary_capsules, name="primary")(out["conv"])
+        capsules = out["primary"] = PrimaryCaps(self.primary_capsules, self.dtype, name="primary")(out["conv"])
 
         *conv_routing, class_routing = self.layer_routing()
         layers = zip(self.conv_capsules, geometry[2:], conv_routing, strict=True)
         for index, (num_capsules, (kernel, stride), routing) in enumerate(layers, start=1):
             name = f"conv_caps_{index}"
-            out[name] = ConvCaps(num_capsules, kernel, stride, routing, self.capsule_init, name=name)(capsules)
+            layer = ConvCaps(num_capsules, kernel, stride, routing, self.capsule_init, self.dtype, self.parent_axis, name=name)
+            out[name] = layer(capsules)
             capsules = Capsules(out[name].poses, out[name].activations)
 
         rows, columns = (receptive_field_centers(size, geometry) for size in images.shape[1:3])
         class_caps = ClassCaps(self.num_classes, class_routing, self.capsule_init, self.add_coordinates, name="class_caps")
         out["class_caps"] = class_caps(capsules, (rows, columns))
         return Capsules(out["class_caps"].poses[:, 0, 0], out["class_caps"].activations[:, 0, 0]), out
+
+
+def partition_specs(tree: Any, parent_axis: str) -> Any:
+    """How the parameters of a `CapsNet` with this `parent_axis` are divided over its devices: a tree of `PartitionSpec`.
+
+    Inside `jax.shard_map(..., check_vma=False)` each device differentiates its own loss, but what it finds is the gradient of the
+    sum over all devices. Of a mean over them, and so of the network's loss, which is the same on all devices of the axis, the
+    gradient of a divided parameter is therefore what a device finds, divided by their number, and that of any other parameter the
+    mean over them.
+
+    Args:
+        tree: the parameters, or a tree with branches like them: a gradient, an optimiser's state. Everything else is not divided.
+        parent_axis: the name of the axis.
+    """
+    type_axis = {"transforms": 3, "beta_u": 0, "beta_a": 0}
+
+    def spec(path: tuple[Any, ...], _: Any) -> PartitionSpec:
+        names = [str(getattr(entry, "key", "")) for entry in path]
+        if len(names) < 2 or not names[-2].startswith("conv_caps_"):
+            return PartitionSpec()
+        return PartitionSpec(*[None] * type_axis[names[-1]], parent_axis)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)

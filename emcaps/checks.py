@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 
@@ -64,6 +65,16 @@ def check_choice(name: str, value: Any, choices: Mapping[str, Any] | tuple[str, 
     """Raise ValueError, listing the choices, unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_axis(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is None or the name of a mapped axis that is bound here."""
+    if value is None:
+        return
+    try:
+        lax.axis_size(value)
+    except (NameError, TypeError) as error:
+        raise ValueError(f"{name} must be None or an axis of an enclosing shard_map, pmap or vmap; got {value!r}") from error
 
 
 def check_range(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:

@@ -88,6 +88,7 @@ class Geometry(NamedTuple):
         initial_assignments: one of `INITIAL_ASSIGNMENTS`: 1 / (parents that the child reaches), or 1 / (parent types).
         damping: how much of the previous means stays in the means, in [0, 1).
         assignment_gradient: whether derivatives go through the assignments; otherwise they are constants.
+        parent_axis: the mapped axis over whose devices the parent types are divided; None: all of them are here.
     """
 
     field: ReceptiveField
@@ -97,6 +98,7 @@ class Geometry(NamedTuple):
     initial_assignments: str = "reachable"
     damping: float = 0.0
     assignment_gradient: bool = True
+    parent_axis: str | None = None
 
 
 def fit_gaussians(
@@ -136,15 +138,20 @@ def fit_gaussians(
     information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 1))
     cost = information * mass * constants.mass_scale
     if geometry.normalize_costs:
-        cost = _standardize_over_types(cost)
+        cost = _standardize_over_types(cost, geometry)
     logits = constants.inverse_temperature[iteration] * (constants.beta_a[:, None] - cost)
     return Parents(centre + shift, variances, logits)
 
 
-def _standardize_over_types(cost: jax.Array) -> jax.Array:
+def _standardize_over_types(cost: jax.Array, geometry: Geometry) -> jax.Array:
     """(cost - mean) / (standard deviation + 1) over the types, axis 0; the 1 is a cost too small to be told apart."""
-    offsets = cost - cost.mean(0, keepdims=True)
-    variance = (offsets**2).mean(0, keepdims=True)
+
+    def mean_over_types(values: jax.Array) -> jax.Array:
+        mean = values.mean(0, keepdims=True)
+        return mean if geometry.parent_axis is None else lax.pmean(mean, geometry.parent_axis)
+
+    offsets = cost - mean_over_types(cost)
+    variance = mean_over_types(offsets**2)
     # The square root's slope at 0, where all types cost the same, would be infinite.
     positive = variance > 0
     deviation = jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
@@ -167,17 +174,18 @@ def compete(scores: jax.Array, geometry: Geometry) -> jax.Array:
     """Softmax of `[N, J, M]` over the parents that compete for a child."""
     field = geometry.field
     # First over the types at a position; then, in arrays without an axis for them, over the patches that see a child.
-    type_peak = _over_types(scores, geometry, jnp.max)
+    type_peak = _over_types(scores, geometry, jnp.max, lax.pmax)
     type_shares = jnp.exp(scores - type_peak)
     patch_weight = jnp.exp(type_peak - _over_patches(type_peak, geometry, field.scatter_max))
-    total = _over_patches(_over_types(type_shares, geometry, jnp.sum) * patch_weight, geometry, field.scatter_sum)
+    types_total = _over_types(type_shares, geometry, jnp.sum, lax.psum)
+    total = _over_patches(types_total * patch_weight, geometry, field.scatter_sum)
     return type_shares * (patch_weight / total)
 
 
 def compete_derivative(assignments: jax.Array, direction: jax.Array, geometry: Geometry) -> jax.Array:
     """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
     weighted = assignments * direction
-    total = _over_patches(_over_types(weighted, geometry, jnp.sum), geometry, geometry.field.scatter_sum)
+    total = _over_patches(_over_types(weighted, geometry, jnp.sum, lax.psum), geometry, geometry.field.scatter_sum)
     return weighted - assignments * total
 
 
@@ -188,9 +196,12 @@ def _compete_jvp(geometry, primals, tangents):
     return assignments, compete_derivative(assignments, direction, geometry)
 
 
-def _over_types(values: jax.Array, geometry: Geometry, combine: Callable) -> jax.Array:
-    """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete."""
-    return values if geometry.competition == "positions" else combine(values, axis=1, keepdims=True)
+def _over_types(values: jax.Array, geometry: Geometry, combine: Callable, combine_devices: Callable) -> jax.Array:
+    """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete: first those that are here."""
+    if geometry.competition == "positions":
+        return values
+    combined = combine(values, axis=1, keepdims=True)
+    return combined if geometry.parent_axis is None else combine_devices(combined, geometry.parent_axis)
 
 
 def _over_patches(values: jax.Array, geometry: Geometry, scatter: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -252,7 +263,8 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geome
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
     """An M-step with the `first_shares` of each child."""
     (num_types,) = constants.beta_u.shape
-    shares = first_shares(activations, geometry, num_types)
+    devices = 1 if geometry.parent_axis is None else lax.axis_size(geometry.parent_axis)
+    shares = first_shares(activations, geometry, num_types * devices)
     # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
     centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)
@@ -285,6 +297,8 @@ def next_iteration(
     rough = _, moments, parents = fit(old_means)
     mean_squares = moments.second / (moments.mass + constants.mass_epsilon)
     lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * parents.variances).any())
+    if geometry.parent_axis is not None:  # devices that talk to each other in the M-step must agree whether to repeat it
+        lost = lax.psum(lost.astype(jnp.int32), geometry.parent_axis) > 0
     return Iteration(assignments, *lax.cond(lost, lambda: fit(parents.means), lambda: rough))
 
 

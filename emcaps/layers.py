@@ -1,6 +1,7 @@
 """Flax modules: they own the parameters and call the functions of `routing.py`."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from emcaps.checks import check_positive_int
 from emcaps.receptive_field import ReceptiveField
@@ -31,7 +33,7 @@ class RoutingOptions:
         field_mass: the same with the children that one parent sees, per parent type: IBM's scale. Not both.
         min_variance: added to the variances.
         mass_epsilon: added to a parent's mass where it divides.
-        competition, initial_assignments, damping, assignment_gradient, implementation: see `conv_em_routing`.
+        competition, initial_assignments, damping, assignment_gradient, implementation, remat: see `conv_em_routing`.
 
     Raises:
         TypeError, ValueError: `num_iterations` is not an int of at least 1, or both `parent_mass` and `field_mass` are given.
@@ -50,6 +52,7 @@ class RoutingOptions:
     damping: float = 0.0
     assignment_gradient: bool = True
     implementation: str = "streamed"
+    remat: bool = False
 
     def __post_init__(self):
         check_positive_int("num_iterations", self.num_iterations)
@@ -82,6 +85,7 @@ class RoutingOptions:
             damping=self.damping,
             assignment_gradient=self.assignment_gradient,
             implementation=self.implementation,
+            remat=self.remat,
         )
 
 
@@ -151,17 +155,19 @@ class PrimaryCaps(nn.Module):
 
     Attributes:
         num_capsules: capsule types, the paper's B.
+        dtype: to compute in and of the capsules; None: what features and parameters promote to.
     """
 
     num_capsules: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, features: jax.Array) -> Capsules:
         """From features `[B, H, W, channels]` to capsules `[B, H, W, num_capsules, ...]`."""
         if features.ndim != 4:
             raise ValueError(f"features must have shape [B, H, W, channels]; got shape {list(features.shape)}")
-        poses = nn.Conv(self.num_capsules * POSE_ENTRIES, (1, 1), use_bias=False, name="poses")(features)
-        logits = nn.Conv(self.num_capsules, (1, 1), use_bias=False, name="activations")(features)
+        poses = nn.Conv(self.num_capsules * POSE_ENTRIES, (1, 1), use_bias=False, dtype=self.dtype, name="poses")(features)
+        logits = nn.Conv(self.num_capsules, (1, 1), use_bias=False, dtype=self.dtype, name="activations")(features)
         poses = poses.reshape(*features.shape[:3], self.num_capsules, POSE_SIZE, POSE_SIZE)
         return Capsules(poses, jax.nn.sigmoid(logits))
 
@@ -177,6 +183,12 @@ class ConvCaps(nn.Module):
         stride: in rows and columns.
         routing: see `RoutingOptions`.
         capsule_init: see `CapsuleInit`.
+        dtype: of children, transforms and result; None: what they promote to. Routing itself computes in at least float32.
+        parent_axis: name of a mapped axis over whose devices the parent types are divided. The parameters are then those of
+            the types that are here (see `partition_specs`); the result is whole on all of its devices.
+
+    Raises:
+        ValueError: the parent types cannot be divided evenly over `parent_axis`.
     """
 
     num_capsules: int
@@ -184,6 +196,8 @@ class ConvCaps(nn.Module):
     stride: int = 1
     routing: RoutingOptions = RoutingOptions()
     capsule_init: CapsuleInit = CapsuleInit()
+    dtype: Any = None
+    parent_axis: str | None = None
 
     @nn.compact
     def __call__(self, children: Capsules) -> RoutingResult:
@@ -191,14 +205,34 @@ class ConvCaps(nn.Module):
         _, height, width, child_types = children.activations.shape
         field = ReceptiveField((height, width), (self.kernel, self.kernel), self.stride)
         check_covers(self.name or type(self).__name__, field)
-        shape = (self.kernel, self.kernel, child_types, self.num_capsules, POSE_SIZE, POSE_SIZE)
-        return conv_em_routing(
+        here = self.num_capsules // self._devices()
+        shape = (self.kernel, self.kernel, child_types, here, POSE_SIZE, POSE_SIZE)
+        transforms = self.param("transforms", self.capsule_init.transforms, shape)
+        if self.dtype is not None:
+            children, transforms = jax.tree.map(lambda array: array.astype(self.dtype), (children, transforms))
+        routed = conv_em_routing(
             *children,
-            self.param("transforms", self.capsule_init.transforms, shape),
-            *self.capsule_init.betas(self, self.num_capsules),
+            transforms,
+            *self.capsule_init.betas(self, here),
             stride=self.stride,
+            parent_axis=self.parent_axis,
             **self.routing.keywords(field, child_types, self.num_capsules),
         )
+        if self.parent_axis is None:
+            return routed
+        type_axes = (3, 3, 3, 3, 6)  # of the fields of a RoutingResult. Nobody pays for a field that nobody uses.
+        gather = functools.partial(lax.all_gather, axis_name=self.parent_axis, tiled=True)
+        return RoutingResult(*(gather(field, axis=axis) for field, axis in zip(routed, type_axes, strict=True)))
+
+    def _devices(self) -> int:
+        """Over how many devices the parent types are divided."""
+        devices = 1 if self.parent_axis is None else lax.axis_size(self.parent_axis)
+        if self.num_capsules % devices:
+            raise ValueError(
+                f"{self.name or type(self).__name__}: num_capsules must be divisible by the {devices} devices of "
+                f"{self.parent_axis!r}; got {self.num_capsules}"
+            )
+        return devices
 
 
 class ClassCaps(nn.Module):
@@ -228,16 +262,20 @@ class ClassCaps(nn.Module):
                 the centres of the map's own cells.
         """
         _, height, width, child_types = children.activations.shape
+        transforms = self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE))
+        # Of capsules in low precision too, classes are told apart, and coordinates read, in that of the parameters.
+        dtype = jnp.promote_types(children.poses.dtype, transforms.dtype)
+        children = jax.tree.map(lambda array: array.astype(dtype), children)
         coordinates = None
         if self.add_coordinates:
             if centers is None:
                 centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
             grid = np.stack(np.meshgrid(*centers, indexing="ij"), -1)
-            coordinates = jnp.asarray(grid, children.poses.dtype)
+            coordinates = jnp.asarray(grid, dtype)
         field = ReceptiveField((height, width), (height, width), 1)
         return class_em_routing(
             *children,
-            self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE)),
+            transforms,
             *self.capsule_init.betas(self, self.num_classes),
             coordinates=coordinates,
             **self.routing.keywords(field, child_types, self.num_classes),

@@ -62,8 +62,8 @@ def route_votes(votes, activations, constants, *, geometry):
     return _cast(result, dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "implementation"))
-def route_capsules(poses, activations, transforms, constants, *, geometry, implementation):
+@functools.partial(jax.jit, static_argnames=("geometry", "implementation", "remat"))
+def route_capsules(poses, activations, transforms, constants, *, geometry, implementation, remat):
     """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
     dtype = jnp.result_type(poses, activations, transforms)
     poses, activations, transforms, constants = _cast(
@@ -73,6 +73,8 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
     def route_block(children):
         return _route_patches(children, transforms, constants, geometry, implementation)
 
+    if remat:
+        route_block = jax.checkpoint(route_block, prevent_cse=False)
     batch = poses.shape[0]
     block = batch if implementation == "dense" else _block_size(batch, math.prod(geometry.field.output_size))
     if block == batch:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcaps.checks import check_choice, check_floating, check_positive_int, check_range, check_shapes
+from emcaps.checks import check_axis, check_choice, check_floating, check_positive_int, check_range, check_shapes
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry
 from emcaps.em_gradient import FIRST_ORDER_ONLY
 from emcaps.layout import IMPLEMENTATIONS, compute_dtype, route_capsules, route_votes
@@ -39,6 +39,7 @@ def em_routing(
     normalize_costs: bool = False,
     damping: float = 0.0,
     assignment_gradient: bool = True,
+    parent_axis: str | None = None,
 ) -> RoutingResult:
     """Procedure 1 for parents that all see every child. Pure, jitted, differentiable to any order.
 
@@ -59,6 +60,9 @@ def em_routing(
         damping: in [0, 1), how much of an iteration's means is kept in the next one's: mean = (1 - damping) new + damping old,
             from 0 at first, and the variance is about the damped mean. The paper has none, the released code 0.1. Static.
         assignment_gradient: whether derivatives go through the E-step; False makes the assignments constants. Static.
+        parent_axis: name of a mapped axis (of `jax.shard_map`, `jax.pmap`) over whose devices the parent types are divided
+            evenly; J is then the number of those here, the children are the same on all of its devices, and what a child gives
+            to parents elsewhere is counted. Gradients are as of a sum over the devices: see `partition_specs`. Static.
 
     Returns:
         A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`.
@@ -95,6 +99,7 @@ def em_routing(
         normalize_costs=normalize_costs,
         damping=damping,
         assignment_gradient=assignment_gradient,
+        parent_axis=parent_axis,
     )
     return route_votes(votes, activations, constants, geometry=geometry)
 
@@ -119,6 +124,8 @@ def conv_em_routing(
     damping: float = 0.0,
     assignment_gradient: bool = True,
     implementation: str = "streamed",
+    remat: bool = False,
+    parent_axis: str | None = None,
 ) -> RoutingResult:
     """Procedure 1 for parents on a map, each seeing a `KH x KW` patch of children. Pure, jitted, differentiable.
 
@@ -141,6 +148,9 @@ def conv_em_routing(
             the paper; `"types"`: 1 / J for each parent, as in the released code. Static.
         implementation: how the votes are held. `"streamed"`: recomputed where they are used and never stored, several times faster,
             for gradients of first order in reverse mode. `"dense"`: in memory, differentiable to any order in either mode. Static.
+        remat: whether a block of the batch is routed again on the way back, in place of keeping its assignments from the way
+            forth: slower, in less memory. Static.
+        parent_axis: as in `em_routing`. Static.
 
     Returns:
         A `RoutingResult`: poses and variances `[B, OH, OW, J, 4, 4]`, activations and logits `[B, OH, OW, J]`, assignments
@@ -182,8 +192,11 @@ def conv_em_routing(
         initial_assignments=initial_assignments,
         damping=damping,
         assignment_gradient=assignment_gradient,
+        parent_axis=parent_axis,
     )
-    return _route_checked(poses, activations, transforms, constants, geometry=geometry, implementation=implementation)
+    return _route_checked(
+        poses, activations, transforms, constants, geometry=geometry, implementation=implementation, remat=bool(remat)
+    )
 
 
 def class_em_routing(
@@ -206,6 +219,8 @@ def class_em_routing(
     damping: float = 0.0,
     assignment_gradient: bool = True,
     implementation: str = "streamed",
+    remat: bool = False,
+    parent_axis: str | None = None,
 ) -> RoutingResult:
     """Procedure 1 for class capsules: each sees the whole map, with one transform per child type at all positions.
 
@@ -220,8 +235,8 @@ def class_em_routing(
         beta_a: `[J]`, as in `em_routing`.
         coordinates: `[H, W, 2]`, row and column of each position in the image, scaled to [0, 1]; None adds nothing.
         num_iterations, inverse_temperature, min_variance, mass_epsilon, mass_scale, assignment_temperature, normalize_costs,
-            competition, initial_assignments, damping, assignment_gradient, implementation: as in `conv_em_routing`. With
-            one parent position, `"types"` is `"all"`, and `"positions"` is no competition.
+            competition, initial_assignments, damping, assignment_gradient, implementation, remat, parent_axis: as in
+            `conv_em_routing`. With one parent position, `"types"` is `"all"`, and `"positions"` is no competition.
 
     Returns:
         A `RoutingResult` like `conv_em_routing`'s with one parent position: poses `[B, 1, 1, J, 4, 4]`, assignments
@@ -258,11 +273,14 @@ def class_em_routing(
         initial_assignments=initial_assignments,
         damping=damping,
         assignment_gradient=assignment_gradient,
+        parent_axis=parent_axis,
     )
     if coordinates is not None:
         poses, transforms = _append_coordinates(poses, transforms, coordinates)
     whole_map = jnp.broadcast_to(transforms, (sizes["H"], sizes["W"], *transforms.shape))
-    return _route_checked(poses, activations, whole_map, constants, geometry=geometry, implementation=implementation)
+    return _route_checked(
+        poses, activations, whole_map, constants, geometry=geometry, implementation=implementation, remat=bool(remat)
+    )
 
 
 def _route_checked(*arguments, **static) -> RoutingResult:
@@ -331,4 +349,5 @@ def _check_procedure(
     for name, choices in (("competition", COMPETITIONS), ("initial_assignments", INITIAL_ASSIGNMENTS)):
         if name in static:
             check_choice(name, static[name], choices)
+    check_axis("parent_axis", static["parent_axis"])
     return constants, Geometry(field, num_iterations, damping=float(damping), **static)

@@ -27,6 +27,7 @@ from experiments.configs import TrainConfig, default_config
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import load_data, make_evaluator
+from experiments.hardware import choose_devices, split_cpu
 from experiments.intervals import confidence_interval
 from experiments.learner import (
     TrainState,
@@ -38,7 +39,7 @@ from experiments.learner import (
     network_stages,
     routing_diagnostics,
 )
-from experiments.parallel import choose_devices, parallelize, split_cpu
+from experiments.parallel import Execution, device_mesh, parallelize
 from experiments.results import numbers
 from experiments.run_directory import Record
 from experiments.train import TrainCommand
@@ -160,8 +161,8 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     devices = choose_devices(config.batch_size)
     model = make_model(config.model, len(dataset.class_names))
     init = jax.jit(functools.partial(init_state, config, model))
-    on_devices = parallelize(make_train_step(config, model), "jit", devices)
-    evaluate = make_evaluator(config, model, devices)
+    on_devices = parallelize(make_train_step(config, model), Execution(devices))
+    evaluate = make_evaluator(config, model, device_mesh(devices))
     if causes and config.model.family != "capsules":
         raise RunnerError(f"--causes measures EM routing, of which a network of the kind {config.model.family} has none")
     probe = make_probe(config, len(dataset.class_names)) if causes else None

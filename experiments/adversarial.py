@@ -23,7 +23,7 @@ from experiments.configs import check_positive
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError
 from experiments.evaluate import load_data
-from experiments.parallel import split_cpu
+from experiments.hardware import split_cpu
 from experiments.results import numbers
 from experiments.run_directory import Record, save_arrays
 from experiments.study import Study, TrainedNetwork, load_network, measured_once, train_network

@@ -61,9 +61,13 @@ class TrainingBatches:
         self._config = config
         self._epoch = -1
 
+    def place(self, step: int) -> tuple[int, int]:
+        """Epoch of a step, and position of its batch in the epoch."""
+        return divmod(step, len(self._examples.labels) // self._batch_size)
+
     def __call__(self, step: int) -> Batch:
         num_examples = len(self._examples.labels)
-        epoch, position = divmod(step, num_examples // self._batch_size)
+        epoch, position = self.place(step)
         if epoch != self._epoch:
             self._order = epoch_order(self._order_key, epoch, num_examples)
             self._epoch = epoch

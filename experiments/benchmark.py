@@ -26,7 +26,8 @@ from emcaps.dynamic_capsnet import StridedConv
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import run_figures, textbook
 from experiments.command_line import parse
-from experiments.parallel import REPLICATED, SHARDED, data_mesh, split_cpu
+from experiments.hardware import split_cpu
+from experiments.parallel import REPLICATED, SHARDED, device_mesh
 from experiments.timing import Measurement, fit_exponent, measure, multiply_adds, small_numbers
 
 Part = Literal["layer", "step", "kernels", "sweeps", "dynamic"]
@@ -130,7 +131,7 @@ def on_all_devices(function: Callable) -> Callable:
 
     def mapped(*arguments: jax.Array) -> Any:
         number = len(jax.eval_shape(function, *arguments))
-        return jax.shard_map(local, mesh=data_mesh(jax.devices()), in_specs=in_specs, out_specs=specs(number), check_vma=False)(
+        return jax.shard_map(local, mesh=device_mesh(jax.devices()), in_specs=in_specs, out_specs=specs(number), check_vma=False)(
             *arguments
         )
 
@@ -139,7 +140,7 @@ def on_all_devices(function: Callable) -> Callable:
 
 def place_on_all_devices(arguments: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """A layer's arguments where `on_all_devices` wants them."""
-    mesh = data_mesh(jax.devices())
+    mesh = device_mesh(jax.devices())
     specs = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
     return tuple(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arguments, specs, strict=True))
 
@@ -189,11 +190,11 @@ def benchmark_step(batch: int, repeats: int, iterations: int) -> dict[str, Measu
         def local(params: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
             return jax.lax.pmean(step(networks["streamed"], params, *batch), "data")
 
-        mesh = data_mesh(jax.devices())
+        mesh = device_mesh(jax.devices())
         mapped = jax.shard_map(local, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=REPLICATED, check_vma=False)
         return mapped(params, (images, labels))
 
-    mesh = data_mesh(jax.devices())
+    mesh = device_mesh(jax.devices())
     placed = (
         jax.device_put(params, NamedSharding(mesh, REPLICATED)),
         *(jax.device_put(array, NamedSharding(mesh, SHARDED)) for array in (images, labels)),

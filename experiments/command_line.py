@@ -71,7 +71,8 @@ def exit_code(run: Callable[[str], None], module: str, arguments: Sequence[str])
     """Do what a command asks for; `run` is given the command as it was typed.
 
     Returns:
-        0; 1 after a RunnerError, which is printed; 130 after a stop, with the command that goes on from there.
+        0; 1 after a RunnerError, which is printed; 130 after Ctrl-C, and 0 after SIGTERM, since then all went as it should,
+        with the command that goes on from there.
     """
     typed = shlex.join(["python", "-m", module, *arguments])
     try:
@@ -81,5 +82,5 @@ def exit_code(run: Callable[[str], None], module: str, arguments: Sequence[str])
         return 1
     except Stopped as stopped:
         print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)
-        return 130
+        return 0 if stopped.preempted else 130
     return 0

@@ -56,6 +56,8 @@ class ModelConfig:
     """Capsule types of each convolutional capsule layer, the paper's C and D."""
     add_coordinates: bool = True
     """Coordinate addition in the class capsules."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In what the network below the class capsules computes. Parameters, and the statistics of routing, are float32."""
     class_inverse_temperature: float | None = None
     """Inverse temperature of the class capsules; None: that of the other capsule layers."""
     reconstruction: bool = False

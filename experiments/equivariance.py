@@ -24,9 +24,10 @@ from emcaps.types import POSE_ENTRIES
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.evaluate import EXAMPLES_PER_DEVICE
+from experiments.hardware import split_cpu
 from experiments.learner import class_poses, network_stages
 from experiments.linear_readout import Readings, r_squared
-from experiments.parallel import map_chunks, split_cpu
+from experiments.parallel import device_mesh, map_chunks
 from experiments.pose_claims import equivariance_table
 from experiments.run_directory import Record, save_arrays
 from experiments.study import Study, TrainedNetwork, load_network, measured_once, train_network
@@ -155,7 +156,8 @@ def read_network(name: str, network: TrainedNetwork, images: np.ndarray, labels:
             return read(network_stages(network.config, network.model, given[0], view, given[1]), examples[1])
 
         per_device = min(EXAMPLES_PER_DEVICE, len(images))
-        return map_chunks(features, jax.devices(), per_device)((network.params, np.int32(network.step)), (images, labels))
+        on_devices = map_chunks(features, device_mesh(jax.devices()), per_device)
+        return on_devices((network.params, np.int32(network.step)), (images, labels))
 
     return {layer: reader(read) for layer, read in LAST_LAYERS[name].items()}
 

@@ -6,7 +6,15 @@ class RunnerError(Exception):
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and has saved its state."""
+    """Training was asked to stop, and has saved its state.
+
+    Attributes:
+        preempted: by SIGTERM.
+    """
+
+    def __init__(self, message: str, preempted: bool = False):
+        super().__init__(message)
+        self.preempted = preempted
 
 
 def first_line(error: Exception) -> str:

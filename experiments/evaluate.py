@@ -16,8 +16,9 @@ from experiments.checkpoints import Checkpoints
 from experiments.command_line import parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import RunnerError
+from experiments.hardware import choose_devices, split_cpu
 from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
-from experiments.parallel import REPLICATED, Devices, choose_devices, data_mesh, map_chunks, split_cpu
+from experiments.parallel import Devices, device_mesh, map_chunks, shardings
 from experiments.run_directory import read_config, read_result
 from experiments.views import crop_places, test_view
 
@@ -50,9 +51,9 @@ class Scores(NamedTuple):
 
 
 def make_evaluator(
-    config: TrainConfig, model: Network, devices: Devices, crops: int = 1
+    config: TrainConfig, model: Network, mesh: jax.sharding.Mesh, crops: int = 1
 ) -> Callable[[Any, np.ndarray, np.ndarray, int], Scores]:
-    """The function `evaluate(params, images, labels, step)`, which scores each image, as things are at that step.
+    """The function `evaluate(params, images, labels, step)`, which scores each image, as things are at that step, on all devices.
 
     An image is classified by the mean of its class activations over so many crops, the central one first (`crop_places`).
     """
@@ -61,7 +62,7 @@ def make_evaluator(
         params, step, place = given
         return class_logits(network_stages(config, model, params, test_view(config.images, images, place), step))
 
-    classify = map_chunks(classify_view, devices, EXAMPLES_PER_DEVICE)
+    classify = map_chunks(classify_view, mesh, EXAMPLES_PER_DEVICE)
 
     def evaluate(params: Any, images: np.ndarray, labels: np.ndarray, step: int) -> Scores:
         places = crop_places(crops)
@@ -113,7 +114,7 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
         step = steps[-1] if step is None else step
         if step not in steps:
             raise RunnerError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
-        state = checkpoints.restore(step, like, jax.NamedSharding(data_mesh(devices), REPLICATED))
+        state = checkpoints.restore(step, like, shardings(like, device_mesh(devices)))
     return Restored(step, state, dataset, model)
 
 
@@ -145,7 +146,7 @@ def run(command: EvaluateCommand) -> int:
     split_cpu(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
-    evaluate = make_evaluator(config, model, devices, command.crops)
+    evaluate = make_evaluator(config, model, device_mesh(devices), command.crops)
     scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
     wrong = scores.num_examples - scores.num_correct
     print(f"step {step}: {config.scored} error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")

@@ -7,9 +7,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody has asked the process to stop."""
+    """Whether somebody has asked the process to stop, and by SIGTERM, as a cluster does before it takes a machine."""
 
     requested: bool = False
+    preempted: bool = False
 
 
 @contextlib.contextmanager
@@ -24,6 +25,7 @@ def stop_request() -> Iterator[StopRequest]:
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested = True
+        stop.preempted = number == signal.SIGTERM
         restore()
 
     for number in previous:

@@ -23,7 +23,8 @@ from experiments.datasets import DRAWINGS
 from experiments.drawings import draw_split
 from experiments.errors import RunnerError
 from experiments.evaluate import Scores, load_data, make_evaluator
-from experiments.parallel import split_cpu
+from experiments.hardware import split_cpu
+from experiments.parallel import device_mesh
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
 from experiments.study import NETWORKS, Study, load_network, measured_once, train_network
@@ -137,7 +138,7 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     with tqdm(total=len(command.networks) * len(jumbled), desc=f"seed {seed}", unit=" sets") as progress:
         for name in command.networks:
             network = load_network(study, name, seed)
-            evaluate = make_evaluator(network.config, network.model, jax.devices())
+            evaluate = make_evaluator(network.config, network.model, device_mesh(jax.devices()))
             activations = []
             for amount, images in zip(command.amounts, jumbled, strict=True):
                 scores = evaluate(network.params, images, labels, network.step)

@@ -12,7 +12,7 @@ import emcaps
 from experiments.baseline import BaselineCNN
 from experiments.batches import Batch
 from experiments.calibration import calibrate_betas
-from experiments.configs import ModelConfig, TrainConfig
+from experiments.configs import FAMILIES, ModelConfig, TrainConfig
 
 DECODER = "decoder"  # its place among the parameters, beside the network's layers
 Network = emcaps.CapsNet | emcaps.DynamicCapsNet | BaselineCNN
@@ -40,8 +40,14 @@ class Metrics(NamedTuple):
     gradient_norm: jax.Array
 
 
-def make_model(config: ModelConfig, num_classes: int) -> Network:
-    """The network of a config."""
+def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = None) -> Network:
+    """The network of a config; with a `parent_axis` as it is where devices share its parent types.
+
+    Raises:
+        ValueError: a `parent_axis` of a network without convolutional capsule layers.
+    """
+    if parent_axis is not None and config.family != "capsules":
+        raise ValueError(f"{FAMILIES[config.family]} no parent types that a model axis of devices could share")
     if config.family == "cnn":
         return BaselineCNN(num_classes, config.cnn_channels, config.cnn_hidden_units)
     if config.family == "dynamic":
@@ -56,6 +62,8 @@ def make_model(config: ModelConfig, num_classes: int) -> Network:
         routing=config.layer_routing,
         capsule_init=config.capsule_init,
         add_coordinates=config.add_coordinates,
+        dtype=jnp.dtype(config.dtype),
+        parent_axis=parent_axis,
     )
 
 
@@ -185,24 +193,30 @@ def losses(config: TrainConfig, logits: jax.Array, labels: jax.Array, step: jax.
     return emcaps.spread_loss(activations, labels, margin_at(config, step))
 
 
+def make_objective(config: TrainConfig, model: Network) -> Callable[[Any, Batch, jax.Array], tuple[Any, Any]]:
+    """The pure function `objective(params, batch, step) -> ((loss, accuracy), gradient)`, each a mean over the batch."""
+
+    def objective(params: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        stages = network_stages(config, model, params, batch.images, step, batch.dropout_keys)
+        logits = class_logits(stages)
+        loss = losses(config, logits, batch.labels, step).mean()
+        if config.model.reconstruction:
+            images = decode(params, class_poses(stages), batch.labels, batch.images.shape[1:])
+            loss += emcaps.RECONSTRUCTION_WEIGHT * emcaps.reconstruction_loss(batch.images, images).mean()
+        return loss, (logits.argmax(-1) == batch.labels).mean()
+
+    return jax.value_and_grad(objective, has_aux=True)
+
+
 def make_train_step(config: TrainConfig, model: Network) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The pure function `step(state, batch, reduce) -> (state, metrics)`.
+    """The pure function `step(state, batch, average) -> (state, metrics)`.
 
-    `reduce` averages a tree over all devices that have a share of the batch (see parallel.py).
+    `average` makes of the objective its mean over all devices that have a share of the batch (see parallel.py).
     """
-    optimizer = make_optimizer(config)
+    optimizer, objective = make_optimizer(config), make_objective(config, model)
 
-    def train_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
-        def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            stages = network_stages(config, model, params, batch.images, state.step, batch.dropout_keys)
-            logits = class_logits(stages)
-            loss = losses(config, logits, batch.labels, state.step).mean()
-            if config.model.reconstruction:
-                images = decode(params, class_poses(stages), batch.labels, batch.images.shape[1:])
-                loss += emcaps.RECONSTRUCTION_WEIGHT * emcaps.reconstruction_loss(batch.images, images).mean()
-            return loss, (logits.argmax(-1) == batch.labels).mean()
-
-        (loss, accuracy), gradient = reduce(jax.value_and_grad(objective, has_aux=True)(state.params))
+    def train_step(state: TrainState, batch: Batch, average: Callable[..., Callable]) -> tuple[TrainState, Metrics]:
+        (loss, accuracy), gradient = average(objective)(state.params, batch, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), Metrics(loss, accuracy, optax.tree.norm(gradient))

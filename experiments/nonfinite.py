@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import hosts
 from experiments.batches import Batch
 from experiments.checkpoints import Checkpoints
 from experiments.datasets import Dataset
@@ -104,7 +105,7 @@ class Guard:
         where = f"are in {self._folder}" + (f", in place of those of step {earlier['step']}" if earlier else "")
         try:
             save(self._folder, state, batch, report)
-        except OSError as error:  # a full disk must not hide what happened
+        except (OSError, RunnerError) as error:  # a full disk must not hide what happened
             where = f"could not be saved ({error})"
         return NonfiniteError(
             f"training diverged at step {step}: {', '.join(f'{name} {value:g}' for name, value in values.items())}; "
@@ -127,7 +128,10 @@ def from_first_nonfinite(activations: np.ndarray, count: int) -> np.ndarray:
 
 def copied(state: TrainState) -> TrainState:
     """The same state, on the same devices, in arrays of its own: a step that gives up one of the two leaves the other."""
-    return jax.device_put(state, may_alias=False)
+    return _copied(state)
+
+
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def examined(
@@ -136,44 +140,54 @@ def examined(
     """A training step that returns, in place of its metrics, where it is not finite.
 
     Args:
-        train_step: of `make_train_step`. What it averages over the devices must have the gradient in it.
+        train_step: of `make_train_step`, which averages one function, that gives a gradient.
         stages_of: what each layer gives, of `(params, images, step, dropout_keys)`.
 
     Returns:
-        The pure function `step(state, batch, reduce) -> (state, fractions)`, with the fractions of `nonfinite_fractions`.
+        The pure function `step(state, batch, average) -> (state, fractions)`, with the fractions of `nonfinite_fractions`.
     """
 
-    def examined_step(state: TrainState, batch: Batch, reduce: Callable[[Any], Any]) -> tuple[TrainState, Any]:
-        averaged = []
+    def examined_step(state: TrainState, batch: Batch, average: Callable[..., Callable]) -> tuple[TrainState, Any]:
+        noted: dict[str, Any] = {}
 
-        def reduce_and_note(tree: Any) -> Any:
-            averaged.append(reduce(tree))
-            return averaged[-1]
+        def average_and_note(function: Callable) -> Callable:
+            def with_stages(params: Any, batch: Batch, step: jax.Array) -> tuple[Any, Any]:
+                stages = stages_of(params, batch.images, step, batch.dropout_keys)
+                means, gradient = function(params, batch, step)
+                # JAX sorts the keys of any other dictionary, and layers have an order.
+                by_layer = OrderedDict((layer, stage_fractions(outputs)) for layer, outputs in stages.items())
+                return (means, by_layer), gradient
 
-        stages = stages_of(state.params, batch.images, state.step, batch.dropout_keys)
-        new_state, metrics = train_step(state, batch, reduce_and_note)
-        gradient = subtree_like(state.params, averaged)
-        return new_state, reduce(nonfinite_fractions(state.params, stages, gradient, metrics))
+            def averaged(*given: Any) -> tuple[Any, Any]:
+                (means, by_layer), gradient = average(with_stages)(*given)
+                noted.update(stages=by_layer, gradient=gradient)
+                return means, gradient
+
+            return averaged
+
+        new_state, metrics = train_step(state, batch, average_and_note)
+        return new_state, nonfinite_fractions(state.params, metrics=metrics, **noted)
 
     return examined_step
 
 
-def subtree_like(like: Any, tree: Any) -> Any:
-    """The last part of a tree that has the structure of another one. Raises ValueError if there is none."""
-    structure = jax.tree.structure(like)
-    parts = jax.tree.leaves(tree, is_leaf=lambda part: jax.tree.structure(part) == structure)
-    *_, last = (part for part in parts if jax.tree.structure(part) == structure)
-    return last
+def stage_fractions(outputs: Any) -> OrderedDict[str, jax.Array]:
+    """Which fraction of the values is not finite in each field of what a layer gave: an array, or a NamedTuple of arrays."""
+    fields = outputs._asdict() if hasattr(outputs, "_asdict") else {"features": outputs}
+    return OrderedDict((name, nonfinite_fraction(field)) for name, field in fields.items())
 
 
 def nonfinite_fractions(
-    params: Mapping[str, Any], stages: Mapping[str, Any], gradient: Mapping[str, Any], metrics: Metrics
+    params: Mapping[str, Any],
+    stages: Mapping[str, Mapping[str, jax.Array]],
+    gradient: Mapping[str, Any],
+    metrics: Metrics,
 ) -> OrderedDict[Place, jax.Array]:
     """Which fraction of the values is not finite, of everything that a step computes, in the order in which it does.
 
     Args:
         params: before the step, by layer.
-        stages: what each layer gave, in the order of the data: an array, or a NamedTuple of arrays.
+        stages: of what each layer gave, in the order of the data: `stage_fractions`.
         gradient: by layer.
         metrics: of the step.
 
@@ -183,10 +197,9 @@ def nonfinite_fractions(
     """
     # An OrderedDict, because JAX sorts the keys of any other.
     fractions: OrderedDict[Place, jax.Array] = OrderedDict()
-    for layer, outputs in stages.items():
+    for layer, fields in stages.items():
         fractions[layer, "parameters before the step"] = nonfinite_fraction(params[layer])
-        fields = outputs._asdict() if hasattr(outputs, "_asdict") else {"features": outputs}
-        fractions |= {(layer, name): nonfinite_fraction(field) for name, field in fields.items()}
+        fractions |= {(layer, name): fraction for name, fraction in fields.items()}
     fractions["loss", "mean over the batch"] = nonfinite_fraction(metrics.loss)
     backwards = list(stages)[::-1]
     fractions |= {(layer, "gradient"): nonfinite_fraction(gradient[layer]) for layer in backwards}
@@ -229,16 +242,20 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def save(folder: Path, state: TrainState, batch: Batch, report: Mapping[str, Any]) -> None:
     """Write the files that the head of this module describes, in place of those that are there; other files stay."""
-    (folder / "report.json").unlink(missing_ok=True)
-    if (folder / "state").exists():
-        shutil.rmtree(folder / "state")
-    folder.mkdir(exist_ok=True)
+    if hosts.is_first():
+        (folder / "report.json").unlink(missing_ok=True)
+        if (folder / "state").exists():
+            shutil.rmtree(folder / "state")
+        folder.mkdir(exist_ok=True)
+    hosts.wait_for_all("what an earlier stop has left is gone")
     arrays = {"images": batch.images, "labels": batch.labels}
     if batch.dropout_keys is not None:
         arrays["dropout_keys"] = jax.random.key_data(batch.dropout_keys)
-    np.savez(folder / "batch.npz", **jax.device_get(arrays))
     with Checkpoints(folder / "state") as checkpoints:
         checkpoints.save(int(state.step), state)
+    if not hosts.is_first():
+        return
+    np.savez(folder / "batch.npz", **jax.device_get(arrays))
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
 
 

@@ -1,24 +1,56 @@
 """One step function on several devices: by `jax.jit` and `jax.shard_map`, or by `jax.pmap`.
 
-The step takes `(state, batch, reduce)` and sees its device's share of the batch; `reduce` averages a tree over the devices.
-Sharding is by shard_map and not left to the compiler, because the routing merges the batch with the positions into one axis,
-which automatic partitioning would gather onto every device.
+Devices stand in a mesh of two axes. Along `data` they share each batch. Along `model` they share the parent types of the
+convolutional capsule layers (`emcaps.partition_specs`), for layers that are too big for one; everything else they all have.
+
+A step takes `(state, batch, average)`. It sees the whole state, and uses the batch only through `average(function)`: the mean of
+`function(params, batch, step)`, which sees its device's share of the batch and of the parameters, over all devices. The shares are
+divided by shard_map and not by the compiler, because the routing merges the batch with the positions into one axis, which automatic
+partitioning would gather onto every device.
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.errors import RunnerError
+from emcaps import partition_specs
+from experiments.hosts import fetch
 
 Mode = Literal["jit", "pmap"]
 Devices = Sequence[Any]  # of jax.Device, which type checkers do not take for a type
+MODEL_AXIS = "model"
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec("data")
+Function = Callable[[Any, Any, Any], tuple[Any, Any]]  # from (params, batch, step) to means over the batch and a gradient
+
+
+class Execution(NamedTuple):
+    """On what a run is computed, and how the work is divided. The result does not depend on it but for rounding.
+
+    Attributes:
+        devices: of all processes; their number is a multiple of `model_axis`.
+        parallel: how the devices share a step.
+        model_axis: how many devices share the parent types.
+        accumulate: in how many parts, one after the other, a device takes its share of a batch.
+    """
+
+    devices: Devices
+    parallel: Mode = "jit"
+    model_axis: int = 1
+    accumulate: int = 1
+
+    @property
+    def mesh(self) -> Mesh:
+        return device_mesh(self.devices, self.model_axis)
+
+    @property
+    def parent_axis(self) -> str | None:
+        """The `parent_axis` of a network whose step is so computed."""
+        return MODEL_AXIS if self.model_axis > 1 else None
 
 
 class ParallelStep(NamedTuple):
@@ -26,7 +58,7 @@ class ParallelStep(NamedTuple):
 
     Attributes:
         step: from `(state, batch)` to the new state and metrics, the same on all devices; the old state is given up.
-        replicate: puts a state on all devices.
+        replicate: puts a state on all devices; what they share, each its part.
         shard: divides a batch, whose arrays have the examples on axis 0, among the devices.
     """
 
@@ -35,82 +67,132 @@ class ParallelStep(NamedTuple):
     shard: Callable[[Any], Any]
 
 
-def parallelize(step: Callable, mode: Mode, devices: Devices) -> ParallelStep:
-    """Let the devices share each batch of `step(state, batch, reduce)`."""
-    mesh = data_mesh(devices)
-    replicate = functools.partial(jax.device_put, device=NamedSharding(mesh, REPLICATED))
-    place = functools.partial(jax.device_put, device=NamedSharding(mesh, SHARDED))
-    local_step = functools.partial(step, reduce=functools.partial(jax.lax.pmean, axis_name="data"))
-    if mode == "pmap":
+def parallelize(step: Callable, execution: Execution) -> ParallelStep:
+    """Let devices share each batch of `step(state, batch, average)`."""
+    mesh = execution.mesh
+    place_batch = functools.partial(place, mesh=mesh, specs=SHARDED)
+    if execution.parallel == "pmap":
+
+        def average_mapped(function: Function) -> Function:
+            accumulated = accumulate(function, execution.accumulate)
+            return lambda *given: jax.lax.pmean(accumulated(*given), "data")
 
         def place_by_device(batch: Any) -> Any:
-            return place(jax.tree.map(lambda array: array.reshape(len(devices), -1, *array.shape[1:]), batch))
+            return place_batch(jax.tree.map(lambda array: array.reshape(len(execution.devices), -1, *array.shape[1:]), batch))
 
-        mapped = jax.pmap(local_step, "data", in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
-        return ParallelStep(mapped, replicate, place_by_device)
+        mapped = jax.pmap(
+            functools.partial(step, average=average_mapped),
+            "data",
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=execution.devices,
+            donate_argnums=0,
+        )
+        return ParallelStep(mapped, functools.partial(place, mesh=mesh, specs=REPLICATED), place_by_device)
 
-    # With check_vma the gradient of replicated parameters would come already summed, and pmean would not divide it.
-    sharded = jax.shard_map(local_step, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=REPLICATED, check_vma=False)
-    return ParallelStep(jax.jit(sharded, donate_argnums=0), replicate, place)
+    def average(function: Function) -> Function:
+        accumulated = accumulate(function, execution.accumulate)
+
+        def mean(params: Any, batch: Any, step: Any) -> tuple[Any, Any]:
+            specs = shares(params, mesh)
+            # With check_vma the gradient of replicated parameters would come already summed, and pmean would not divide it.
+            return jax.shard_map(
+                lambda *given: mean_over_devices(*accumulated(*given), specs, execution.model_axis),
+                mesh=mesh,
+                in_specs=(specs, SHARDED, REPLICATED),
+                out_specs=(REPLICATED, specs),
+                check_vma=False,
+            )(params, batch, step)
+
+        return mean
+
+    def step_of_all(state: Any, batch: Any) -> tuple[Any, Any]:
+        state, metrics = step(state, batch, average)
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), metrics
+
+    return ParallelStep(jax.jit(step_of_all, donate_argnums=0), lambda state: place(state, mesh, shares(state, mesh)), place_batch)
 
 
-def map_examples(function: Callable, devices: Devices) -> Callable:
-    """`function(replicated, examples)`, one result per example, with the examples divided among the devices."""
-    mesh = data_mesh(devices)
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED, check_vma=False))
+def accumulate(function: Function, parts: int) -> Function:
+    """The mean of a function over so many equal parts of the batch, one after the other."""
+    if parts == 1:
+        return function
+
+    def mean(params: Any, batch: Any, step: Any) -> tuple[Any, Any]:
+        divided = jax.tree.map(lambda array: array.reshape(parts, -1, *array.shape[1:]), batch)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, function(params, part, step)), None)  # noqa: E731
+        shapes = jax.eval_shape(function, params, jax.tree.map(lambda array: array[0], divided), step)
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), divided)
+        return jax.tree.map(lambda leaf: leaf / parts, total)
+
+    return mean
 
 
-def map_chunks(function: Callable, devices: Devices, per_device: int) -> Callable[[Any, Any], np.ndarray]:
+def mean_over_devices(means: Any, gradient: Any, specs: Any, model_axis: int) -> tuple[Any, Any]:
+    """The means over all devices of values, and of a gradient of which each device has its share (see `partition_specs`)."""
+    leaves, structure = jax.tree.flatten(gradient)
+    divided = [spec != REPLICATED for spec in structure.flatten_up_to(specs)]
+    shared = [leaf for leaf, own in zip(leaves, divided, strict=True) if not own]
+    means, shared = jax.lax.pmean((means, shared), ("data", MODEL_AXIS))  # all at once: one collective
+    own = jax.lax.pmean([leaf / model_axis for leaf, own in zip(leaves, divided, strict=True) if own], "data")
+    shared, own = iter(shared), iter(own)
+    return means, structure.unflatten([next(own if is_own else shared) for is_own in divided])
+
+
+def shares(tree: Any, mesh: Mesh) -> Any:
+    """How parameters, or a tree with branches like them, are divided among the devices: a tree of `PartitionSpec`."""
+    if mesh.shape[MODEL_AXIS] == 1:
+        return jax.tree.map(lambda _: REPLICATED, tree)
+    return partition_specs(tree, MODEL_AXIS)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The same as a tree of `NamedSharding`."""
+    return jax.tree.map(functools.partial(NamedSharding, mesh), shares(tree, mesh))
+
+
+def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """Put arrays, the same in all processes, on the devices; `specs` is a tree like it, or a prefix of one."""
+
+    def put(array: Any, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(mesh, spec)
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, jax.tree.broadcast(specs, tree))
+
+
+def map_examples(function: Callable, mesh: Mesh) -> Callable:
+    """`function(given, examples)`, one result per example, with the examples divided among the devices.
+
+    What else is given may have parameters in it, of which each device then sees its share.
+    """
+
+    def mapped(given: Any, examples: Any) -> Any:
+        in_specs = (shares(given, mesh), SHARDED)
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=SHARDED, check_vma=False)(given, examples)
+
+    return jax.jit(mapped)
+
+
+def map_chunks(function: Callable, mesh: Mesh, per_device: int) -> Callable[[Any, Any], np.ndarray]:
     """As `map_examples`, for any number of examples, in NumPy arrays: so many at a time on each device, padded with zeros."""
-    mapped = map_examples(function, devices)
-    chunk = per_device * len(devices)
+    mapped = map_examples(function, mesh)
+    chunk = per_device * mesh.shape["data"]
 
     def piece(array: np.ndarray, start: int) -> np.ndarray:
         given = array[start : start + chunk]
         return np.concatenate([given, np.zeros((chunk - len(given), *array.shape[1:]), array.dtype)])
 
-    def in_chunks(replicated: Any, examples: Any) -> np.ndarray:
+    def in_chunks(given: Any, examples: Any) -> np.ndarray:
         number = len(jax.tree.leaves(examples)[0])
         pieces = [jax.tree.map(functools.partial(piece, start=start), examples) for start in range(0, number, chunk)]
-        return np.concatenate([np.asarray(mapped(replicated, given)) for given in pieces])[:number]
+        return np.concatenate([fetch(mapped(given, taken)) for taken in pieces])[:number]
 
     return in_chunks
 
 
-def data_mesh(devices: Devices) -> Mesh:
-    """The devices in a row, its axis named `data`."""
-    return Mesh(np.array(devices), ("data",))
-
-
-def choose_devices(batch_size: int, requested: int | None = None) -> Devices:
-    """The devices for a batch: as many as requested, or else as many as there are and divide it.
-
-    Raises:
-        RunnerError: there are not as many as requested, or they cannot share the batch evenly.
-    """
-    available = jax.devices()
-    if requested is None:
-        return available[: max(n for n in range(1, len(available) + 1) if batch_size % n == 0)]
-    if not 1 <= requested <= len(available):
-        raise RunnerError(f"there are {len(available)} devices ({describe(available)}); {requested} were requested")
-    if batch_size % requested:
-        below = batch_size - batch_size % requested
-        nearest = f"{below} and {below + requested}" if below else f"{requested}"
-        raise RunnerError(f"a batch of {batch_size} cannot be divided among {requested} devices; the nearest that can: {nearest}")
-    return available[:requested]
-
-
-def split_cpu(count: int | None = None) -> None:
-    """Show the CPU to JAX as `count` devices, by default one per core, since a routing kernel runs on one core.
-
-    To be called before JAX is used. Settings that the user has made in the environment stay.
-    """
-    by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not by_flag and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", count or cores or 1)
-
-
-def describe(devices: Devices) -> str:
-    """For example `2 x cpu`."""
-    return f"{len(devices)} x {devices[0].device_kind}"
+def device_mesh(devices: Devices, model_axis: int = 1) -> Mesh:
+    """The devices in rows of `model_axis`, the axes named `data` and `model`."""
+    return Mesh(np.array(devices).reshape(-1, model_axis), ("data", MODEL_AXIS))

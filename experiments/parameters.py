@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.command_line import exit_code, parse
-from experiments.parallel import split_cpu
+from experiments.hardware import split_cpu
 from experiments.results import table
 from experiments.study import NETWORKS, Study, train_network
 

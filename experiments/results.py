@@ -12,7 +12,7 @@ from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluate import Scores
 from experiments.figures import routing_figures
-from experiments.learner import Network, TrainState
+from experiments.learner import TrainState, make_model
 from experiments.run_directory import Record
 
 
@@ -47,13 +47,13 @@ def numbers(scalars: NamedTuple) -> dict[str, float]:
 def draw_figures(
     folder: Path,
     config: TrainConfig,
-    model: Network,
     dataset: Dataset,
     state: TrainState,
     scores: Scores,
     records: Sequence[Record],
 ) -> None:
     """Write the pictures of a finished run."""
+    model = make_model(config.model, len(dataset.class_names))
     iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
     network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
     title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"

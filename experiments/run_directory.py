@@ -4,6 +4,8 @@
     metrics.jsonl   one record a line: step, split, loss, accuracy, ...
     checkpoints/    see checkpoints.py
     figures/        PNG files; figures.py can add to them later
+    compiled/       programs that JAX has compiled, for the next process; of no other use
+    damaged/        checkpoints that were passed over, if there were any
     nonfinite/      only after a stop at a value that is not finite; see nonfinite.py
     result.json     written last: its presence says that the run is finished
 
@@ -21,6 +23,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from experiments import hosts
 from experiments.configs import TrainConfig, from_json, to_json
 from experiments.errors import RunnerError
 
@@ -28,10 +31,13 @@ Record = dict[str, Any]
 
 
 class RunDirectory:
-    """A run's folder, open for writing. A context manager: it holds the folder's lock, which dies with the process."""
+    """A run's folder, open for writing. A context manager: it holds the folder's lock, which dies with the process.
 
-    def __init__(self, path: Path, config: TrainConfig):
-        check_usable(path, config)
+    Of several processes only the first writes; the others see the same folder.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, resume: bool = True):
+        check_usable(path, config, resume)
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
@@ -39,6 +45,12 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
+        if hosts.is_first():
+            self._open()
+        hosts.wait_for_all("the run directory is open")
+        return self
+
+    def _open(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
         try:
@@ -49,11 +61,10 @@ class RunDirectory:
         check_usable(self.path, self._config)  # it may have finished since
         write_atomically(self.path / "config.json", to_json(self._config))
         self.figures.mkdir(exist_ok=True)
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._lock is not None
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def records(self) -> list[Record]:
         """All records of metrics.jsonl; a last line that a killed process left unfinished is passed over."""
@@ -61,21 +72,27 @@ class RunDirectory:
 
     def append(self, record: Record) -> None:
         """Add a line to metrics.jsonl."""
+        if not hosts.is_first():
+            return
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`: the run goes on from there and will write them again."""
-        kept = [record for record in self.records() if record["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        if hosts.is_first():
+            kept = [record for record in self.records() if record["step"] <= step]
+            write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        hosts.wait_for_all("later records are dropped")
 
     def finish(self, result: Record) -> None:
         """Write result.json."""
-        write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        if hosts.is_first():
+            write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        hosts.wait_for_all("the result is written")
 
 
-def check_usable(path: Path, config: TrainConfig) -> None:
-    """Raise RunnerError, saying why, unless a run of this config may start or go on in the folder."""
+def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
+    """Raise RunnerError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on."""
     if path.exists() and not path.is_dir():
         raise RunnerError(f"{path} is not a folder; choose another")
     if (path / "config.json").exists():
@@ -86,6 +103,10 @@ def check_usable(path: Path, config: TrainConfig) -> None:
         if differences:
             raise RunnerError(
                 f"{path} holds an unfinished run{other}; give the same flags to continue it, or choose another folder"
+            )
+        if not resume:
+            raise RunnerError(
+                f"{path} holds an unfinished run of this config; give --resume to continue it, or choose another folder"
             )
     elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")):
         raise RunnerError(f"{path} holds files of something else (no config.json); choose another folder")

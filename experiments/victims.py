@@ -13,7 +13,7 @@ from experiments.attacks import bim, fgsm, pgd, value_and_gradient
 from experiments.baseline import BaselineCNN
 from experiments.evaluate import EXAMPLES_PER_DEVICE
 from experiments.learner import Network, class_logits, network_stages
-from experiments.parallel import Devices, map_chunks
+from experiments.parallel import Devices, device_mesh, map_chunks
 from experiments.study import TrainedNetwork
 from experiments.views import test_view
 
@@ -119,6 +119,6 @@ def make_programs(victim: TrainedNetwork, devices: Devices, num_images: int) -> 
         return attack.change(objective_of(goal, examples.labels), examples.images, goal.epsilon, keys)
 
     per_device = min(EXAMPLES_PER_DEVICE, -(-num_images // len(devices)))
-    on_devices = functools.partial(map_chunks, devices=devices, per_device=per_device)
+    on_devices = functools.partial(map_chunks, mesh=device_mesh(devices), per_device=per_device)
     attacks = {name: on_devices(functools.partial(change, attack)) for name, attack in ATTACKS.items()}
     return Programs(on_devices(classify), on_devices(differentiate), attacks)

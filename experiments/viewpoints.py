@@ -21,11 +21,13 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig
 from experiments.errors import RunnerError
 from experiments.evaluate import make_evaluator, restore
-from experiments.parallel import choose_devices, split_cpu
+from experiments.hardware import choose_devices, split_cpu
+from experiments.parallel import device_mesh
 from experiments.results import table
 from experiments.run_directory import Record, read_result
 from experiments.study import NETWORKS, Study, measured_once
-from experiments.train import TARGET_TOLERANCE, trained
+from experiments.train import trained
+from experiments.training import TARGET_TOLERANCE
 
 NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
 FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {"affnist": {"affine": (0,)}}
@@ -90,7 +92,7 @@ def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
     result = read_result(workdir)
     assert result is not None
     dataset = datasets.load(config.dataset, data_dir)
-    evaluate = make_evaluator(config, restored.model, devices)
+    evaluate = make_evaluator(config, restored.model, device_mesh(devices))
     assert config.factor is not None
     seen_at = dataset.test_factors[config.factor]
     wrong, number = {}, {}

@@ -14,7 +14,7 @@ from experiments.baseline import BaselineCNN, dropout
 from experiments.batches import TrainingBatches
 from experiments.configs import ModelConfig, as_cnn
 from experiments.learner import class_logits, init_state, log_activations, make_model, make_train_step, network_stages
-from experiments.parallel import parallelize
+from experiments.parallel import Execution, parallelize
 
 SMALL = BaselineCNN(3, channels=(2, 3), hidden_units=8)
 
@@ -71,7 +71,7 @@ def test_a_step_is_the_same_on_one_and_two_devices():
     init = jax.jit(lambda images, key: init_state(config, model, images, key))
     states = []
     for devices in (jax.devices()[:1], jax.devices()[:2]):
-        on_devices = parallelize(make_train_step(config, model), "jit", devices)
+        on_devices = parallelize(make_train_step(config, model), Execution(devices))
         state = on_devices.replicate(init(batches(0).images, jax.random.key(0)))
         for step in range(2):
             state, metrics = on_devices.step(state, on_devices.shard(batches(step)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.checkpoints import Checkpoints
-from experiments.parallel import REPLICATED, data_mesh
+from experiments.parallel import REPLICATED, device_mesh
 
 
 class State(NamedTuple):
@@ -20,7 +20,7 @@ def state(step):
 
 
 def replicated(num_devices):
-    return jax.NamedSharding(data_mesh(jax.devices()[:num_devices]), REPLICATED)
+    return jax.NamedSharding(device_mesh(jax.devices()[:num_devices]), REPLICATED)
 
 
 def test_a_state_comes_back_on_other_devices(tmp_path):
@@ -37,7 +37,7 @@ def test_a_state_comes_back_on_other_devices(tmp_path):
 def test_the_newest_two_and_the_best_are_kept(tmp_path, caplog):
     with Checkpoints(tmp_path) as checkpoints:
         for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.4, 0.3]):
-            checkpoints.save(step, state(step), accuracy)
+            checkpoints.save(step, state(step), accuracy=accuracy)
         assert checkpoints.steps() == [1, 3, 4]
         checkpoints.save(5, state(5))  # not evaluated
         assert checkpoints.steps() == [1, 4, 5]

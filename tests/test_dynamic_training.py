@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import emcaps
-from experiments import train
+from experiments import training
 from experiments.batches import Batch
 from experiments.configs import ModelConfig, TrainConfig, default_config, from_json, to_json
 from experiments.learner import DECODER, class_logits, class_poses, decode, init_state, make_model, make_train_step, network_stages
@@ -34,7 +34,7 @@ def test_capsules_and_their_decoder_learn_together(model):
     network = make_model(settings.model, 3)
     state = jax.jit(lambda images, key: init_state(settings, network, images, key))(given.images, jax.random.key(0))
     assert set(state.params) >= {DECODER, "conv", "primary", "class_caps"}
-    step = jax.jit(functools.partial(make_train_step(settings, network), reduce=lambda tree: tree))
+    step = jax.jit(functools.partial(make_train_step(settings, network), average=lambda function: function))
 
     def errors(params):
         stages = network_stages(settings, network, params, given.images, 0)
@@ -55,11 +55,11 @@ def test_capsules_and_their_decoder_learn_together(model):
 
 @pytest.mark.slow
 def test_a_run_of_vector_capsules_leaves_its_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
     data = tiny.dataset()
     large = [np.pad(images, ((0, 0), (4, 3), (4, 3), (0, 0))) for images in (data.train_images, data.test_images)]
     data = data._replace(train_images=large[0], test_images=large[1])
-    result = train.train(config(DYNAMIC, steps=2, eval_every=2), data, tmp_path / "run")
+    result = training.train(config(DYNAMIC, steps=2, eval_every=2), data, tmp_path / "run")
     assert (result["model"], result["num_iterations"], result["test_examples"]) == ("dynamic", 2, 37)
     assert not [record for record in read_records(tmp_path / "run") if record["split"] == "diagnostics"]
 

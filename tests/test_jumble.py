@@ -12,6 +12,7 @@ from experiments import datasets, drawings, jumble, pose_figures, report, study
 from experiments.evaluate import make_evaluator
 from experiments.jumble import JumbleCommand, cut_and_jumbled, jumbled_images
 from experiments.learner import init_state, make_model
+from experiments.parallel import device_mesh
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
@@ -85,7 +86,9 @@ def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch,
     jumbled = np.asarray(cut_and_jumbled(jax.random.key(1), tiny.dataset().test_images[:20], 13))
     network = untrained(study.Study(dataset="mnist"), "cnn", 1)
     labels = tiny.dataset().test_labels[:20]
-    scores = make_evaluator(network.config, network.model, jax.devices())(network.params, jumbled, labels, network.step)
+    scores = make_evaluator(network.config, network.model, device_mesh(jax.devices()))(
+        network.params, jumbled, labels, network.step
+    )
     row = record["rows"][3]
     assert row["accuracy"] == scores.accuracy
     assert row["highest_activation"] == pytest.approx(scores.activations.max(-1).mean())

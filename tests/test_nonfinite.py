@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import datasets, learner, nonfinite, train
+from experiments import datasets, learner, nonfinite, train, training
 from experiments.batches import Batch, TrainingBatches
 from experiments.checkpoints import Checkpoints
 from experiments.learner import Metrics, TrainState, make_model, make_train_step, network_stages
 from experiments.nonfinite import Guard, NonfiniteError
-from experiments.parallel import ParallelStep, parallelize
+from experiments.parallel import Execution, ParallelStep, parallelize
 from experiments.views import test_view
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
@@ -38,6 +38,16 @@ def scale(tree, factors):
     return {layer: jax.tree.map(functools.partial(jnp.multiply, factors.get(layer, 1)), part) for layer, part in tree.items()}
 
 
+def scaled_gradient(function, factors):
+    """The same values, and a gradient multiplied by factors."""
+
+    def scaled(*given):
+        values, gradient = function(*given)
+        return values, scale(gradient, factors)
+
+    return scaled
+
+
 def restored(folder):
     """The newest state in a folder of checkpoints."""
     with Checkpoints(folder, read_only=True) as checkpoints:
@@ -55,8 +65,8 @@ def parameters_overflow(config, model):
     """A training step; the one before FAILS_AT leaves parameters that are finite, and too large for finite primary capsules."""
     step = learner.make_train_step(config, model)
 
-    def broken_step(state, batch, reduce):
-        state, metrics = step(state, batch, reduce)
+    def broken_step(state, batch, average):
+        state, metrics = step(state, batch, average)
         factor = jnp.where(state.step == FAILS_AT - 1, 1e25, 1)
         return state._replace(params=scale(state.params, {"conv": factor, "primary": factor})), metrics
 
@@ -67,14 +77,9 @@ def gradient_breaks(config, model):
     """A training step; that of FAILS_AT has a gradient that is not finite in two layers."""
     step = learner.make_train_step(config, model)
 
-    def broken_step(state, batch, reduce):
+    def broken_step(state, batch, average):
         factor = jnp.where(state.step == FAILS_AT - 1, jnp.nan, 1)
-
-        def reduce_broken(tree):
-            values, gradient = tree
-            return reduce((values, scale(gradient, {"conv": factor, "conv_caps_1": factor})))
-
-        return step(state, batch, reduce_broken)
+        return step(state, batch, lambda function: average(scaled_gradient(function, {"conv": factor, "conv_caps_1": factor})))
 
     return broken_step
 
@@ -87,10 +92,7 @@ def places():
 
     @jax.jit
     def fractions(state, batch, factors):
-        def reduce(tree):
-            return (tree[0], scale(tree[1], factors)) if isinstance(tree, tuple) else tree
-
-        return examined_step(state, batch, reduce)[1]
+        return examined_step(state, batch, functools.partial(scaled_gradient, factors=factors))[1]
 
     def find(params=(), gradient=(), label=None):
         state, layers = tiny.initial_state(), tiny.initial_state().params
@@ -133,7 +135,7 @@ def test_the_first_place_is_found(places, broken, first):
 )
 def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, layer, what, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
-    monkeypatch.setattr(train, "make_train_step", make_step)
+    monkeypatch.setattr(training, "make_train_step", make_step)
     command = [*FLAGS, "--steps", "6", "--eval-every", "3", "--parallel", mode, "--workdir", str(tmp_path)]
     assert train.main(command) == 1
     folder = tmp_path / "nonfinite"
@@ -148,7 +150,7 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, l
     assert report["nonfinite"][0] == {"layer": layer, "what": what, "fraction": pytest.approx(report["nonfinite"][0]["fraction"])}
     chex.assert_trees_all_equal(saved_batch(folder), jax.device_get(training_batches()(FAILS_AT - 1)))
 
-    on_devices = parallelize(make_step(tiny.CONFIG, make_model(tiny.MODEL, 3)), mode, jax.devices()[:2])
+    on_devices = parallelize(make_step(tiny.CONFIG, make_model(tiny.MODEL, 3)), Execution(jax.devices()[:2], mode))
     state = on_devices.replicate(restored(tmp_path / "checkpoints"))
     assert state.step == 3
     state, metrics = on_devices.step(state, on_devices.shard(training_batches()(3)))
@@ -171,7 +173,7 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, l
 def test_parameters_that_break_just_before_an_evaluation_are_found_by_it(tmp_path):
     config = dataclasses.replace(tiny.CONFIG, steps=4, eval_every=1, learning_rate=1e30)
     with pytest.raises(NonfiniteError, match=r"diverged at step 1: test_loss nan; .* in primary \(poses\)"):
-        train.train(config, tiny.dataset(), tmp_path)
+        training.train(config, tiny.dataset(), tmp_path)
     assert restored(tmp_path / "nonfinite" / "state").step == 1
     seen = test_view(config.images, jnp.asarray(tiny.dataset().test_images[:8]))
     np.testing.assert_array_equal(saved_batch(tmp_path / "nonfinite").images, seen)

@@ -10,8 +10,9 @@ import tiny
 from experiments.batches import TrainingBatches
 from experiments.configs import ImageConfig
 from experiments.errors import RunnerError
+from experiments.hardware import choose_devices, describe
 from experiments.learner import make_model, make_train_step
-from experiments.parallel import choose_devices, describe, map_chunks, map_examples, parallelize
+from experiments.parallel import Execution, device_mesh, map_chunks, map_examples, parallelize
 
 
 @functools.cache
@@ -25,9 +26,11 @@ def batches(views=tiny.CONFIG.images):
 
 
 @functools.cache
-def two_steps(mode, num_devices):
+def two_steps(mode, num_devices, **division):
     """The state and metrics after two steps, as NumPy arrays."""
-    parallel = parallelize(make_train_step(tiny.CONFIG, model()), mode, jax.devices()[:num_devices])
+    execution = Execution(jax.devices()[:num_devices], mode, **division)
+    network = make_model(tiny.MODEL, 3, execution.parent_axis)
+    parallel = parallelize(make_train_step(tiny.CONFIG, network), execution)
     state = parallel.replicate(tiny.initial_state())
     draw = batches()
     step = parallel.step.lower(state, parallel.shard(draw(0))).compile()
@@ -63,20 +66,22 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
     """Its views are drawn as those of smallNORB and toynorb are."""
     views = ImageConfig(standardize=True, crop=11, max_shift=0, contrast=0.5, brightness=0.5)
     drawn = batches(views)(5)
-    shared = parallelize(make_train_step(tiny.CONFIG, model()), mode, jax.devices()[:num_devices]).shard(drawn)
+    shared = parallelize(make_train_step(tiny.CONFIG, model()), Execution(jax.devices()[:num_devices], mode)).shard(drawn)
     for whole, parts in zip(tiny.with_raw_keys(drawn), tiny.with_raw_keys(shared), strict=True):
         assert len(parts.sharding.device_set) == num_devices
         np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
 
 
 def test_map_examples_gives_one_result_per_example():
-    mapped = map_examples(lambda scale, numbers: scale * numbers, jax.devices()[:2])
+    mapped = map_examples(lambda scale, numbers: scale * numbers, device_mesh(jax.devices()[:2]))
     np.testing.assert_array_equal(mapped(2.0, np.arange(6.0)), 2 * np.arange(6.0))
 
 
 @pytest.mark.parametrize("number", [1, 6, 13])
 def test_map_chunks_takes_any_number_of_examples(number):
-    scaled = map_chunks(lambda scale, examples: scale * examples["left"] + examples["right"], jax.devices()[:2], per_device=3)
+    scaled = map_chunks(
+        lambda scale, examples: scale * examples["left"] + examples["right"], device_mesh(jax.devices()[:2]), per_device=3
+    )
     left, right = np.arange(2.0 * number).reshape(number, 2), np.ones((number, 2))
     np.testing.assert_array_equal(scaled(2.0, {"left": left, "right": right}), 2 * left + right)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from experiments import datasets, parameters, study, train
+from experiments import datasets, parameters, study, training
 from experiments.errors import RunnerError
 from experiments.learner import init_state, make_model
 from experiments.study import NETWORKS, QUICK_STEPS, Study, measured_once
@@ -71,13 +71,13 @@ def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(study, "NETWORKS", {"capsules": small, "cnn": f"{small} --learning-rate 1e-2"})
     monkeypatch.setattr(parameters, "NETWORKS", study.NETWORKS)
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
     words = ["--networks", "cnn", "capsules", "--dataset", "mnist", "--runs", str(tmp_path), "--quick"]
     words += ["--flags=--batch-size 8 --max-shift 1"]
     assert parameters.main(words) == 0
     assert {path.parent.name for path in tmp_path.glob("quick/mnist/*/result.json")} == {"capsules-0", "cnn-0"}
     first = capsys.readouterr().out
-    monkeypatch.setattr(train, "train", pytest.fail)
+    monkeypatch.setattr(training, "train", pytest.fail)
     assert parameters.main(words) == 0
     again = capsys.readouterr().out
     assert again.startswith(f"{tmp_path}/quick/mnist/cnn-0 is finished\n{tmp_path}/quick/mnist/capsules-0 is finished\n")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import study, train, viewpoints
-from experiments.train import TARGET_TOLERANCE
+from experiments import study, training, viewpoints
+from experiments.training import TARGET_TOLERANCE
 from experiments.viewpoints import ViewpointsCommand
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
@@ -37,7 +37,7 @@ def file(tmp_path):
 def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "NETWORKS", TINY)
     monkeypatch.setattr(viewpoints, "NETWORKS", TINY)
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
     command = ["--dataset", str(file), "--train-values", "0", "40", "--quick", "--runs", str(tmp_path / "runs")]
     command += ["--flags=--batch-size 8 --max-shift 1"]
     assert viewpoints.main(command) == 0

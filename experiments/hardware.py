@@ -1,0 +1,130 @@
+"""What a command may say of the hardware: how many devices and processes there are, and how they share the work."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import hosts
+from experiments.configs import check_not_negative, check_positive
+from experiments.errors import RunnerError
+from experiments.parallel import Devices, Execution, Mode
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """On what to compute. A run's result does not depend on it, but for rounding."""
+
+    parallel: Mode = "jit"
+    """How the devices share a step."""
+    devices: int | None = None
+    """How many devices, of all processes; the default is as many as divide the batch. The CPU counts as one per core."""
+    model_axis: int = 1
+    """So many devices share the parent types of the convolutional capsule layers, where these are too big for one."""
+    accumulate: int = 1
+    """A device takes its share of a batch in so many parts, one after the other, where it is too big to take at once."""
+    coordinator: str | None = None
+    """For several processes: address:port of the first, the same for all; or `auto`, where the cluster says all (Slurm, TPU)."""
+    num_processes: int | None = None
+    """How many processes; not with `auto`."""
+    process_id: int | None = None
+    """Which of them this is, from 0; not with `auto`."""
+
+    def __post_init__(self):
+        check_positive(self, "model_axis", "accumulate")
+        if self.devices is not None:
+            check_positive(self, "devices")
+        if self.parallel == "pmap" and (self.model_axis > 1 or self.coordinator):
+            raise ValueError("pmap shares the batch among the devices of one process; give --parallel jit for more")
+        numbers = (self.num_processes, self.process_id)
+        if self.coordinator in (None, hosts.DETECT):
+            if numbers != (None, None):
+                raise ValueError(f"num_processes and process_id go with an address as coordinator; got {self.coordinator}")
+        elif None in numbers:
+            raise ValueError("a coordinator needs num_processes and process_id")
+        if self.num_processes is not None and self.process_id is not None:
+            check_positive(self, "num_processes")
+            check_not_negative(self, "process_id")
+            if self.process_id >= self.num_processes:
+                raise ValueError(f"process_id must be less than num_processes, {self.num_processes}; got {self.process_id}")
+
+    def start(self) -> None:
+        """Get ready what must be before JAX is used. Raises RunnerError if the processes do not come together."""
+        local = None if self.devices is None else max(1, self.devices // (self.num_processes or 1))
+        split_cpu(local)
+        hosts.join(self.coordinator, self.num_processes, self.process_id)
+
+    def execution(self, batch_size: int) -> Execution:
+        """The devices for a batch, and how they share it. Raises RunnerError as `choose_devices` does."""
+        devices = choose_devices(batch_size, self.devices, self.model_axis, self.accumulate)
+        return Execution(devices, self.parallel, self.model_axis, self.accumulate)
+
+
+def choose_devices(batch_size: int, requested: int | None = None, model_axis: int = 1, accumulate: int = 1) -> Devices:
+    """The devices for a batch: as many as requested, or else as many as there are and divide it.
+
+    Args:
+        batch_size: of all devices.
+        requested: how many devices, a multiple of `model_axis`.
+        model_axis: so many devices see the same examples.
+        accumulate: in how many parts they take them.
+
+    Raises:
+        RunnerError: there are not as many as requested, or they cannot share the batch evenly.
+    """
+    available = jax.devices()
+    if requested is None and jax.process_count() == 1:
+        fitting = [n for n in range(model_axis, len(available) + 1, model_axis) if batch_size % (n // model_axis * accumulate) == 0]
+        requested = max(fitting, default=model_axis)
+    elif requested is None:
+        requested = len(available)
+    there_are = f"there are {len(available)} devices ({describe(available)})"
+    if not 1 <= requested <= len(available):
+        raise RunnerError(f"{there_are}; {requested} were requested")
+    if jax.process_count() > 1 and requested < len(available):
+        raise RunnerError(f"{there_are} in {jax.process_count()} processes, of which all take part; {requested} were requested")
+    if requested % model_axis or (jax.process_count() > 1 and jax.local_device_count() % model_axis):
+        of_each = f", {jax.local_device_count()} in each process" if jax.process_count() > 1 else ""
+        raise RunnerError(f"{requested} devices{of_each}, cannot be divided into groups of {model_axis}, the model axis")
+    shares = requested // model_axis * accumulate
+    if batch_size % shares:
+        below = batch_size - batch_size % shares
+        nearest = f"{below} and {below + shares}" if below else f"{shares}"
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        among = f"{requested // model_axis} groups of devices" if model_axis > 1 else f"{requested} devices"
+        raise RunnerError(f"a batch of {batch_size} cannot be divided among {among}{parts}; the nearest that can: {nearest}")
+    return available[:requested]
+
+
+@contextlib.contextmanager
+def programs_kept_in(folder: Path) -> Iterator[None]:
+    """Within this context JAX keeps what it compiles in a folder, and takes it from there, unless the user has named one."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+def split_cpu(count: int | None = None) -> None:
+    """Show the CPU to JAX as `count` devices, by default one per core, since a routing kernel runs on one core.
+
+    To be called before JAX is used. Settings that the user has made in the environment stay.
+    """
+    by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not by_flag and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", count or cores or 1)
+
+
+def describe(devices: Devices) -> str:
+    """For example `2 x cpu`."""
+    return f"{len(devices)} x {devices[0].device_kind}"

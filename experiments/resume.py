@@ -1,0 +1,85 @@
+"""Where an unfinished run goes on: what a checkpoint remembers beside the state, and which checkpoint it is."""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.checkpoints import Checkpoints, DamagedCheckpoint
+from experiments.configs import TrainConfig, from_json
+from experiments.datasets import Dataset
+from experiments.errors import RunnerError
+from experiments.learner import Metrics, TrainState
+from experiments.run_directory import differing_fields
+
+
+def fingerprint(dataset: Dataset) -> int:
+    """A number that changes with the training images and labels."""
+    return zlib.crc32(dataset.train_labels.tobytes(), zlib.crc32(dataset.train_images.tobytes()))
+
+
+def facts_of(config: TrainConfig, data: int, place: tuple[int, int], window: Sequence[Metrics]) -> dict[str, Any]:
+    """What to save with the state after a step, in terms of JSON. Random keys are those of the config's seed and the step.
+
+    Args:
+        config: of the run.
+        data: `fingerprint` of what it trains on.
+        place: epoch and position in it of the next batch.
+        window: metrics of the steps since the last record, which the next record is to contain.
+    """
+    metrics = [[float(value) for value in step] for step in window]
+    return {"config": dataclasses.asdict(config), "data": data, "epoch": place[0], "position": place[1], "window": metrics}
+
+
+def go_on_from(
+    checkpoints: Checkpoints, config: TrainConfig, data: int, like: TrainState, shardings: Any, fall_back: bool
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The newest state of a run, and what was saved with it.
+
+    Args:
+        checkpoints: of the run, at least one.
+        config: what it should be a run of.
+        data: `fingerprint` of what it would go on with.
+        like: a state of such a run.
+        shardings: where to put the state.
+        fall_back: whether to pass over damaged checkpoints; they are set aside.
+
+    Raises:
+        RunnerError: the newest checkpoint is damaged, and may not be passed over, or all are; or it is of another config or data.
+    """
+    *earlier, newest = checkpoints.steps()
+    try:
+        return restored(checkpoints, newest, config, data, like, shardings)
+    except DamagedCheckpoint as error:
+        if not earlier:
+            raise RunnerError(f"{error}, and there is no other; to begin anew, choose another --workdir") from error
+        if not fall_back:
+            raise RunnerError(f"{error}; with --fall-back the run goes on from the newest that is whole") from error
+    damaged = [newest]
+    for step in reversed(earlier):
+        try:
+            found = restored(checkpoints, step, config, data, like, shardings)
+        except DamagedCheckpoint:
+            damaged.append(step)
+            continue
+        checkpoints.set_aside(damaged)
+        return found
+    raise RunnerError(f"all checkpoints in {checkpoints.folder} are damaged; to begin anew, choose another --workdir")
+
+
+def restored(
+    checkpoints: Checkpoints, step: int, config: TrainConfig, data: int, like: TrainState, shardings: Any
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The state of a step and its facts. Raises DamagedCheckpoint, and RunnerError if it is of another config or other data."""
+    facts = checkpoints.facts(step)
+    where = f"the checkpoint of step {step} in {checkpoints.folder}"
+    try:
+        saved_config = from_json(json.dumps(facts["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(f"{where} is damaged (its config is none that this version knows: {error})") from error
+    if differences := differing_fields(saved_config, config):
+        raise RunnerError(f"{where} is of another config ({differences}); choose another --workdir")
+    if facts["data"] != data:
+        raise RunnerError(f"{where} is of a run on other training images than there are now; give it back its data set")
+    return checkpoints.restore(step, like, shardings), facts
