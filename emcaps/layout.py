@@ -19,8 +19,10 @@ from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
 # How the votes are held, and the routing that goes with it.
 IMPLEMENTATIONS = {"dense": (dense_votes, route), "streamed": (StreamedVotes, route_streamed)}
 
-# Streamed routing takes the batch in blocks of about so many columns (parent position x example), whose arrays fit in a cache.
+# Streamed routing takes the batch in blocks of about so many columns (parent position x example): on a CPU, so that arrays fit in a
+# cache; on accelerators, which want many columns, so that they fit in memory.
 BLOCK_COLUMNS = 144
+ACCELERATOR_BLOCK_COLUMNS = 8192
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -91,8 +93,9 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
 
 
 def _block_size(batch: int, positions: int) -> int:
-    """Examples in a block: about `BLOCK_COLUMNS / positions`, rather a little less than leaving the last block partly empty."""
-    most = min(batch, max(1, BLOCK_COLUMNS // positions))
+    """Examples in a block: about so many columns, rather a little fewer than leaving the last block partly empty."""
+    columns = BLOCK_COLUMNS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_COLUMNS
+    most = min(batch, max(1, columns // positions))
     divisor = max(size for size in range(1, most + 1) if batch % size == 0)
     return divisor if 2 * divisor > most else -(-batch // -(-batch // most))
 

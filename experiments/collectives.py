@@ -1,0 +1,118 @@
+"""What devices tell each other in a compiled step: the collectives of an XLA program, how often each runs and how much it moves."""
+
+import functools
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.batches import Batch
+from experiments.configs import TrainConfig
+from experiments.learner import init_state, make_model, make_train_step
+from experiments.parallel import SHARDED, Execution, parallelize, shardings
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
+_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CALLED = re.compile(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "bf16": 2, "f16": 2, "c64": 8, "s64": 8}
+
+
+class Collective(NamedTuple):
+    """One collective operation of a program.
+
+    Attributes:
+        kind: one of `KINDS`.
+        group: how many devices take part together.
+        payload: bytes of what is combined: of an all-reduce its result, of an all-gather or a reduce-scatter the larger side.
+        times: how often it runs.
+    """
+
+    kind: str
+    group: int
+    payload: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends for one run of it, by an algorithm that sends the least (a ring)."""
+        return (2 if self.kind == "all-reduce" else 1) * self.payload * (self.group - 1) / self.group
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """The collectives of a compiled program, from its text. A loop's count as often as it runs; of branches, all are counted.
+
+    Raises:
+        ValueError: a collective is in a loop whose number of runs is not known.
+    """
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        if header := _COMPUTATION.match(line):
+            name = header[1]
+            bodies[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif name:
+            bodies[name].append(line)
+
+    @functools.cache
+    def of(computation: str) -> tuple[Collective, ...]:
+        found: list[Collective] = []
+        for line in bodies.get(computation, []):
+            if operation := _INSTRUCTION.search(line):
+                found.append(_read(operation[2], operation[1], line))
+            if loop := _LOOP.search(line):
+                inside, trips = of(loop[1]), _TRIPS.search(line)
+                if inside and trips is None:
+                    raise ValueError(f"the loop {loop[1]} has collectives, and nobody knows how often it runs")
+                found += [one._replace(times=one.times * int(trips[1])) for one in inside if trips]
+            elif not operation:
+                called = [
+                    name for pair in _CALLED.findall(line) for part in pair for name in part.replace("%", "").split(", ") if name
+                ]
+                found += [one for name in called for one in of(name)]
+        return tuple(found)
+
+    return list(of(entry))
+
+
+def _read(kind: str, shapes: str, line: str) -> Collective:
+    """A collective from its line of text."""
+    size = sum(_BYTES[dtype] * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in _ARRAY.findall(shapes))
+    listed = re.search(r"replica_groups=\{\{([0-9,]*)\}", line)
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    group = len(listed[1].split(",")) if listed else int(iota[1]) if iota else 1
+    return Collective(kind, group, size * group if kind == "reduce-scatter" else size, 1)
+
+
+def compiled_step(config: TrainConfig, execution: Execution, image_shape: tuple[int, ...], num_classes: int) -> Any:
+    """The compiled training step of a network on simulated devices; nothing is run."""
+    network, shared = (make_model(config.model, num_classes, axis) for axis in (None, execution.parent_axis))
+    images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+    state = jax.eval_shape(functools.partial(init_state, config, network), images, jax.random.key(0))
+    mesh = execution.mesh
+
+    def placed(tree: Any, places: Any) -> Any:
+        return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
+
+    batch = Batch(images, jax.ShapeDtypeStruct((config.batch_size,), jnp.int32))  # pyright: ignore[reportArgumentType]
+    batch = placed(batch, jax.tree.map(lambda _: jax.NamedSharding(mesh, SHARDED), batch))
+    step = parallelize(make_train_step(config, shared), execution).step
+    return step.lower(placed(state, shardings(state, mesh)), batch).compile()
+
+
+def totals(found: Iterable[Collective]) -> dict[str, Any]:
+    """How often each kind runs in a step, and the bytes that a device sends for it."""
+    kinds: dict[str, Any] = {}
+    for one in found:
+        row = kinds.setdefault(one.kind, {"operations": 0, "runs": 0, "megabytes_sent": 0.0})
+        row["operations"] += 1
+        row["runs"] += one.times
+        row["megabytes_sent"] += one.times * one.sent / 1e6
+    return kinds

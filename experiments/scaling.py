@@ -1,0 +1,141 @@
+"""What more devices change, and what not: `python -m experiments.scaling --output runs/scaling`.
+
+Simulated devices of the CPU (and processes of this host) verify that results are the same, and are what programs are compiled for
+whose collectives are counted. The forecast is computed from these counts and from published figures of accelerators (forecast.py).
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from experiments.collectives import collectives, compiled_step, totals
+from experiments.command_line import exit_code, parse
+from experiments.configs import ImageConfig, ModelConfig, TrainConfig
+from experiments.equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
+from experiments.forecast import EXAMPLES, forecast
+from experiments.hardware import split_cpu
+from experiments.parallel import Execution
+from experiments.run_directory import Record, write_atomically
+from experiments.sections import Table
+
+PARTS = ("equality", "collectives", "forecast")
+NUM_DEVICES = (1, 2, 4, 8, 16, 32, 64)
+SHARED_BY = (2, 4, 8)
+IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB
+WIDTHS = {"paper": 32, "100 times larger": 320}  # of all layers
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingCommand:
+    """Compare results, count collectives and forecast the time of a step, on 1 to 1024 devices."""
+
+    parts: tuple[str, ...] = PARTS
+    """Which of equality, collectives, forecast."""
+    output: Path = Path("runs/scaling")
+    """Folder for scaling.json."""
+
+    def __post_init__(self):
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"parts must be some of {', '.join(PARTS)}; got {list(self.parts)}")
+
+
+def network_config(width: int, num_devices: int) -> TrainConfig:
+    """A network whose layers all have this width, with an example for each device: collectives do not depend on how many."""
+    model = ModelConfig(conv_channels=width, primary_capsules=width, conv_capsules=(width, width))
+    images = ImageConfig(max_shift=0)
+    return TrainConfig(model=model, dataset="smallnorb", images=images, batch_size=num_devices)
+
+
+def compare() -> list[Record]:
+    """How far each of `DIVISIONS` is from one device, in each precision."""
+    rows: list[Record] = []
+    reference = {precision: arrays_of(Division(1), precision) for precision in PRECISIONS}
+    for division in tqdm(DIVISIONS, "comparing"):
+        row: Record = {"division": str(division)}
+        for precision in PRECISIONS:
+            row[precision] = differences(arrays_of(division, precision), reference[precision])
+        rows.append(row)
+    return rows
+
+
+def count() -> list[Record]:
+    """The collectives of the paper's network on more and more devices, and with its parent types divided."""
+    rows = []
+    executions = [(number, 1) for number in NUM_DEVICES] + [(8, axis) for axis in SHARED_BY]
+    for number, model_axis in tqdm(executions, "compiling"):
+        config = network_config(WIDTHS["paper"], number // model_axis)
+        compiled = compiled_step(config, Execution(jax.devices()[:number], "jit", model_axis), IMAGE_SHAPE, NUM_CLASSES)
+        found = totals(collectives(compiled.as_text()))
+        rows.append({"devices": number, "model_axis": model_axis, "collectives": found})
+    return rows
+
+
+def equality_table(rows: Sequence[Record]) -> Table:
+    """Relative differences."""
+    parts = ("losses", "gradient", "params")
+    header = ("division", *(f"{part}, {precision}" for precision in PRECISIONS for part in parts))
+    cells = [(row["division"], *(f"{row[precision][part]:.0e}" for precision in PRECISIONS for part in parts)) for row in rows]
+    return Table("Largest relative differences from one device, after five steps", header, cells)
+
+
+def collectives_table(rows: Sequence[Record]) -> Table:
+    """Kinds, how often a step runs them, and what a device sends."""
+    cells = []
+    for row in rows:
+        kinds = row["collectives"]
+        runs = ", ".join(f"{found['runs']} {kind}" for kind, found in kinds.items()) or "none"
+        sent = sum(found["megabytes_sent"] for found in kinds.values())
+        cells.append((str(row["devices"]), str(row["model_axis"]), runs, f"{sent:.2f}"))
+    header = ("devices", "share parent types", "collectives in a step", "MB sent by a device")
+    return Table("Collectives of the compiled step of the paper's network, an example for each group of devices", header, cells)
+
+
+def forecast_table(rows: Sequence[Record]) -> Table:
+    """The parts of a step."""
+    parts = ("arithmetic", "memory", "loop steps", "all-reduce", "step")
+    cells = [
+        (
+            f"{row['network']}, {row['parameters']:,} parameters",
+            f"{row['devices']} x {row['accelerator']}",
+            *(f"{row[part]:.3g}" for part in parts),
+            f"{row['efficiency']:.1%}",
+            row["limited_by"],
+        )
+        for row in rows
+    ]
+    header = ("network", "devices", *(f"{part}, ms" for part in parts), "efficiency", "limited by")
+    return Table(f"Forecast of a training step, {EXAMPLES} examples on each device", header, cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(ScalingCommand, "python -m experiments.scaling", arguments)
+
+    def run(typed: str) -> None:
+        split_cpu(max(NUM_DEVICES))
+        record: dict[str, Any] = {"command": typed, "jax_version": jax.__version__}
+        if "equality" in command.parts:
+            record["equality"] = rows = compare()
+            print(f"\n{equality_table(rows).markdown()}")
+        if "collectives" in command.parts:
+            record["collectives"] = rows = count()
+            print(f"\n{collectives_table(rows).markdown()}")
+        if "forecast" in command.parts:
+            forecasts = (forecast(name, width, IMAGE_SHAPE, NUM_CLASSES) for name, width in WIDTHS.items())
+            record["forecast"] = rows = [row for found in forecasts for row in found]
+            print(f"\n{forecast_table(rows).markdown()}")
+        command.output.mkdir(parents=True, exist_ok=True)
+        write_atomically(command.output / "scaling.json", json.dumps(record, indent=2) + "\n")
+        print(f"\nwritten to {command.output}")
+
+    return exit_code(run, "experiments.scaling", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
