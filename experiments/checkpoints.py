@@ -126,7 +126,10 @@ class Checkpoints:
         return DamagedCheckpoint(f"the checkpoint of step {step} in {self.folder} is damaged ({why})")
 
     def _not_saved(self, error: Exception) -> RunnerError:
-        return RunnerError(f"a checkpoint could not be saved in {self.folder}: {first_line(error)}")
+        return RunnerError(
+            f"a checkpoint could not be saved in {self.folder} ({first_line(error)}). Those that were saved before are whole: "
+            "when the cause is gone, the same command goes on from them"
+        )
 
 
 def whole(array: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
+from experiments import hosts
 from experiments.errors import RunnerError, Stopped
 
 Command = TypeVar("Command")
@@ -79,6 +80,7 @@ def exit_code(run: Callable[[str], None], module: str, arguments: Sequence[str])
         run(typed)
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
+        hosts.leave(1)
         return 1
     except Stopped as stopped:
         print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)

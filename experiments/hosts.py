@@ -3,6 +3,8 @@
 Every process does the same. Only the first writes to the run's folder, but for checkpoints, which Orbax writes from all of them.
 """
 
+import os
+import sys
 from typing import Any
 
 import jax
@@ -40,6 +42,14 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         )
     except (RuntimeError, ValueError) as error:
         raise RunnerError(f"the processes of this run did not come together at {coordinator}: {first_line(error)}") from error
+
+
+def leave(code: int) -> None:
+    """After an error, end a process that is one of several, which would otherwise wait for the others to end as well."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def is_first() -> bool:

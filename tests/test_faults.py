@@ -1,0 +1,194 @@
+"""What can go wrong while a run trains or before it goes on: each fault has its message, and loses nothing that was saved."""
+
+import dataclasses
+import gc
+import json
+import shutil
+import subprocess
+import time
+
+import chex
+import jax
+import pytest
+import tiny
+from test_train import at_step, crash, deterministic, last_state
+
+from experiments import train, training
+from experiments.checkpoints import Checkpoints, DamagedCheckpoint
+from experiments.configs import to_json
+from experiments.errors import RunnerError
+from experiments.run_directory import read_records
+
+pytestmark = [
+    pytest.mark.usefixtures("programs_are_compiled_once"),
+    # Orbax raises what its tasks have met, and forgets other tasks that have met the same.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+CONFIG = dataclasses.replace(tiny.CONFIG, eval_every=2)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_tasks_are_collected():
+    """In the test whose they are."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The folder of a run that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "draw_figures", lambda *_: None)
+        training.train(CONFIG, tiny.dataset(), folder)
+    return folder
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """The folder of a run that crashed after the checkpoints of steps 2 and 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            training.train(CONFIG, tiny.dataset(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def assert_same_run(folder, calm):
+    chex.assert_trees_all_equal(last_state(folder), last_state(calm))
+    assert deterministic(read_records(folder)) == deterministic(read_records(calm))
+
+
+def steps(folder):
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+def damage(folder, step):
+    """Change one byte of the parameters, which Orbax does not notice."""
+    file = max((folder / "checkpoints" / str(step) / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes, where this process may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(calm, small_disk, monkeypatch):
+    folder, ballast = small_disk / "run", small_disk / "ballast"
+
+    def fill():
+        while not (folder / "checkpoints" / "2").exists():  # it is being written in the background
+            time.sleep(0.01)
+        with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(4096))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, fill)
+        with pytest.raises(RunnerError, match=rf"(saved in {folder}|{folder}.* cannot be written).*No space left") as caught:
+            training.train(CONFIG, tiny.dataset(), folder)
+    assert "the same command goes on" in str(caught.value)
+    assert steps(folder) == [2]
+    ballast.unlink()
+    training.train(CONFIG, tiny.dataset(), folder)
+    assert_same_run(folder, calm)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunnerError, match=r"file/run cannot be written to \(.*Not a directory"):
+        training.train(CONFIG, tiny.dataset(), tmp_path / "file" / "run")
+
+
+def test_a_lost_data_file_is_named(unfinished, capsys):
+    (unfinished / "config.json").write_text(to_json(dataclasses.replace(CONFIG, dataset="lost.npz")))
+    flags = "--dataset lost.npz --steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4".split()
+    flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
+    assert train.main([*flags, "--workdir", str(unfinished)]) == 1
+    assert "error: there is no file lost.npz" in capsys.readouterr().err
+    assert steps(unfinished) == [2, 4]
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over_only_when_asked(unfinished, calm):
+    damage(unfinished, 4)
+    with pytest.raises(RunnerError, match=r"checkpoint of step 4 in .* is damaged .*; with --fall-back the run goes on") as caught:
+        training.train(CONFIG, tiny.dataset(), unfinished)
+    assert isinstance(caught.value.__cause__, DamagedCheckpoint)
+    assert steps(unfinished) == [2, 4]
+    training.train(CONFIG, tiny.dataset(), unfinished, fall_back=True)
+    assert_same_run(unfinished, calm)
+    assert [path.name.split("-")[0] for path in (unfinished / "damaged").iterdir()] == ["4"]
+
+
+def test_if_all_checkpoints_are_damaged_none_is_moved(unfinished):
+    damage(unfinished, 2)
+    damage(unfinished, 4)
+    with pytest.raises(RunnerError, match="all checkpoints in .* are damaged; to begin anew, choose another --workdir"):
+        training.train(CONFIG, tiny.dataset(), unfinished, fall_back=True)
+    assert steps(unfinished) == [2, 4]
+
+
+@pytest.mark.parametrize("what", ["state/d", "state/manifest.ocdbt", "facts/metadata", "state/_METADATA"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_checkpoint_that_lacks_something_is_damaged_or_whole(unfinished, what, how):
+    state, path = last_state(unfinished), unfinished / "checkpoints" / "4" / what
+    path = next(path.iterdir()) if path.is_dir() else path
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.unlink()
+    with Checkpoints(unfinished / "checkpoints", read_only=True) as checkpoints:
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        try:
+            chex.assert_trees_all_equal(checkpoints.restore(4, tiny.initial_state(), one_device), state)
+        except DamagedCheckpoint as error:
+            assert "the checkpoint of step 4 in" in str(error)
+
+
+def test_a_checkpoint_of_another_config_or_other_data_is_refused(unfinished):
+    other = dataclasses.replace(CONFIG, seed=1)
+    (unfinished / "config.json").write_text(to_json(other))
+    with pytest.raises(RunnerError, match=r"of another config \(seed: 0 there, 1 here\)"):
+        training.train(other, tiny.dataset(), unfinished)
+    (unfinished / "config.json").write_text(to_json(CONFIG))
+    data = tiny.dataset()
+    data.train_images[0, 0, 0, 0] ^= 1
+    with pytest.raises(RunnerError, match="on other training images than there are now"):
+        training.train(CONFIG, data, unfinished, fall_back=True)
+
+
+def test_an_unfinished_run_may_be_refused(unfinished):
+    with pytest.raises(RunnerError, match="holds an unfinished run of this config; give --resume to continue it"):
+        training.train(CONFIG, tiny.dataset(), unfinished, resume=False)
+
+
+def test_the_state_of_a_run_is_more_than_its_parameters(unfinished):
+    facts = json.loads((unfinished / "checkpoints" / "4" / "facts" / "metadata").read_text())
+    assert facts["config"]["seed"] == 0
+    assert (facts["epoch"], facts["position"], facts["window"]) == (2, 0, [])
+
+
+def test_devices_may_change_between_two_parts_of_a_run(unfinished, calm):
+    one = training.Execution(jax.devices()[:1])
+    training.train(CONFIG, tiny.dataset(), unfinished, execution=one)
+    chex.assert_trees_all_close(last_state(unfinished), last_state(calm), rtol=1e-3, atol=1e-4)
+
+
