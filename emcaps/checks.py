@@ -68,12 +68,14 @@ def check_choice(name: str, value: Any, choices: Mapping[str, Any] | tuple[str, 
 
 
 def check_axis(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is None or the name of a mapped axis that is bound here."""
+    """Raise ValueError unless `value` is None or the name of a mapped axis that is bound here; TypeError if it is no name."""
     if value is None:
         return
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be None or a string; got {value!r}")
     try:
         lax.axis_size(value)
-    except (NameError, TypeError) as error:
+    except NameError as error:
         raise ValueError(f"{name} must be None or an axis of an enclosing shard_map, pmap or vmap; got {value!r}") from error
 
 

@@ -4,7 +4,8 @@ In one process it measures, side by side, the textbook formulation (experiments/
 `"streamed"`, the last as a plain call on one device and with the batch divided among all devices (on a CPU: one per core).
 It measures one layer, forward and with its gradient, and a training step of a whole network; then the parts of the streamed
 routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size. At last
-the class capsules of dynamic routing, with votes in memory and without, and the strided convolution below them.
+the class capsules of dynamic routing, with votes in memory and without, and the strided convolution below them; and what a run
+costs beside its steps.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from jax.sharding import NamedSharding
 
@@ -25,13 +27,14 @@ from emcaps import em, layout
 from emcaps.dynamic_capsnet import StridedConv
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import run_figures, textbook
+from experiments.benchmark_loop import benchmark_loop
 from experiments.command_line import parse
 from experiments.hardware import split_cpu
 from experiments.parallel import REPLICATED, SHARDED, device_mesh
 from experiments.timing import Measurement, fit_exponent, measure, multiply_adds, small_numbers
 
-Part = Literal["layer", "step", "kernels", "sweeps", "dynamic"]
-PARTS: tuple[Part, ...] = ("layer", "step", "kernels", "sweeps", "dynamic")
+Part = Literal["layer", "step", "kernels", "sweeps", "dynamic", "loop"]
+PARTS: tuple[Part, ...] = ("layer", "step", "kernels", "sweeps", "dynamic", "loop")
 
 
 # The procedure that textbook.py implements.
@@ -363,6 +366,11 @@ def main(config: BenchmarkConfig) -> None:
         for title, measurements in results.items():
             report_side_by_side(f"Dynamic routing: {title}", measurements, 1, "ms")
         record["dynamic"] = {title: {n: m._asdict() for n, m in ms.items()} for title, ms in results.items()}
+    if "loop" in config.parts:
+        record["loop"] = milliseconds = benchmark_loop(max(3, config.repeats // 2))
+        bare, loop = (float(np.median(milliseconds[name])) for name in ("bare", "loop"))
+        print("\nTraining, default recipe, 28x28 images, batch 64, a checkpoint every 50 steps, ms a step")
+        print(f"bare step {bare:.1f}, loop {loop:.1f}: {loop / bare - 1:+.1%}")
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
     if {"layer", "sweeps"} <= set(config.parts):

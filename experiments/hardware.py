@@ -88,8 +88,8 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
     if jax.process_count() > 1 and requested < len(available):
         raise RunnerError(f"{there_are} in {jax.process_count()} processes, of which all take part; {requested} were requested")
     if requested % model_axis or (jax.process_count() > 1 and jax.local_device_count() % model_axis):
-        of_each = f", {jax.local_device_count()} in each process" if jax.process_count() > 1 else ""
-        raise RunnerError(f"{requested} devices{of_each}, cannot be divided into groups of {model_axis}, the model axis")
+        of_each = f", {jax.local_device_count()} in each process," if jax.process_count() > 1 else ""
+        raise RunnerError(f"{requested} devices{of_each} cannot be divided into groups of {model_axis}, the model axis")
     shares = requested // model_axis * accumulate
     if batch_size % shares:
         below = batch_size - batch_size % shares

@@ -66,6 +66,21 @@ def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
         assert np.abs(gradient).max() > 0, name
 
 
+def test_low_precision_ends_at_the_class_capsules():
+    images = jax.random.uniform(jax.random.key(1), (4, 18, 18, 1))
+    full = CapsNet(3, 4, 2, (3,), ONE_ITERATION)
+    low = full.clone(dtype=jnp.bfloat16)
+    variables = low.init(jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    (_, expected), _ = full.apply(variables, images)
+    (_, activations), stages = low.apply(variables, images)
+    below = [stages["conv"], *stages["primary"], *stages["conv_caps_1"]]
+    assert {array.dtype for array in below} == {np.dtype(jnp.bfloat16)}
+    assert {array.dtype for array in stages["class_caps"]} == {np.dtype("float32")}
+    np.testing.assert_allclose(activations, expected, atol=0.03)
+    assert np.abs(activations - expected).max() > 0
+
+
 def test_an_examples_result_does_not_depend_on_its_batch():
     model = CapsNet(3, **SMALL, routing=ONE_ITERATION)
     images = jax.random.uniform(jax.random.key(4), (5, 20, 20, 1))

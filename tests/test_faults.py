@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_only_when_asked(unfinishe
 def test_if_all_checkpoints_are_damaged_none_is_moved(unfinished):
     damage(unfinished, 2)
     damage(unfinished, 4)
-    with pytest.raises(RunnerError, match="all checkpoints in .* are damaged; to begin anew, choose another --workdir"):
+    with pytest.raises(RunnerError, match=r"all checkpoints in .* are damaged; to begin anew, choose another --workdir"):
         training.train(CONFIG, tiny.dataset(), unfinished, fall_back=True)
     assert steps(unfinished) == [2, 4]
 
@@ -190,5 +190,3 @@ def test_devices_may_change_between_two_parts_of_a_run(unfinished, calm):
     one = training.Execution(jax.devices()[:1])
     training.train(CONFIG, tiny.dataset(), unfinished, execution=one)
     chex.assert_trees_all_close(last_state(unfinished), last_state(calm), rtol=1e-3, atol=1e-4)
-
-

@@ -9,8 +9,6 @@ import tiny
 
 from experiments.batches import TrainingBatches
 from experiments.configs import ImageConfig
-from experiments.errors import RunnerError
-from experiments.hardware import choose_devices, describe
 from experiments.learner import make_model, make_train_step
 from experiments.parallel import Execution, device_mesh, map_chunks, map_examples, parallelize
 
@@ -52,6 +50,13 @@ def test_two_devices_take_the_step_of_one(mode):
     )
 
 
+@pytest.mark.parametrize("mode, num_devices", [("jit", 1), pytest.param("pmap", 2, marks=pytest.mark.slow)])
+def test_a_batch_may_be_taken_in_parts(mode, num_devices):
+    (state, metrics), (expected_state, expected_metrics) = two_steps(mode, num_devices, accumulate=2), two_steps("jit", 1)
+    np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), state.params, expected_state.params)
+
+
 def test_jit_and_pmap_are_the_same_step():
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-6),
@@ -84,24 +89,3 @@ def test_map_chunks_takes_any_number_of_examples(number):
     )
     left, right = np.arange(2.0 * number).reshape(number, 2), np.ones((number, 2))
     np.testing.assert_array_equal(scaled(2.0, {"left": left, "right": right}), 2 * left + right)
-
-
-def test_devices_are_chosen_to_divide_the_batch():
-    assert len(choose_devices(8)) == 2
-    assert len(choose_devices(7)) == 1
-    assert describe(choose_devices(8, 1)) == "1 x cpu"
-
-
-def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
-    with pytest.raises(
-        RunnerError,
-        match="batch of 7 cannot be divided among 2 devices; the nearest that can: 6 and 8",
-    ):
-        choose_devices(7, 2)
-    with pytest.raises(RunnerError, match=r"the nearest that can: 2$"):
-        choose_devices(1, 2)
-
-
-def test_more_devices_than_there_are_is_an_error():
-    with pytest.raises(RunnerError, match=f"there are {jax.device_count()} devices .*; 99 were requested"):
-        choose_devices(99, 99)

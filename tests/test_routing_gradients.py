@@ -47,6 +47,23 @@ def test_gradients(name, num_iterations, assignment_temperature, normalize_costs
     check_grads(routed, arguments, order=1, modes=["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
 
 
+def test_routing_again_on_the_way_back_changes_no_gradient(x64):
+    """With so many examples that the batch is routed in several blocks."""
+    route = ROUTES["conv-streamed"]
+    poses, activations, *rest = route.arrays(dtype=np.float64)
+    arrays = (np.tile(poses, (20, 1, 1, 1, 1, 1)), np.tile(activations, (20, 1, 1, 1)), *rest)
+
+    def total(arrays, remat):
+        result = route.function(*arrays, num_iterations=2, normalize_costs=True, remat=remat)
+        return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
+
+    programs = [jax.jit(jax.grad(total), static_argnums=1).lower(arrays, remat).compile() for remat in (False, True)]
+    kept, again = (program(arrays) for program in programs)
+    chex.assert_trees_all_close(again, kept, rtol=1e-12)
+    memory, less = (program.memory_analysis().temp_size_in_bytes for program in programs)
+    assert less < 0.8 * memory
+
+
 @pytest.mark.slow
 def test_second_derivatives(x64):
     """The dense implementation is plain JAX: it can be differentiated again."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import chex
 import jax
-import numpy as np
 import pytest
 import tiny
 from test_train import deterministic
@@ -46,10 +45,7 @@ def wait_for(path, process):
 def uninterrupted(tmp_path_factory):
     """The folder of a run that nobody has disturbed, and how many seconds it trained."""
     folder = tmp_path_factory.mktemp("survival") / "uninterrupted"
-    data = tiny.dataset(num_train=60)
-    images, labels = np.concatenate([data.train_images, data.test_images]), np.concatenate([data.train_labels, data.test_labels])
-    split = np.array(["train"] * len(data.train_labels) + ["test"] * len(data.test_labels))
-    np.savez(folder.parent / "data.npz", image=images, label=labels, split=split)
+    tiny.write_npz(folder.parent / "data.npz")
     finish(folder)
     seconds = [record["seconds"] for record in read_records(folder)]
     return folder, seconds[-1] - seconds[0]

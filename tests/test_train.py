@@ -130,6 +130,16 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tm
     assert seconds == sorted(seconds) and result["train_seconds"] > seconds[-1]
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_stop_says_how_to_go_on(number, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
+    at_step(monkeypatch, 1, lambda: signal.raise_signal(number))
+    flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
+    command = [*flags.split(), "--workdir", str(tmp_path / "run")]
+    assert train.main(command) == code
+    assert capsys.readouterr().err.endswith(f"to go on:\n  python -m experiments.train {' '.join(command)}\n")
+
+
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_evaluate_reproduces_the_test_error(finished, num_devices, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())

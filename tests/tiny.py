@@ -1,6 +1,7 @@
 """A data set and a run that are small enough to train in a test."""
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,6 +31,14 @@ def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
         return images, labels
 
     return Dataset("mnist", ("top", "middle", "bottom"), *split(num_train), *split(num_test))
+
+
+def write_npz(path: Path) -> None:
+    """A data set like `dataset`, with more to train on, as a file."""
+    data = dataset(num_train=60)
+    split = np.array(["train"] * len(data.train_labels) + ["test"] * len(data.test_labels))
+    images = np.concatenate([data.train_images, data.test_images])
+    np.savez(path, image=images, label=np.concatenate([data.train_labels, data.test_labels]), split=split)
 
 
 @functools.cache

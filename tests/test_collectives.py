@@ -1,0 +1,76 @@
+"""What devices tell each other: counted in programs whose collectives are known, and in the compiled training step."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import Mesh, PartitionSpec
+
+from experiments.collectives import Collective, collectives, compiled_step, totals
+from experiments.forecast import ACCELERATORS, Accelerator, all_reduce_seconds, forecast, work
+from experiments.parallel import Execution
+
+
+def compiled(function, *arguments):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec(), check_vma=False)
+    return jax.jit(mapped).lower(*arguments).compile().as_text()
+
+
+def test_collectives_in_loops_count_as_often_as_they_run():
+    def function(x):
+        summed = jax.lax.fori_loop(0, 7, lambda _, total: jax.lax.psum(jnp.sin(total), "data"), x)
+        return summed.sum() + jax.lax.all_gather(x * 2, "data", tiled=True).sum()
+
+    found = collectives(compiled(function, jnp.ones(10)))
+    assert sorted(found) == [Collective("all-gather", 2, 40, 1), Collective("all-reduce", 2, 20, 7)]
+    assert totals(found)["all-reduce"] == {"operations": 1, "runs": 7, "megabytes_sent": pytest.approx(7 * 20 / 1e6)}
+
+
+def test_a_ring_sends_what_it_must():
+    assert Collective("all-reduce", 4, 100, 1).sent == 150
+    assert Collective("reduce-scatter", 4, 100, 1).sent == 75
+
+
+def test_the_step_has_one_all_reduce_of_gradient_and_metrics_and_nothing_else():
+    program = compiled_step(tiny.CONFIG, Execution(jax.devices()[:2]), tiny.IMAGE_SHAPE, 3)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(tiny.initial_state().params)) + 2
+    assert collectives(program.as_text()) == [Collective("all-reduce", 2, 4 * numbers, 1)]
+
+
+@pytest.mark.slow
+def test_with_parent_types_divided_the_gradient_of_each_is_reduced_once_more():
+    config = dataclasses.replace(tiny.CONFIG, model=dataclasses.replace(tiny.MODEL, conv_capsules=(4,)))
+    program = compiled_step(config, Execution(jax.devices()[:2], "jit", 2), tiny.IMAGE_SHAPE, 3)
+    found = totals(collectives(program.as_text()))
+    assert found["all-gather"]["runs"] >= 2 and found["reduce-scatter"]["runs"] == 2
+
+
+def test_the_work_of_the_papers_network():
+    """By hand: 6x6, 4x4 and 1 parent positions, 3x3x32, 3x3x32 and 4x4x32 children, 32, 32 and 5 parent types."""
+    cost = work(32, (32, 32, 2), 5)
+    assert cost.parameters == 316_650
+    pairs = 36 * 288 * 32 + 16 * 288 * 32 + 512 * 5
+    assert cost.multiply_adds == pairs * (5 * 96 + 5 * 96 + 5 * 16 + 64 + 128)
+    assert cost.bytes / pairs == pytest.approx(1060, rel=0.1)
+
+
+def test_an_all_reduce_takes_its_bytes_and_its_latency():
+    device = Accelerator("", 1, 1, group=4, fast=8.0, slow=2.0, launch=0, latency=0.5)
+    assert all_reduce_seconds(device, 16, 4) == 2 * 3 / 4 * 16 / 8 + 2 * 2 * 0.5
+    assert all_reduce_seconds(device, 16, 8) == 2 * 3 / 4 * 16 / 8 + 2 * 1 / 2 * 4 / 2 + 2 * 3 * 0.5
+
+
+def test_a_forecast_names_what_takes_longest():
+    rows = forecast("small", 8, (32, 32, 2), 5)
+    assert len(rows) == 3 * len(ACCELERATORS)
+    for row in rows:
+        parts = {name: row[name] for name in ("arithmetic", "memory", "loop steps", "all-reduce")}
+        assert row["limited_by"] == max(parts, key=functools.partial(parts.get))
+        alone = row["step"] - row["all-reduce"]
+        assert alone == pytest.approx(max(parts["arithmetic"], parts["memory"]) + parts["loop steps"])
+        assert 0 < row["efficiency"] == pytest.approx(alone / row["step"])
