@@ -23,6 +23,7 @@ from tqdm import tqdm
 from emcaps.types import POSE_ENTRIES
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
+from experiments.errors import RunnerError
 from experiments.evaluate import EXAMPLES_PER_DEVICE
 from experiments.hardware import split_cpu
 from experiments.learner import class_poses, network_stages
@@ -30,7 +31,7 @@ from experiments.linear_readout import Readings, r_squared
 from experiments.parallel import device_mesh, map_chunks
 from experiments.pose_claims import equivariance_table
 from experiments.run_directory import Record, save_arrays
-from experiments.study import Study, TrainedNetwork, load_network, measured_once, train_network
+from experiments.study import Study, TrainedNetwork, check_networks, load_network, measured_once, train_network
 from experiments.toynorb.builder import ToyNorb
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
@@ -72,8 +73,7 @@ class EquivarianceCommand:
         check_positive(self, "num_views")
         if self.study.dataset != ToyNorb.name:
             raise ValueError(f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got {self.study.dataset}")
-        if not self.networks or not set(self.networks) <= set(LAST_LAYERS):
-            raise ValueError(f"networks must be of {', '.join(LAST_LAYERS)}; got {', '.join(self.networks)}")
+        check_networks(self.networks, LAST_LAYERS)
         if self.study.quick:
             object.__setattr__(self, "num_views", min(self.num_views, QUICK_VIEWS))
 
@@ -196,6 +196,10 @@ def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
 def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
     """What the networks of a seed, trained if need be, know; what they say along a sweep is saved beside the record."""
     study = command.study
+    for name in command.networks:
+        config = study.network(name, seed)
+        if config.scored != "test" or config.factor is not None:
+            raise RunnerError(f"{name} must be trained on all views of all toys of the training split; choose other --flags")
     for name in command.networks:
         train_network(study, name, seed, typed)
     taken, shown = take_snapshots(command.num_views), take_sweep()

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.command_line import exit_code, parse
-from experiments.configs import check_positive
+from experiments.configs import check_positive, default_of
 from experiments.datasets import DRAWINGS
 from experiments.drawings import draw_split
 from experiments.errors import RunnerError
@@ -27,7 +27,7 @@ from experiments.hardware import split_cpu
 from experiments.parallel import device_mesh
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
-from experiments.study import NETWORKS, Study, load_network, measured_once, train_network
+from experiments.study import NETWORKS, Study, check_networks, load_network, measured_once, train_network
 
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 50
@@ -49,12 +49,14 @@ class JumbleCommand:
 
     def __post_init__(self):
         check_positive(self, "num_images")
-        if not self.networks or not set(self.networks) <= set(NETWORKS):
-            raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {', '.join(self.networks)}")
+        check_networks(self.networks, NETWORKS)
         if not self.pieces or list(self.pieces) != sorted({*self.pieces, 1})[1:]:
             raise ValueError(f"pieces must be one or more numbers of at least 2, in increasing order; got {list(self.pieces)}")
         if not self.moved or list(self.moved) != sorted({*self.moved, 0.0})[1:] or self.moved[-1] > 1:
             raise ValueError(f"moved must be one or more numbers above 0 and up to 1, in increasing order; got {list(self.moved)}")
+        idle = "pieces" if self.study.dataset == DRAWINGS else "moved"
+        if getattr(self, idle) != default_of(self, idle):
+            raise ValueError(f"{idle} is not how {self.study.dataset} is jumbled; got {list(getattr(self, idle))}")
         if self.study.quick:
             object.__setattr__(self, "num_images", min(self.num_images, QUICK_IMAGES))
 
@@ -125,6 +127,8 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     for name, config in configs.items():
         if config.images.crop is not None:
             raise RunnerError(f"{name} sees a crop of each image, so pieces would go where it does not look; choose other --flags")
+        if study.dataset == DRAWINGS and config.scored != "test":
+            raise RunnerError("the drawings that are jumbled are those of the test set; --flags must not hold others out")
     dataset = load_data(configs[command.networks[0]], study.data_dir)
     if command.num_images > len(dataset.test_labels):
         raise RunnerError(f"num_images must be at most the {len(dataset.test_labels)} test images; got {command.num_images}")

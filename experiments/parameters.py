@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from experiments.command_line import exit_code, parse
 from experiments.hardware import split_cpu
 from experiments.results import table
-from experiments.study import NETWORKS, Study, train_network
+from experiments.study import NETWORKS, Study, check_networks, train_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,7 @@ class ParametersCommand:
     """Which: names of `NETWORKS`, in this order."""
 
     def __post_init__(self):
-        if unknown := [name for name in self.networks if name not in NETWORKS]:
-            raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {', '.join(unknown)}")
+        check_networks(self.networks, NETWORKS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ def jumble(dataset: str, records: Sequence[Record], examples: Any) -> Section:
     networks, last = records[0]["networks"], records[0]["amounts"][-1]
     verdicts = []
     for network in networks:
-        if network != "cnn" and "cnn" in networks:
+        if not network.startswith("cnn") and "cnn" in networks:
             left = [by_seed(records, lambda record, name=name: sureness(record, name, last)) for name in ("cnn", network)]
             means = [percent(list(of_seeds.values())) for of_seeds in left]
             claim = f"parts in the wrong places cost {network} more of their activation than the CNN"

@@ -66,9 +66,9 @@ def gather(runs: Path) -> list[Section]:
                 sections.append(claims.viewpoints(folder.name, views.name.partition("-")[2], records))
         if records := read_records(folder / "adversarial", "white_box", "black_box"):
             sections.append(attacks(folder.name, records, read_examples(folder / "adversarial")))
-        if records := read_records(folder / "jumble", "rows", "amounts"):
+        if records := read_records(folder / "jumble", "rows", same=("networks", "amounts")):
             sections.append(pose_claims.jumble(folder.name, records, read_examples(folder / "jumble")))
-        if records := read_records(folder / "equivariance", "layers"):
+        if records := read_records(folder / "equivariance", "layers", same=("networks", "num_views")):
             sections.append(pose_claims.equivariance(folder.name, records, read_examples(folder / "equivariance")))
     if not sections:
         names = ".parameters, .viewpoints, .adversarial, .jumble or .equivariance"
@@ -76,9 +76,15 @@ def gather(runs: Path) -> list[Section]:
     return sections
 
 
-def read_records(folder: Path, *required: str) -> list[Record]:
-    """The records of the seeds in a folder."""
-    return [read_json(path, "seed", "seconds", "command", *required) for path in sorted(folder.glob("seed-*.json"))]
+def read_records(folder: Path, *required: str, same: Sequence[str] = ()) -> list[Record]:
+    """The records of the seeds in a folder. Raises RunnerError if one lacks a field, or differs where all must be the same."""
+    paths = sorted(folder.glob("seed-*.json"))
+    records = [read_json(path, "seed", "seconds", "command", *required, *same) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        for name in same:
+            if record[name] != records[0][name]:
+                raise RunnerError(f"{path} cannot be compared with {paths[0]}: {name} {record[name]} and {records[0][name]}")
+    return records
 
 
 def read_examples(folder: Path) -> Any:

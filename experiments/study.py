@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +86,12 @@ class Study:
         """What the networks of a seed are, for the record of an experiment with them."""
         dataset, steps = Path(self.dataset).stem, self.network("capsules", seed).steps
         return {"experiment": experiment, "dataset": dataset, "seed": seed, "steps": steps, "flags": self.flags}
+
+
+def check_networks(networks: Sequence[str], known: Iterable[str]) -> None:
+    """Raise ValueError unless these are one or more of the known names, each once."""
+    if not networks or not set(networks) <= set(known) or len(set(networks)) < len(networks):
+        raise ValueError(f"networks must be of {', '.join(known)}, each once; got {', '.join(networks)}")
 
 
 class TrainedNetwork(NamedTuple):

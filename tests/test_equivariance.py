@@ -133,7 +133,7 @@ def records():
         return {"features": size, "r_squared": {name: value for name in RANGES}}
 
     return [
-        {"seed": seed, "seconds": 60.0, "command": "a command"}
+        {"seed": seed, "seconds": 60.0, "command": "a command", "networks": ["capsules", "cnn"], "num_views": 100}
         | {"layers": {"capsules: pose": layer(16, 0.5 + 0.01 * seed), "cnn: hidden units": layer(1024, 0.3)}}
         for seed in range(3)
     ]
@@ -158,11 +158,19 @@ def test_layers_are_compared_and_drawn():
         picture.figure.savefig("/dev/null", format="png", dpi=30)
 
 
+def test_toys_that_were_held_out_cannot_be_read(tmp_path, capsys):
+    for flags in ("--holdout-instances 8", "--factor azimuth --train-values 0"):
+        assert equivariance.main(["--runs", str(tmp_path), f"--flags={flags}"]) == 1
+        assert "must be trained on all views of all toys of the training split" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         ("--dataset mnist", "dataset must be toynorb, whose toys can be rendered anew; got mnist"),
-        ("--networks cnn-25k", "networks must be of capsules, dynamic, cnn; got cnn-25k"),
+        ("--networks cnn-25k", "networks must be of capsules, dynamic, cnn, each once; got cnn-25k"),
+        ("--networks cnn cnn", "each once; got cnn, cnn"),
         ("--num-views 0", "num_views must be positive; got 0"),
     ],
 )

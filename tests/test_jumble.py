@@ -148,7 +148,8 @@ def test_examples_are_beside_what_is_said_of_them():
     [
         ("--pieces 2 2", 2, "pieces must be one or more numbers of at least 2, in increasing order; got [2, 2]"),
         ("--moved 0.5 1.5", 2, "moved must be one or more numbers above 0 and up to 1"),
-        ("--networks nosuch", 2, "networks must be of capsules, cnn; got nosuch"),
+        ("--networks nosuch", 2, "networks must be of capsules, cnn, each once; got nosuch"),
+        ("--moved 0.5", 2, "moved is not how mnist is jumbled; got [0.5]"),
         ("--pieces 2", 1, "pieces must divide the images' height and width, 13x13; got 2"),
         ("--flags=--crop=5", 1, "sees a crop of each image"),
         ("--num-images 38", 1, "num_images must be at most the 37 test images; got 38"),
@@ -162,3 +163,9 @@ def test_what_cannot_be_jumbled_is_refused(flags, code, message, tiny_networks, 
         assert exit.code == code
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_drawings_that_were_held_out_are_not_those_that_are_jumbled(tiny_networks, tmp_path, capsys):
+    words = ["--dataset", "drawings", "--networks", "cnn", "--runs", str(tmp_path), "--flags=--holdout 10"]
+    assert jumble.main(words) == 1
+    assert "--flags must not hold others out" in capsys.readouterr().err

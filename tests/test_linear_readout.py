@@ -55,6 +55,35 @@ def test_a_small_penalty_is_least_squares_and_a_large_one_the_mean():
     np.testing.assert_allclose(every[-1], np.broadcast_to(targets.mean(0), (30, 2)), atol=0.1)
 
 
+def test_the_penalty_is_the_best_for_each_known_object_from_the_others():
+    """Not for examples of objects that are known already, and not for the new ones."""
+    random = np.random.default_rng(1)
+    groups, new_groups = np.arange(40) % 4, 4 + np.arange(300) % 30
+    looks, target_of = random.normal(size=(34, 6)), random.normal(size=34)  # what an object looks like says nothing of its target
+
+    def example(of):
+        targets = target_of[of] + random.normal(size=len(of))
+        noise = 0.3 * random.normal(size=(len(of), 6))
+        return np.concatenate([looks[of] + noise, targets[:, None] + 0.5 * random.normal(size=(len(of), 1))], 1), targets[:, None]
+
+    (known, targets), (new, wanted) = example(groups), example(new_groups)
+
+    def error_of_folds(folds):
+        return sum(
+            ((predictions(known[folds != fold], targets[folds != fold], known[folds == fold]) - targets[folds == fold]) ** 2).sum(
+                (1, 2)
+            )
+            for fold in np.unique(folds)
+        )
+
+    every = predictions(known, targets, new)
+    scores = 1 - ((every - wanted) ** 2).sum((1, 2)) / ((wanted - wanted.mean(0)) ** 2).sum()
+    chosen = error_of_folds(groups).argmin()
+    assert chosen not in (error_of_folds(np.arange(40)).argmin(), scores.argmax())
+    found = r_squared(Readings(known, {"it": targets}, groups), Readings(new, {"it": wanted}, new_groups))["it"]
+    assert found == pytest.approx(scores[chosen], rel=1e-9)
+
+
 @pytest.mark.parametrize("variation", [0.0, 1e-6])
 def test_a_feature_that_hardly_changes_does_no_harm_where_it_does(variation):
     known, new = features(40), features(30)

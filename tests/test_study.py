@@ -87,4 +87,4 @@ def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsy
 def test_unknown_networks_are_refused(capsys):
     with pytest.raises(SystemExit):
         parameters.main(["--networks", "cnn", "nosuch"])
-    assert capsys.readouterr().err.endswith("cnn-310k; got nosuch\n")
+    assert capsys.readouterr().err.endswith("cnn-310k, each once; got cnn, nosuch\n")
