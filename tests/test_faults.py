@@ -51,14 +51,21 @@ def calm(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def unfinished(tmp_path):
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory):
     """The folder of a run that crashed after the checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("crashed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 5, crash)
         with pytest.raises(RuntimeError, match="crash"):
-            training.train(CONFIG, tiny.dataset(), tmp_path / "run")
-    return tmp_path / "run"
+            training.train(CONFIG, tiny.dataset(), folder)
+    return folder
+
+
+@pytest.fixture
+def unfinished(crashed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(crashed, tmp_path / "run")
 
 
 def assert_same_run(folder, calm):
@@ -186,6 +193,7 @@ def test_the_state_of_a_run_is_more_than_its_parameters(unfinished):
     assert (facts["epoch"], facts["position"], facts["window"]) == (2, 0, [])
 
 
+@pytest.mark.slow
 def test_devices_may_change_between_two_parts_of_a_run(unfinished, calm):
     one = training.Execution(jax.devices()[:1])
     training.train(CONFIG, tiny.dataset(), unfinished, execution=one)

@@ -69,12 +69,11 @@ def test_the_penalty_is_the_best_for_each_known_object_from_the_others():
     (known, targets), (new, wanted) = example(groups), example(new_groups)
 
     def error_of_folds(folds):
-        return sum(
-            ((predictions(known[folds != fold], targets[folds != fold], known[folds == fold]) - targets[folds == fold]) ** 2).sum(
-                (1, 2)
-            )
-            for fold in np.unique(folds)
-        )
+        errors = []
+        for left_out in (folds == fold for fold in np.unique(folds)):
+            predicted = predictions(known[~left_out], targets[~left_out], known[left_out])
+            errors.append(((predicted - targets[left_out]) ** 2).sum((1, 2)))
+        return np.sum(errors, 0)
 
     every = predictions(known, targets, new)
     scores = 1 - ((every - wanted) ** 2).sum((1, 2)) / ((wanted - wanted.mean(0)) ** 2).sum()
