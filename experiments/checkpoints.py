@@ -80,6 +80,13 @@ class Checkpoints:
         except Exception as error:
             raise self._not_saved(error) from error
 
+    def wait(self) -> None:
+        """Until all is written. Raises RunnerError if something could not be saved."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_saved(error) from error
+
     def facts(self, step: int) -> dict[str, Any]:
         """What was remembered with the state of a step. Raises DamagedCheckpoint."""
         try:

@@ -255,6 +255,7 @@ def _train(
             may_stop = (look or jax.process_count() == 1) and step < config.steps and not done
             if may_stop and hosts.anywhere(stop.requested):
                 save(step, state, window.checked(guard))
+                checkpoints.wait()  # before anybody is told that it is saved
                 raise Stopped(f"stopped after step {step} of {config.steps}, saved in {run.path}", hosts.anywhere(stop.preempted))
 
         scores = score_and_save(step, state)

@@ -4,11 +4,13 @@ import dataclasses
 import gc
 import json
 import shutil
+import signal
 import subprocess
 import time
 
 import chex
 import jax
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 from test_train import at_step, crash, deterministic, last_state
@@ -117,6 +119,19 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(calm, small
     ballast.unlink()
     training.train(CONFIG, tiny.dataset(), folder)
     assert_same_run(folder, calm)
+
+
+def test_nobody_is_told_that_a_state_was_saved_if_it_was_not(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def stop():
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", refuse)
+        signal.raise_signal(signal.SIGTERM)
+
+    at_step(monkeypatch, 1, stop)
+    with pytest.raises(RunnerError, match=r"could not be saved in .*No space left on device"):
+        training.train(CONFIG, tiny.dataset(), tmp_path / "run")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
