@@ -112,7 +112,7 @@ def test_flags_are_flat():
     flags = "--dataset fashion_mnist --data-dir d --workdir w --steps 3 --batch-size 4 --seed 5 --num-iterations 6"
     flags += " --learning-rate 0.1 --eval-every 7 --conv-capsules 8 9 --parallel pmap --devices 2"
     command = parse(TrainCommand, PROGRAM, flags.split())
-    assert (str(command.data_dir), str(command.workdir), command.parallel, command.devices) == (
+    assert (str(command.data_dir), str(command.workdir), command.hardware.parallel, command.hardware.devices) == (
         "d",
         "w",
         "pmap",
