@@ -49,7 +49,7 @@ def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program, from its text. A loop's count as often as it runs; of branches, all are counted.
 
     Raises:
-        ValueError: a collective is in a loop whose number of runs is not known.
+        ValueError: a collective is in a loop whose number of runs is not known, or does not say who takes part.
     """
     bodies: dict[str, list[str]] = {}
     entry = name = ""
@@ -85,10 +85,20 @@ def collectives(hlo: str) -> list[Collective]:
 def _read(kind: str, shapes: str, line: str) -> Collective:
     """A collective from its line of text."""
     size = sum(_BYTES[dtype] * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in _ARRAY.findall(shapes))
-    listed = re.search(r"replica_groups=\{\{([0-9,]*)\}", line)
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    group = len(listed[1].split(",")) if listed else int(iota[1]) if iota else 1
+    group = _group_size(line)
     return Collective(kind, group, size * group if kind == "reduce-scatter" else size, 1)
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part together, in each of the ways in which versions of XLA write it."""
+    if listed := re.search(r"replica_groups=\{\{([0-9,]*)\}", line):
+        return len(listed[1].split(","))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
+    raise ValueError(f"who takes part in this collective is written in a way that nobody here knows: {line.strip()[:200]}")
 
 
 def compiled_step(config: TrainConfig, execution: Execution, image_shape: tuple[int, ...], num_classes: int) -> Any:

@@ -70,10 +70,10 @@ def test_low_precision_ends_at_the_class_capsules():
     images = jax.random.uniform(jax.random.key(1), (4, 18, 18, 1))
     full = CapsNet(3, 4, 2, (3,), ONE_ITERATION)
     low = full.clone(dtype=jnp.bfloat16)
-    variables = low.init(jax.random.key(0), images)
+    variables = jax.jit(low.init)(jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    (_, expected), _ = full.apply(variables, images)
-    (_, activations), stages = low.apply(variables, images)
+    (_, expected), _ = jax.jit(full.apply)(variables, images)
+    (_, activations), stages = jax.jit(low.apply)(variables, images)
     below = [stages["conv"], *stages["primary"], *stages["conv_caps_1"]]
     assert {array.dtype for array in below} == {np.dtype(jnp.bfloat16)}
     assert {array.dtype for array in stages["class_caps"]} == {np.dtype("float32")}

@@ -31,6 +31,22 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     assert totals(found)["all-reduce"] == {"operations": 1, "runs": 7, "megabytes_sent": pytest.approx(7 * 20 / 1e6)}
 
 
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("mesh['data'=4,'model'=2] {'data'}", 4),
+        ("mesh['data'=4,'model'=2] {'data','model'}", 8),
+    ],
+)
+def test_who_takes_part_is_read_as_each_version_of_xla_writes_it(groups, size):
+    program = "ENTRY %main (x: f32[3]) -> f32[3] {{\n  %y = f32[3]{{0}} all-reduce(%x), replica_groups={}, to_apply=%add\n}}"
+    assert collectives(program.format(groups)) == [Collective("all-reduce", size, 12, 1)]
+    with pytest.raises(ValueError, match="written in a way that nobody here knows"):
+        collectives(program.format("somehow"))
+
+
 def test_a_ring_sends_what_it_must():
     assert Collective("all-reduce", 4, 100, 1).sent == 150
     assert Collective("reduce-scatter", 4, 100, 1).sent == 75
