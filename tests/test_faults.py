@@ -13,7 +13,6 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 import tiny
-from test_train import at_step, crash, deterministic, last_state
 
 from experiments import train, training
 from experiments.checkpoints import Checkpoints, DamagedCheckpoint
@@ -58,7 +57,7 @@ def crashed(tmp_path_factory):
     """The folder of a run that crashed after the checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("crashed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 5, crash)
+        tiny.at_step(patch, 5, tiny.crash)
         with pytest.raises(RuntimeError, match="crash"):
             training.train(CONFIG, tiny.dataset(), folder)
     return folder
@@ -71,8 +70,8 @@ def unfinished(crashed, tmp_path):
 
 
 def assert_same_run(folder, calm):
-    chex.assert_trees_all_equal(last_state(folder), last_state(calm))
-    assert deterministic(read_records(folder)) == deterministic(read_records(calm))
+    chex.assert_trees_all_equal(tiny.newest_state(folder / "checkpoints"), tiny.newest_state(calm / "checkpoints"))
+    assert tiny.deterministic(read_records(folder)) == tiny.deterministic(read_records(calm))
 
 
 def steps(folder):
@@ -111,7 +110,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(calm, small
                 file.write(bytes(4096))
 
     with monkeypatch.context() as patch:
-        at_step(patch, 3, fill)
+        tiny.at_step(patch, 3, fill)
         with pytest.raises(RunnerError, match=rf"(saved in {folder}|{folder}.* cannot be written).*No space left") as caught:
             training.train(CONFIG, tiny.dataset(), folder)
     assert "the same command goes on" in str(caught.value)
@@ -129,7 +128,7 @@ def test_nobody_is_told_that_a_state_was_saved_if_it_was_not(tmp_path, monkeypat
         monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", refuse)
         signal.raise_signal(signal.SIGTERM)
 
-    at_step(monkeypatch, 1, stop)
+    tiny.at_step(monkeypatch, 1, stop)
     with pytest.raises(RunnerError, match=r"could not be saved in .*No space left on device"):
         training.train(CONFIG, tiny.dataset(), tmp_path / "run")
 
@@ -171,7 +170,7 @@ def test_if_all_checkpoints_are_damaged_none_is_moved(unfinished):
 @pytest.mark.parametrize("what", ["state/d", "state/manifest.ocdbt", "facts/metadata", "state/_METADATA"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_checkpoint_that_lacks_something_is_damaged_or_whole(unfinished, what, how):
-    state, path = last_state(unfinished), unfinished / "checkpoints" / "4" / what
+    state, path = tiny.newest_state(unfinished / "checkpoints"), unfinished / "checkpoints" / "4" / what
     path = next(path.iterdir()) if path.is_dir() else path
     if how == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -212,4 +211,6 @@ def test_the_state_of_a_run_is_more_than_its_parameters(unfinished):
 def test_devices_may_change_between_two_parts_of_a_run(unfinished, calm):
     one = training.Execution(jax.devices()[:1])
     training.train(CONFIG, tiny.dataset(), unfinished, execution=one)
-    chex.assert_trees_all_close(last_state(unfinished), last_state(calm), rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(
+        tiny.newest_state(unfinished / "checkpoints"), tiny.newest_state(calm / "checkpoints"), rtol=1e-3, atol=1e-4
+    )

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from test_train import deterministic
 
 from experiments.equality import Division, arrays_of, differences
 from experiments.run_directory import read_records
@@ -81,7 +80,7 @@ def test_a_run_of_two_processes_is_preempted_goes_on_and_is_the_run_of_one_proce
     assert ends([one])[0][1] == 0
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert (result["processes"], result["devices"], result["test_examples"]) == (2, 2, 37)
-    first, other = (deterministic(read_records(tmp_path / name)) for name in ("two", "one"))
+    first, other = (tiny.deterministic(read_records(tmp_path / name)) for name in ("two", "one"))
     assert [(record["step"], record["split"]) for record in first] == [(record["step"], record["split"]) for record in other]
     early = [(a["loss"], b["loss"]) for a, b in zip(first, other, strict=True) if a["step"] == 10 and "loss" in a]
     np.testing.assert_allclose(*zip(*early, strict=True), rtol=1e-3)

@@ -14,7 +14,6 @@ import tiny
 
 from experiments import datasets, learner, nonfinite, train, training
 from experiments.batches import Batch, TrainingBatches
-from experiments.checkpoints import Checkpoints
 from experiments.learner import Metrics, TrainState, make_model, make_train_step, network_stages
 from experiments.nonfinite import Guard, NonfiniteError
 from experiments.parallel import Execution, ParallelStep, parallelize
@@ -46,13 +45,6 @@ def scaled_gradient(function, factors):
         return values, scale(gradient, factors)
 
     return scaled
-
-
-def restored(folder):
-    """The newest state in a folder of checkpoints."""
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoints.restore(checkpoints.steps()[-1], tiny.initial_state(), one_device)
 
 
 def saved_batch(folder):
@@ -151,11 +143,11 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, l
     chex.assert_trees_all_equal(saved_batch(folder), jax.device_get(training_batches()(FAILS_AT - 1)))
 
     on_devices = parallelize(make_step(tiny.CONFIG, make_model(tiny.MODEL, 3)), Execution(jax.devices()[:2], mode))
-    state = on_devices.replicate(restored(tmp_path / "checkpoints"))
+    state = on_devices.replicate(tiny.newest_state(tmp_path / "checkpoints"))
     assert state.step == 3
     state, metrics = on_devices.step(state, on_devices.shard(training_batches()(3)))
     assert np.isfinite(metrics).all()
-    saved = restored(folder / "state")
+    saved = tiny.newest_state(folder / "state")
     assert saved.step == FAILS_AT - 1
     chex.assert_trees_all_equal(jax.device_get(saved), jax.device_get(state))
     _, metrics = on_devices.step(on_devices.replicate(saved), on_devices.shard(saved_batch(folder)))
@@ -165,7 +157,7 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, l
     assert train.main(command) == 1
     assert f"are in {folder}, in place of those of step {FAILS_AT}." in capsys.readouterr().err
     assert json.loads((folder / "report.json").read_text()) == report
-    chex.assert_trees_all_equal(jax.device_get(restored(folder / "state")), jax.device_get(state))
+    chex.assert_trees_all_equal(jax.device_get(tiny.newest_state(folder / "state")), jax.device_get(state))
     assert (folder / "notes.txt").exists()
 
 
@@ -174,7 +166,7 @@ def test_parameters_that_break_just_before_an_evaluation_are_found_by_it(tmp_pat
     config = dataclasses.replace(tiny.CONFIG, steps=4, eval_every=1, learning_rate=1e30)
     with pytest.raises(NonfiniteError, match=r"diverged at step 1: test_loss nan; .* in primary \(poses\)"):
         training.train(config, tiny.dataset(), tmp_path)
-    assert restored(tmp_path / "nonfinite" / "state").step == 1
+    assert tiny.newest_state(tmp_path / "nonfinite" / "state").step == 1
     seen = test_view(config.images, jnp.asarray(tiny.dataset().test_images[:8]))
     np.testing.assert_array_equal(saved_batch(tmp_path / "nonfinite").images, seen)
     assert not (tmp_path / "result.json").exists()

@@ -6,19 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CLASS_ROUTE, CONV_ROUTE, EM_ROUTE, assert_results_close, settings, with_implementation
+from cases import EM_ROUTE, ROUTES, assert_results_close, settings
 from jax.sharding import Mesh, PartitionSpec
 
 import emcaps
 from emcaps import CapsNet, ConvCaps, RoutingOptions
 
 SLOW = pytest.mark.slow
-ROUTES = {
-    "em": EM_ROUTE,
-    "class": CLASS_ROUTE,
-    "conv-streamed": with_implementation(CONV_ROUTE, "streamed"),
-    "conv-dense": with_implementation(CONV_ROUTE, "dense"),
-}
 
 
 def four_types(route):
@@ -37,15 +31,19 @@ def divided(function, in_axes, out_axes):
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
 
 
-@pytest.mark.parametrize("competition", [pytest.param({}, marks=SLOW), {"normalize_costs": True}], ids=["paper", "normalized"])
-@pytest.mark.parametrize("name", ["em", "conv-streamed", pytest.param("class", marks=SLOW), pytest.param("conv-dense", marks=SLOW)])
-def test_divided_types_route_as_if_they_were_together(name, competition, x64):
-    route, arrays = ROUTES[name], four_types(ROUTES[name])
-    given = settings(dtype=np.float64) | competition
+def assert_divided_is_whole(route, **keywords):
+    """The result of two devices with half of the types each is that of one with all."""
+    arrays, given = four_types(route), settings(dtype=np.float64) | keywords
     whole = route.function(*arrays, **given)
     here = functools.partial(route.function, **given, parent_axis="types")
     found = divided(lambda *shares: tuple(here(*shares)), route.parent_axes, route.result_parent_axes)(*arrays)
     assert_results_close(type(whole)(*found), whole, 1e-12)
+
+
+@pytest.mark.parametrize("competition", [pytest.param({}, marks=SLOW), {"normalize_costs": True}], ids=["paper", "normalized"])
+@pytest.mark.parametrize("name", ["em", "conv-streamed", pytest.param("class", marks=SLOW), pytest.param("conv-dense", marks=SLOW)])
+def test_divided_types_route_as_if_they_were_together(name, competition, x64):
+    assert_divided_is_whole(ROUTES[name], **competition)
 
 
 @pytest.mark.parametrize("name", ["conv-streamed", pytest.param("conv-dense", marks=SLOW)])
@@ -72,12 +70,7 @@ def test_gradients_are_of_the_sum_over_the_devices(name, x64):
 
 
 def test_without_competition_between_types_only_costs_are_shared(x64):
-    route, arrays = ROUTES["conv-streamed"], four_types(ROUTES["conv-streamed"])
-    given = settings(dtype=np.float64) | {"normalize_costs": True, "competition": "positions"}
-    whole = route.function(*arrays, **given)
-    here = functools.partial(route.function, **given, parent_axis="types")
-    found = divided(lambda *shares: tuple(here(*shares)), route.parent_axes, route.result_parent_axes)(*arrays)
-    assert_results_close(type(whole)(*found), whole, 1e-12)
+    assert_divided_is_whole(ROUTES["conv-streamed"], normalize_costs=True, competition="positions")
 
 
 def test_specs_divide_the_convolutional_capsules_and_nothing_else():

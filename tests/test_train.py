@@ -38,33 +38,6 @@ def finished(tmp_path_factory):
     return workdir
 
 
-def last_state(workdir):
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoints.restore(checkpoints.steps()[-1], tiny.initial_state(), one_device)
-
-
-def deterministic(records):
-    """Records without what a clock has measured."""
-    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
-
-
-def at_step(monkeypatch, number, action):
-    """Call `action` when this step of the process has been started."""
-    add, count = training.StepWindow.add, iter(range(1, 1000))
-
-    def counting_add(window, metrics):
-        add(window, metrics)
-        if next(count) == number:
-            action()
-
-    monkeypatch.setattr(training.StepWindow, "add", counting_add)
-
-
-def crash():
-    raise RuntimeError("crash")
-
-
 def test_a_run_leaves_its_outputs(finished):
     assert from_json((finished / "config.json").read_text()) == tiny.CONFIG
     records = read_records(finished)
@@ -98,7 +71,9 @@ def test_the_result_says_what_was_run_and_reached(finished):
         2,
         "the command",
     )
-    assert result["num_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(last_state(finished).params))
+    assert result["num_parameters"] == sum(
+        leaf.size for leaf in jax.tree.leaves(tiny.newest_state(finished / "checkpoints").params)
+    )
     assert result["test_examples"] == 37
     assert result["test_error"] + result["test_accuracy"] == pytest.approx(1)
     assert result["test_accuracy"] == read_records(finished)[-2]["accuracy"]
@@ -111,19 +86,19 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tm
         return training.train(tiny.CONFIG, tiny.dataset(), tmp_path, execution=Execution(jax.devices()[:2]))
 
     with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        tiny.at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Stopped, match=f"after step 3 of 6, saved in {tmp_path}"):
             run()
     with monkeypatch.context() as patch:
-        at_step(patch, 2, crash)  # step 5, after the checkpoint of step 4
+        tiny.at_step(patch, 2, tiny.crash)  # step 5, after the checkpoint of step 4
         with pytest.raises(RuntimeError, match="crash"):
             run()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "split": "train", "loss": 0}\n{"step": 6, "spl')  # what a killed process may leave
     result = run()
 
-    chex.assert_trees_all_equal(last_state(tmp_path), last_state(finished))
-    resumed, uninterrupted = (deterministic(read_records(path)) for path in (tmp_path, finished))
+    chex.assert_trees_all_equal(tiny.newest_state(tmp_path / "checkpoints"), tiny.newest_state(finished / "checkpoints"))
+    resumed, uninterrupted = (tiny.deterministic(read_records(path)) for path in (tmp_path, finished))
     assert resumed == uninterrupted
     assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
     seconds = [record["seconds"] for record in read_records(tmp_path)]
@@ -133,7 +108,7 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tm
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_stop_says_how_to_go_on(number, code, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
-    at_step(monkeypatch, 1, lambda: signal.raise_signal(number))
+    tiny.at_step(monkeypatch, 1, lambda: signal.raise_signal(number))
     flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
     command = [*flags.split(), "--workdir", str(tmp_path / "run")]
     assert train.main(command) == code
@@ -222,7 +197,7 @@ def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "fingerprint", lambda _: 0)  # the data set will change
     config = dataclasses.replace(tiny.CONFIG, eval_every=1)
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 2, crash)
+        tiny.at_step(patch, 2, tiny.crash)
         with pytest.raises(RuntimeError, match="crash"):
             training.train(config, tiny.dataset(), tmp_path)
     broken = tiny.dataset()
@@ -260,7 +235,7 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_
     flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
     command = [*flags, "--baseline", "--workdir", str(tmp_path / "a run")]
     with monkeypatch.context() as patch:
-        at_step(patch, 3, crash)  # the first of the CNN
+        tiny.at_step(patch, 3, tiny.crash)  # the first of the CNN
         with pytest.raises(RuntimeError, match="crash"):
             train.main(command)
     capsules = json.loads((tmp_path / "a run" / "result.json").read_text())

@@ -1,16 +1,21 @@
 """A data set and a run that are small enough to train in a test."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from emcaps import RoutingOptions
 from experiments.batches import Batch
+from experiments.checkpoints import Checkpoints
 from experiments.configs import ImageConfig, ModelConfig, TrainConfig
 from experiments.datasets import Dataset
-from experiments.learner import TrainState, init_state, make_model
+from experiments.learner import Metrics, TrainState, init_state, make_model
+from experiments.run_directory import Record
+from experiments.training import StepWindow
 
 IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1))
@@ -52,3 +57,31 @@ def with_raw_keys(batch: Batch) -> Batch:
     """A batch with the raw data of its keys, which NumPy can compare."""
     assert batch.dropout_keys is not None
     return batch._replace(dropout_keys=jax.random.key_data(batch.dropout_keys))
+
+
+def newest_state(folder: Path) -> TrainState:
+    """The newest state in a folder of checkpoints of a run like `CONFIG`."""
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpoints.restore(checkpoints.steps()[-1], initial_state(), one_device)
+
+
+def deterministic(records: list[Record]) -> list[Record]:
+    """Records without what a clock has measured."""
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Call `action` when this step of the process has been started."""
+    add, count = StepWindow.add, iter(range(1, 1000))
+
+    def counting_add(window: StepWindow, metrics: Metrics) -> None:
+        add(window, metrics)
+        if next(count) == number:
+            action()
+
+    monkeypatch.setattr(StepWindow, "add", counting_add)
+
+
+def crash() -> None:
+    raise RuntimeError("crash")
