@@ -20,7 +20,7 @@ _INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CALLED = re.compile(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(r"(?:to_apply|calls|(?:true|false)_computation|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
 _BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "bf16": 2, "f16": 2, "c64": 8, "s64": 8}
 
 
@@ -73,10 +73,7 @@ def collectives(hlo: str) -> list[Collective]:
                     raise ValueError(f"the loop {loop[1]} has collectives, and nobody knows how often it runs")
                 found += [one._replace(times=one.times * int(trips[1])) for one in inside if trips]
             elif not operation:
-                called = [
-                    name for pair in _CALLED.findall(line) for part in pair for name in part.replace("%", "").split(", ") if name
-                ]
-                found += [one for name in called for one in of(name)]
+                found += [one for names in _CALLED.findall(line) for name in names.split(", ") for one in of(name[1:])]
         return tuple(found)
 
     return list(of(entry))

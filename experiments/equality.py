@@ -100,6 +100,7 @@ def take_steps(execution: Execution, precision: str) -> Steps:
     """The same few steps as on any other devices: parameters, images and labels are those of fixed keys."""
     with jax.enable_x64(precision == "float64"):
         cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(precision) if leaf.dtype == jnp.float32 else leaf)
+        # Without a dtype of its own the network computes in that of its parameters.
         network, shared = (make_model(CONFIG.model, NUM_CLASSES, axis).clone(dtype=None) for axis in (None, execution.parent_axis))
         keys = jax.random.split(jax.random.key(0), STEPS + 1)
         init = jax.jit(functools.partial(init_state, CONFIG, network))

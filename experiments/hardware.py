@@ -76,8 +76,8 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
     Raises:
         RunnerError: there are not as many as requested, or they cannot share the batch evenly.
     """
-    available = jax.devices()
-    if requested is None and jax.process_count() == 1:
+    available, processes, local = jax.devices(), jax.process_count(), jax.local_device_count()
+    if requested is None and processes == 1:
         fitting = [n for n in range(model_axis, len(available) + 1, model_axis) if batch_size % (n // model_axis * accumulate) == 0]
         requested = max(fitting, default=model_axis)
     elif requested is None:
@@ -85,10 +85,10 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
     there_are = f"there are {len(available)} devices ({describe(available)})"
     if not 1 <= requested <= len(available):
         raise RunnerError(f"{there_are}; {requested} were requested")
-    if jax.process_count() > 1 and requested < len(available):
-        raise RunnerError(f"{there_are} in {jax.process_count()} processes, of which all take part; {requested} were requested")
-    if requested % model_axis or (jax.process_count() > 1 and jax.local_device_count() % model_axis):
-        of_each = f", {jax.local_device_count()} in each process," if jax.process_count() > 1 else ""
+    if processes > 1 and requested < len(available):
+        raise RunnerError(f"{there_are} in {processes} processes, of which all take part; {requested} were requested")
+    if requested % model_axis or (processes > 1 and local % model_axis):
+        of_each = f", {local} in each process," if processes > 1 else ""
         raise RunnerError(f"{requested} devices{of_each} cannot be divided into groups of {model_axis}, the model axis")
     shares = requested // model_axis * accumulate
     if batch_size % shares:

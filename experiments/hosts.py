@@ -1,6 +1,6 @@
 """Several processes, of one or of several hosts, that compute one run together; one process alone is the special case.
 
-Every process does the same. Only the first writes to the run's folder, but for checkpoints, which Orbax writes from all of them.
+Every process does the same, but only the first writes to the run's folder. In the saving of a checkpoint all take part, by Orbax.
 """
 
 import os

@@ -126,12 +126,10 @@ def from_first_nonfinite(activations: np.ndarray, count: int) -> np.ndarray:
     return (nonfinite.argmax() + np.arange(count)) % len(activations)
 
 
+@jax.jit
 def copied(state: TrainState) -> TrainState:
     """The same state, on the same devices, in arrays of its own: a step that gives up one of the two leaves the other."""
-    return _copied(state)
-
-
-_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    return jax.tree.map(jnp.copy, state)
 
 
 def examined(
