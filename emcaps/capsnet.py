@@ -1,14 +1,16 @@
 """The whole network: convolution, primary capsules, convolutional capsules, class capsules."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_covers
-from emcaps.receptive_field import ReceptiveField, receptive_field_centers
+from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_shapes, check_sizes
+from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_settings, layer_field
+from emcaps.receptive_field import receptive_field_centers
 from emcaps.types import Capsules
 
 
@@ -33,7 +35,8 @@ class CapsNet(nn.Module):
             parameters are then divided by `partition_specs`. The rest, and all results, are the same on all of its devices.
 
     Raises:
-        ValueError: `routing` has another length than there are capsule layers.
+        TypeError, ValueError: when called: an attribute is not as above, or `routing` has another length than there are capsule
+            layers.
     """
 
     num_classes: int
@@ -51,8 +54,11 @@ class CapsNet(nn.Module):
         num_layers = len(self.conv_capsules) + 1
         if isinstance(self.routing, RoutingOptions):
             return (self.routing,) * num_layers
+        expected = f"routing must be one RoutingOptions, or {num_layers} for as many layers"
+        if not isinstance(self.routing, tuple | list):
+            raise TypeError(f"{expected}; got {type(self.routing).__name__}")
         if len(self.routing) != num_layers:
-            raise ValueError(f"routing must be one RoutingOptions, or {num_layers} for as many layers; got {len(self.routing)}")
+            raise ValueError(f"{expected}; got {len(self.routing)}")
         return tuple(self.routing)
 
     def layer_geometry(self) -> list[tuple[int, int]]:
@@ -75,15 +81,21 @@ class CapsNet(nn.Module):
             ValueError: images have a wrong rank, or are too small for a layer, which the message names.
             TypeError: images are not floating point.
         """
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape [B, height, width, channels]; got shape {list(images.shape)}")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(f"images must have a floating point dtype; got {images.dtype}")
+        check_shapes({"images": (images, "B height width channels")})
+        check_positive_int("num_classes", self.num_classes)
+        check_positive_int("conv_channels", self.conv_channels)
+        check_positive_int("primary_capsules", self.primary_capsules)
+        check_sizes("conv_capsules", self.conv_capsules)
+        for routing in self.layer_routing():
+            check_settings(routing, self.capsule_init)
+        check_bool("add_coordinates", self.add_coordinates)
+        check_dtype("dtype", self.dtype)
+        check_axis("parent_axis", self.parent_axis)
         geometry = self.layer_geometry()
         out: dict[str, Any] = {}
 
         kernel, stride = geometry[0]
-        check_covers("conv", ReceptiveField(images.shape[1:3], (kernel, kernel), stride))
+        layer_field("conv", images.shape[1:3], kernel, stride)
         conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", dtype=self.dtype, name="conv")
         out["conv"] = nn.relu(conv(images))
         capsules = out["primary"] = PrimaryCaps(self.primary_capsules, self.dtype, name="primary")(out["conv"])
@@ -113,13 +125,38 @@ def partition_specs(tree: Any, parent_axis: str) -> Any:
     Args:
         tree: the parameters, or a tree with branches like them: a gradient, an optimiser's state. Everything else is not divided.
         parent_axis: the name of the axis.
+
+    Raises:
+        TypeError: `parent_axis` is not a string.
     """
+    if not isinstance(parent_axis, str):
+        raise TypeError(f"parent_axis must be the name of an axis; got {parent_axis!r}")
     type_axis = {"transforms": 3, "beta_u": 0, "beta_a": 0}
 
     def spec(path: tuple[Any, ...], _: Any) -> PartitionSpec:
         names = [str(getattr(entry, "key", "")) for entry in path]
-        if len(names) < 2 or not names[-2].startswith("conv_caps_"):
+        if len(names) < 2 or not names[-2].startswith("conv_caps_") or names[-1] not in type_axis:
             return PartitionSpec()
         return PartitionSpec(*[None] * type_axis[names[-1]], parent_axis)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def check_network(model: Any, variables: Any, images: Any) -> None:
+    """Raise unless `model` is a `CapsNet`, and `variables` have the parameters that it has for images of this shape."""
+    if not isinstance(model, CapsNet):
+        raise TypeError(f"model must be a CapsNet; got {type(model).__name__}")
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise TypeError(f'variables must be a mapping with "params", as model.init returns it; got {type(variables).__name__}')
+    check_shapes({"images": (images, "B height width channels")})
+    expected = _shapes(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
+    given = _shapes(variables["params"])
+    for path in expected | given:
+        if expected.get(path) != given.get(path):
+            wanted, got = ("none" if shape is None else f"shape {list(shape)}" for shape in (expected.get(path), given.get(path)))
+            raise ValueError(f"variables must be those of the model for these images; params{path}: expected {wanted}, got {got}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a tree, by its path."""
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,6 +1,11 @@
-"""What public functions ask of their arguments, checked at the door: shapes and dtypes at trace time, values when known."""
+"""What public functions ask of their arguments, checked at the door: shapes and dtypes at trace time, values when known.
 
-from collections.abc import Mapping
+The values of traced arrays are not known yet. What is asked of them stays in the program as a `checkify.debug_check`, which costs
+nothing until the program is transformed by `jax.experimental.checkify.checkify`: that is the debug mode.
+"""
+
+import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.experimental import checkify
 
 
 def check_shapes(arrays: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
@@ -36,8 +42,16 @@ def check_shapes(arrays: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
             raise ValueError(f"{name} must have shape {expected}; got shape {list(given)}")
         for axis, size in zip(axes, matched, strict=True):
             wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
-            if size != wanted or size == 0:
+            if size != wanted or 0 in given:
                 raise ValueError(f"{name} must have shape {expected}, no axis empty; got shape {list(given)}")
+    return sizes
+
+
+def check_data(arrays: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
+    """`check_shapes`, and ValueError unless all values are finite."""
+    sizes = check_shapes(arrays)
+    for name, (array, _) in arrays.items():
+        check_finite(name, array)
     return sizes
 
 
@@ -47,10 +61,24 @@ def _describe_axis(axis: str, sizes: Mapping[str, int]) -> str:
 
 def check_floating(name: str, array: Any) -> None:
     """Raise TypeError unless `array` is an array (JAX or NumPy) of floating point numbers."""
-    if not isinstance(array, jax.Array | np.ndarray | np.generic):
-        raise TypeError(f"{name} must be an array; got {type(array).__name__}")
+    _check_array(name, array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating point dtype; got {array.dtype}")
+
+
+def check_labels(name: str, array: Any, shape: tuple[int, ...], number: int) -> None:
+    """Raise unless `array` is of integers in [0, number), in the given shape."""
+    _check_array(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers; got {array.dtype}")
+    if np.shape(array) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}; got shape {list(np.shape(array))}")
+    check_range(name, array, 0, number - 1)
+
+
+def _check_array(name: str, array: Any) -> None:
+    if not isinstance(array, jax.Array | np.ndarray | np.generic):
+        raise TypeError(f"{name} must be an array; got {type(array).__name__}")
 
 
 def check_positive_int(name: str, value: Any) -> None:
@@ -61,10 +89,38 @@ def check_positive_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 1; got {value}")
 
 
+def check_sizes(name: str, value: Any, number: int | None = None) -> None:
+    """Raise unless `value` is a tuple or list of so many (None: any number of) Python ints of at least 1."""
+    of = "" if number is None else f"{number} "
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name} must be a tuple of {of}ints; got {value!r}")
+    for size in value:
+        check_positive_int(f"each entry of {name}", size)
+    if number is not None and len(value) != number:
+        raise ValueError(f"{name} must be a tuple of {number} ints; got {value!r}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a Python bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, known when tracing; got {value!r}")
+
+
 def check_choice(name: str, value: Any, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
-    """Raise ValueError, listing the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+    """Raise, listing the choices, unless `value` is one of them: TypeError if it is no string, otherwise ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is None or a floating point dtype."""
+    try:
+        floating = value is None or jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(f"{name} must be None or a floating point dtype; got {value!r}")
 
 
 def check_axis(name: str, value: Any) -> None:
@@ -79,13 +135,53 @@ def check_axis(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be None or an axis of an enclosing shard_map, pmap or vmap; got {value!r}") from error
 
 
-def check_range(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:
-    """Raise ValueError if any element lies outside [low, high] or is NaN. Traced values pass: they are not known yet."""
+def check_known_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_high: bool = False) -> None:
+    """`check_number` of what must be a Python or NumPy number, since it shapes the compiled program."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number known when tracing; got {value!r}")
+    check_range(name, value, low, high, open_high=open_high)
+
+
+def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False) -> None:
+    """Raise unless `value` is one finite number, Python's or a scalar array's, in [low, high], or (low, high]."""
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.shape != ():
+            raise ValueError(f"{name} must be a scalar; got shape {list(value.shape)}")
+        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    else:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real:
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    check_range(name, value, low, high, open_low=open_low)
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raise ValueError if any element lies outside [low, high], or is NaN or infinite. An end may be open."""
+    open_low, open_high = open_low or low == -np.inf, open_high or high == np.inf
+
+    def inside(values: Any) -> Any:
+        return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
+
+    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    _check_values(name, value, inside, "be finite" if (low, high) == (-np.inf, np.inf) else f"lie in {interval}")
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Raise ValueError if any element is NaN or infinite."""
+    check_range(name, array, -np.inf)
+
+
+def _check_values(name: str, value: Any, is_right: Callable[[Any], Any], expected: str) -> None:
+    """Raise ValueError unless all values are right; if they are traced, leave that to whoever runs the program in debug mode."""
     if isinstance(value, Tracer):
+        right = is_right(value)
+        first_wrong = value.reshape(-1)[jnp.argmin(right.reshape(-1))]
+        checkify.debug_check(right.all(), f"{name} must {expected}; got {{first_wrong}}", first_wrong=first_wrong)
         return
-    values = np.asarray(value, dtype=np.float64)
-    above = values > low if open_low else values >= low
-    if not np.all(above & (values <= high)):
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == np.inf else ']'}"
-        wrong = values[~(above & (values <= high))].flat[0]
-        raise ValueError(f"{name} must lie in {interval}; got {wrong:g}")
+    values = value if isinstance(value, jax.Array) else np.asarray(value)
+    right = is_right(values)
+    if not right.all():
+        wrong = values.reshape(-1)[int(right.reshape(-1).argmin())]
+        raise ValueError(f"{name} must {expected}; got {float(wrong):g}")

@@ -5,6 +5,7 @@ which layer and iteration it happens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcaps.capsnet import CapsNet
+from emcaps.capsnet import CapsNet, check_network
 from emcaps.checks import check_choice, check_shapes
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
@@ -102,10 +103,11 @@ def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, laye
 
     Raises:
         ValueError: no layer of this name routes.
-        TypeError, ValueError: as `CapsNet`.
+        TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
     """
+    check_network(model, variables, images)
+    check_choice("layer", layer, tuple(jax.eval_shape(functools.partial(_routing_results, model), variables, images)))
     routed = _routing_results(model, variables, images)
-    check_choice("layer", layer, tuple(routed))
     return _results_by_iteration(model, variables, images, layer, routed)
 
 
@@ -122,8 +124,9 @@ def iteration_diagnostics(model: CapsNet, variables: Any, images: jax.Array) -> 
         last entries are those of `diagnostics`.
 
     Raises:
-        TypeError, ValueError: as `CapsNet`.
+        TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
     """
+    check_network(model, variables, images)
     routed = _routing_results(model, variables, images)
     found = {}
     for layer in routed:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emcaps.checks import check_floating, check_positive_int, check_shapes
+from emcaps.checks import check_data, check_positive_int
 from emcaps.layout import compute_dtype
 
 
@@ -39,8 +39,9 @@ def squash(vectors: jax.Array) -> jax.Array:
 
     Raises:
         TypeError: vectors are not floating point.
+        ValueError: vectors have no axis or an empty one, or are known and not finite.
     """
-    check_floating("vectors", vectors)
+    check_data({"vectors": (vectors, "... D")})
     length = lengths(vectors)[..., None]
     # As `|s| / (1 + |s|^2)` in a form whose square does not overflow where |s| is large.
     return vectors * jnp.where(length < 1, length / (1 + length**2), 1 / (length + 1 / jnp.maximum(length, 1)))
@@ -70,9 +71,9 @@ def dynamic_routing(votes: jax.Array, *, num_iterations: int = 3) -> DynamicRout
 
     Raises:
         TypeError: votes are not floating point, `num_iterations` is not an int.
-        ValueError: votes have fewer than three axes or an empty one, or `num_iterations` is less than 1.
+        ValueError: votes have fewer than three axes or an empty one, or are known and not finite; `num_iterations` is less than 1.
     """
-    check_shapes({"votes": (votes, "... N J D")})
+    check_data({"votes": (votes, "... N J D")})
     check_positive_int("num_iterations", num_iterations)
     return _route_votes(votes, num_iterations)
 
@@ -92,9 +93,9 @@ def class_dynamic_routing(children: jax.Array, transforms: jax.Array, *, num_ite
 
     Raises:
         TypeError: an array is not floating point, `num_iterations` is not an int.
-        ValueError: shapes do not match or have an empty axis, or `num_iterations` is less than 1.
+        ValueError: shapes do not match or have an empty axis, values are known and not finite, or `num_iterations` is less than 1.
     """
-    check_shapes({"children": (children, "... N D"), "transforms": (transforms, "N J D E")})
+    check_data({"children": (children, "... N D"), "transforms": (transforms, "N J D E")})
     check_positive_int("num_iterations", num_iterations)
     return _route_children(children, transforms, num_iterations)
 

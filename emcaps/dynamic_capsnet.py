@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from emcaps.checks import check_positive_int, check_shapes
 from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, squash
-from emcaps.layers import check_covers
-from emcaps.receptive_field import ReceptiveField
+from emcaps.layers import layer_field
 from emcaps.types import Capsules
 
 TRANSFORM_STDDEV = 0.1  # of the released code
@@ -78,7 +77,9 @@ class PrimaryVectorCaps(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """From features `[B, H, W, channels]`, floating, to vectors `[B, OH, OW, num_capsules, size]`."""
         check_shapes({"features": (features, "B H W channels")})
-        check_covers(self.name or type(self).__name__, ReceptiveField(features.shape[1:3], (self.kernel,) * 2, self.stride))
+        check_positive_int("num_capsules", self.num_capsules)
+        check_positive_int("size", self.size)
+        layer_field(self.name or type(self).__name__, features.shape[1:3], self.kernel, self.stride)
         conv = StridedConv(self.num_capsules * self.size, self.kernel, self.stride, name="conv")
         vectors = conv(features)
         return squash(vectors.reshape(*vectors.shape[:3], self.num_capsules, self.size))
@@ -103,7 +104,8 @@ class VectorClassCaps(nn.Module):
     def __call__(self, children: jax.Array) -> DynamicRoutingResult:
         """From vectors `[B, N, D]`, floating, to the routing result of `[B, num_classes, size]`."""
         sizes = check_shapes({"children": (children, "B N D")})
-        check_positive_int("num_iterations", self.num_iterations)
+        for name in ("num_classes", "size", "num_iterations"):
+            check_positive_int(name, getattr(self, name))
         shape = (sizes["N"], self.num_classes, sizes["D"], self.size)
         transforms = self.param("transforms", nn.initializers.normal(TRANSFORM_STDDEV), shape)
         return class_dynamic_routing(children, transforms.astype(children.dtype), num_iterations=self.num_iterations)
@@ -124,7 +126,7 @@ class DynamicCapsNet(nn.Module):
         num_iterations: of the routing.
 
     Raises:
-        TypeError, ValueError: `num_iterations` is not an int of at least 1.
+        TypeError, ValueError: when called: an attribute is not an int of at least 1.
     """
 
     num_classes: int
@@ -151,7 +153,9 @@ class DynamicCapsNet(nn.Module):
         """
         check_shapes({"images": (images, "B height width channels")})
         out: dict[str, Any] = {}
-        check_covers("conv", ReceptiveField(images.shape[1:3], (9, 9), 1))
+        for name in ("num_classes", "conv_channels", "primary_capsules", "primary_size", "class_size", "num_iterations"):
+            check_positive_int(name, getattr(self, name))
+        layer_field("conv", images.shape[1:3], 9, 1)
         out["conv"] = nn.relu(nn.Conv(self.conv_channels, (9, 9), padding="VALID", name="conv")(images))
         out["primary"] = PrimaryVectorCaps(self.primary_capsules, self.primary_size, name="primary")(out["conv"])
         children = out["primary"].reshape(len(images), math.prod(out["primary"].shape[1:4]), self.primary_size)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from emcaps.checks import check_positive_int
+from emcaps.checks import (
+    check_axis,
+    check_bool,
+    check_choice,
+    check_dtype,
+    check_known_number,
+    check_number,
+    check_positive_int,
+    check_range,
+    check_shapes,
+)
+from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
+from emcaps.layout import IMPLEMENTATIONS
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
@@ -36,7 +48,8 @@ class RoutingOptions:
         competition, initial_assignments, damping, assignment_gradient, implementation, remat: see `conv_em_routing`.
 
     Raises:
-        TypeError, ValueError: `num_iterations` is not an int of at least 1, or both `parent_mass` and `field_mass` are given.
+        TypeError, ValueError: an option is not what it must be (as in `conv_em_routing`), or both `parent_mass` and `field_mass`
+            are given.
     """
 
     num_iterations: int = 2
@@ -56,6 +69,17 @@ class RoutingOptions:
 
     def __post_init__(self):
         check_positive_int("num_iterations", self.num_iterations)
+        if self.inverse_temperature is not None:
+            check_number("inverse_temperature", self.inverse_temperature, 0)
+        for name in ("assignment_temperature", "parent_mass", "field_mass", "min_variance", "mass_epsilon"):
+            if getattr(self, name) is not None or name not in ("parent_mass", "field_mass"):
+                check_number(name, getattr(self, name), 0, open_low=True)
+        check_known_number("damping", self.damping, 0, 1, open_high=True)
+        for name in ("normalize_costs", "assignment_gradient", "remat"):
+            check_bool(name, getattr(self, name))
+        check_choice("competition", self.competition, COMPETITIONS)
+        check_choice("initial_assignments", self.initial_assignments, INITIAL_ASSIGNMENTS)
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         if self.parent_mass is not None and self.field_mass is not None:
             raise ValueError(f"give parent_mass or field_mass, not both; got {self.parent_mass} and {self.field_mass}")
 
@@ -100,6 +124,9 @@ class CapsuleInit:
         beta_u_stddev: and its standard deviation.
         beta_a: the mean of a parent's threshold, in units of cost,
         beta_a_stddev: and its standard deviation.
+
+    Raises:
+        TypeError, ValueError: a field is not a finite number, or a standard deviation is negative.
     """
 
     identity: float = 1.0
@@ -108,6 +135,10 @@ class CapsuleInit:
     beta_u_stddev: float = 0.0
     beta_a: float = 0.0
     beta_a_stddev: float = 0.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_number(field.name, getattr(self, field.name), 0 if field.name.endswith("stddev") else -np.inf)
 
     def transforms(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         """Initialiser of transforms `[..., 4, 4]`."""
@@ -163,9 +194,14 @@ class PrimaryCaps(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> Capsules:
-        """From features `[B, H, W, channels]` to capsules `[B, H, W, num_capsules, ...]`."""
-        if features.ndim != 4:
-            raise ValueError(f"features must have shape [B, H, W, channels]; got shape {list(features.shape)}")
+        """From features `[B, H, W, channels]`, floating, to capsules `[B, H, W, num_capsules, ...]`.
+
+        Raises:
+            TypeError, ValueError: features are of another rank, empty, or not floating point; or an attribute is not as above.
+        """
+        check_shapes({"features": (features, "B H W channels")})
+        check_positive_int("num_capsules", self.num_capsules)
+        check_dtype("dtype", self.dtype)
         poses = nn.Conv(self.num_capsules * POSE_ENTRIES, (1, 1), use_bias=False, dtype=self.dtype, name="poses")(features)
         logits = nn.Conv(self.num_capsules, (1, 1), use_bias=False, dtype=self.dtype, name="activations")(features)
         poses = poses.reshape(*features.shape[:3], self.num_capsules, POSE_SIZE, POSE_SIZE)
@@ -188,7 +224,8 @@ class ConvCaps(nn.Module):
             the types that are here (see `partition_specs`); the result is whole on all of its devices.
 
     Raises:
-        ValueError: the parent types cannot be divided evenly over `parent_axis`.
+        TypeError, ValueError: when called: an attribute is not as above, children are no `Capsules` on a map, their map is smaller
+            than the kernel, or the parent types cannot be divided evenly over `parent_axis`.
     """
 
     num_capsules: int
@@ -202,10 +239,13 @@ class ConvCaps(nn.Module):
     @nn.compact
     def __call__(self, children: Capsules) -> RoutingResult:
         """From capsules `[B, H, W, I, ...]` to the routing result of `[B, OH, OW, num_capsules, ...]`."""
-        _, height, width, child_types = children.activations.shape
-        field = ReceptiveField((height, width), (self.kernel, self.kernel), self.stride)
-        check_covers(self.name or type(self).__name__, field)
-        here = self.num_capsules // self._devices()
+        sizes = check_capsules("children", children)
+        check_positive_int("num_capsules", self.num_capsules)
+        check_settings(self.routing, self.capsule_init)
+        check_dtype("dtype", self.dtype)
+        check_axis("parent_axis", self.parent_axis)
+        field = layer_field(self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride)
+        child_types, here = sizes["I"], self.num_capsules // self._devices()
         shape = (self.kernel, self.kernel, child_types, here, POSE_SIZE, POSE_SIZE)
         transforms = self.param("transforms", self.capsule_init.transforms, shape)
         if self.dtype is not None:
@@ -245,6 +285,9 @@ class ClassCaps(nn.Module):
         routing: see `RoutingOptions`.
         capsule_init: see `CapsuleInit`.
         add_coordinates: whether votes are told where they come from; see `class_em_routing`.
+
+    Raises:
+        TypeError, ValueError: when called: an attribute is not as above, or children or centres are not as `__call__` says.
     """
 
     num_classes: int
@@ -261,7 +304,11 @@ class ClassCaps(nn.Module):
             centers: row and column coordinates `[H]`, `[W]` of the receptive field centres in the image, in [0, 1]; None takes
                 the centres of the map's own cells.
         """
-        _, height, width, child_types = children.activations.shape
+        sizes = check_capsules("children", children)
+        check_positive_int("num_classes", self.num_classes)
+        check_settings(self.routing, self.capsule_init)
+        check_bool("add_coordinates", self.add_coordinates)
+        height, width, child_types = sizes["H"], sizes["W"], sizes["I"]
         transforms = self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE))
         # Of capsules in low precision too, classes are told apart, and coordinates read, in that of the parameters.
         dtype = jnp.promote_types(children.poses.dtype, transforms.dtype)
@@ -270,8 +317,7 @@ class ClassCaps(nn.Module):
         if self.add_coordinates:
             if centers is None:
                 centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-            grid = np.stack(np.meshgrid(*centers, indexing="ij"), -1)
-            coordinates = jnp.asarray(grid, dtype)
+            coordinates = jnp.asarray(_grid(centers, height, width), dtype)
         field = ReceptiveField((height, width), (height, width), 1)
         return class_em_routing(
             *children,
@@ -282,10 +328,42 @@ class ClassCaps(nn.Module):
         )
 
 
-def check_covers(layer: str, field: ReceptiveField) -> None:
-    """Raise ValueError, naming the layer, if the kernel is larger than the map it slides over."""
-    if min(field.output_size) < 1:
+def _grid(centers: tuple[np.ndarray, np.ndarray], height: int, width: int) -> np.ndarray:
+    """The coordinates `[H, W, 2]` of all positions, from those of rows and of columns."""
+    if not isinstance(centers, tuple | list) or len(centers) != 2:
+        raise TypeError(f"centers must be a pair of arrays, of rows and of columns; got {type(centers).__name__}")
+    for name, array, size in zip(("rows", "columns"), centers, (height, width), strict=True):
+        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+            raise TypeError(f"centers of {name} must be a NumPy array of floating point numbers; got {type(array).__name__}")
+        if array.shape != (size,):
+            raise ValueError(f"centers of {name} must have shape [{size}]; got shape {list(array.shape)}")
+        check_range(f"centers of {name}", array, 0, 1)
+    return np.stack(np.meshgrid(*centers, indexing="ij"), -1)
+
+
+def check_settings(routing: RoutingOptions, capsule_init: CapsuleInit) -> None:
+    """Raise TypeError unless a layer is given what it needs, which has been checked when it was made."""
+    for name, value, kind in (("routing", routing, RoutingOptions), ("capsule_init", capsule_init, CapsuleInit)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {kind.__name__}; got {type(value).__name__}")
+
+
+def layer_field(layer: str, map_size: Sequence[int], kernel: int, stride: int) -> ReceptiveField:
+    """The geometry of a layer with a square kernel. Raises ValueError, naming the layer, if the kernel is larger than the map."""
+    check_positive_int(f"kernel of {layer}", kernel)
+    check_positive_int(f"stride of {layer}", stride)
+    height, width = map_size
+    if kernel > min(height, width):
         raise ValueError(
-            f"{layer}: its input is {field.map_size[0]}x{field.map_size[1]}, too small for its "
-            f"{field.kernel_size[0]}x{field.kernel_size[1]} kernel with stride {field.stride}; use larger images"
+            f"{layer}: its input is {height}x{width}, too small for its {kernel}x{kernel} kernel with stride {stride}; "
+            "use larger images"
         )
+    return ReceptiveField((height, width), (kernel, kernel), stride)
+
+
+def check_capsules(name: str, capsules: Any) -> dict[str, int]:
+    """Raise unless `capsules` are `Capsules` on a map, `[B, H, W, I, ...]`; return the size of each letter."""
+    if not isinstance(capsules, Capsules):
+        raise TypeError(f"{name} must be Capsules(poses, activations); got {type(capsules).__name__}")
+    shapes = {f"{name}.poses": (capsules.poses, "B H W I 4 4"), f"{name}.activations": (capsules.activations, "B H W I")}
+    return check_shapes(shapes)

@@ -34,6 +34,11 @@ def _cast(tree, dtype):
     return jax.tree.map(lambda array: array.astype(dtype), tree)
 
 
+def _outer_dtypes(result: RoutingResult, dtype: jnp.dtype) -> RoutingResult:
+    """The result in the dtype of the arguments, but for what need not fit into its range: costs, and squares of votes."""
+    return _cast(result, dtype)._replace(activation_logits=result.activation_logits, variances=result.variances)
+
+
 @functools.partial(jax.jit, static_argnames=("geometry",))
 def route_votes(votes, activations, constants, *, geometry):
     """`em_routing` behind the door: one patch of children, one parent position."""
@@ -61,7 +66,7 @@ def route_votes(votes, activations, constants, *, geometry):
         variances=outer_poses(parents.variances),
         assignments=assignments.transpose(2, 0, 1).reshape(*batch, num_children, num_parents),
     )
-    return _cast(result, dtype)
+    return _outer_dtypes(result, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("geometry", "implementation", "remat"))
@@ -89,7 +94,7 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
         )
         result = lax.map(route_block, children)
         result = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
-    return _cast(result, dtype)
+    return _outer_dtypes(result, dtype)
 
 
 def _block_size(batch: int, positions: int) -> int:

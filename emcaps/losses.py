@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from emcaps.checks import check_positive_int, check_range, check_shapes
+from emcaps.checks import check_labels, check_number, check_positive_int, check_shapes
 
 
 def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | float) -> jax.Array:
@@ -20,11 +20,10 @@ def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | f
 
     Raises:
         TypeError: activations are not floating point, or labels not integers.
-        ValueError: shapes do not match, or a known label is out of range.
+        ValueError: shapes do not match, or a known label is out of range; the margin is not one finite number.
     """
     is_target = _check_classes(activations, labels)
-    if jnp.shape(margin) != ():
-        raise ValueError(f"margin must be a scalar; got shape {list(jnp.shape(margin))}")
+    check_number("margin", margin)
     target = jnp.where(is_target, activations, 0).sum(-1, keepdims=True)
     spread = jnp.maximum(0, jnp.asarray(margin, activations.dtype) - (target - activations)) ** 2
     loss = jnp.where(is_target, 0, spread).sum(-1)
@@ -46,11 +45,7 @@ def margin_loss(activations: jax.Array, labels: jax.Array) -> jax.Array:
 def _check_classes(activations: jax.Array, labels: jax.Array) -> jax.Array:
     """Check the arguments that losses share; return where each example's target is, bool `[B, J]`."""
     num_classes = check_shapes({"activations": (activations, "B J")})["J"]
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise TypeError(f"labels must be integers; got {jnp.result_type(labels)}")
-    if jnp.shape(labels) != activations.shape[:1]:
-        raise ValueError(f"labels must have shape {list(activations.shape[:1])}; got shape {list(jnp.shape(labels))}")
-    check_range("labels", labels, 0, num_classes - 1)
+    check_labels("labels", labels, activations.shape[:1], num_classes)
     return jax.nn.one_hot(labels, num_classes, dtype=bool)
 
 
@@ -58,7 +53,14 @@ def margin_schedule(step: jax.Array | int, transition_steps: int, start: float =
     """The margin of the spread loss at `step`: from `start` linearly to `end` over `transition_steps`, then constant.
 
     The paper raises it from 0.2 to 0.9 so that few capsules die early; it does not say how fast.
+
+    Raises:
+        TypeError, ValueError: `step`, `start` or `end` is not one finite number, or `step` is negative; `transition_steps` is not
+            an int of at least 1.
     """
+    check_number("step", step, 0)
     check_positive_int("transition_steps", transition_steps)
+    check_number("start", start)
+    check_number("end", end)
     progress = jnp.clip(jnp.asarray(step) / transition_steps, 0, 1)
     return start + (end - start) * progress

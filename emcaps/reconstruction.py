@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from emcaps.checks import check_floating, check_range
+from emcaps.checks import check_floating, check_labels, check_shapes, check_sizes
 
 RECONSTRUCTION_WEIGHT = 0.0005  # of the squared error, beside a margin loss: that paper's section 4.1
 
@@ -36,9 +35,11 @@ class Decoder(nn.Module):
             Images in (0, 1), `[B, *image_shape]`.
 
         Raises:
-            TypeError: poses are not floating point, or `chosen` not integers.
-            ValueError: shapes do not match, or a known class is out of range.
+            TypeError: poses are not floating point, or `chosen` not integers; an attribute is not of ints.
+            ValueError: shapes do not match, or a known class is out of range; an attribute is not of ints of at least 1.
         """
+        check_sizes("image_shape", self.image_shape, 3)
+        check_sizes("hidden_units", self.hidden_units)
         values = masked(poses, chosen).reshape(len(poses), -1)
         for index, units in enumerate(self.hidden_units, start=1):
             values = nn.relu(nn.Dense(units, name=f"hidden_{index}")(values))
@@ -51,11 +52,7 @@ def masked(poses: jax.Array, chosen: jax.Array) -> jax.Array:
     check_floating("poses", poses)
     if poses.ndim < 3 or 0 in poses.shape:
         raise ValueError(f"poses must have shape [B, J, ...], no axis empty; got shape {list(poses.shape)}")
-    if not jnp.issubdtype(jnp.result_type(chosen), jnp.integer):
-        raise TypeError(f"chosen must be integers; got {jnp.result_type(chosen)}")
-    if jnp.shape(chosen) != poses.shape[:1]:
-        raise ValueError(f"chosen must have shape {list(poses.shape[:1])}; got shape {list(jnp.shape(chosen))}")
-    check_range("chosen", chosen, 0, poses.shape[1] - 1)
+    check_labels("chosen", chosen, poses.shape[:1], poses.shape[1])
     kept = jax.nn.one_hot(chosen, poses.shape[1], dtype=poses.dtype)
     return poses * kept.reshape(*kept.shape, *(1,) * (poses.ndim - 2))
 
@@ -67,10 +64,6 @@ def reconstruction_loss(images: jax.Array, reconstructed: jax.Array) -> jax.Arra
         TypeError: an argument is not floating point.
         ValueError: shapes differ.
     """
-    for name, array in (("images", images), ("reconstructed", reconstructed)):
-        check_floating(name, array)
-    if images.shape != reconstructed.shape:
-        raise ValueError(
-            f"reconstructed must have the shape of images, {list(images.shape)}; got shape {list(reconstructed.shape)}"
-        )
+    shape = "B height width channels"
+    check_shapes({"images": (images, shape), "reconstructed": (reconstructed, shape)})
     return ((images - reconstructed) ** 2).sum(tuple(range(1, images.ndim)))

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcaps.checks import check_axis, check_choice, check_floating, check_positive_int, check_range, check_shapes
+from emcaps.checks import (
+    check_axis,
+    check_bool,
+    check_choice,
+    check_data,
+    check_floating,
+    check_known_number,
+    check_number,
+    check_positive_int,
+    check_range,
+)
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry
 from emcaps.em_gradient import FIRST_ORDER_ONLY
 from emcaps.layout import IMPLEMENTATIONS, compute_dtype, route_capsules, route_votes
@@ -19,8 +29,13 @@ from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 
 def inverse_temperature_schedule(num_iterations: int, final: float = 0.01) -> np.ndarray:
-    """`lambda_t = final * (1 - 0.95 ** (t + 1))` for t = 0 .. T-1: the released code's schedule. Returns `[T]`, float64."""
+    """`lambda_t = final * (1 - 0.95 ** (t + 1))` for t = 0 .. T-1: the released code's schedule. Returns `[T]`, float64.
+
+    Raises:
+        TypeError, ValueError: `num_iterations` is not an int of at least 1, or `final` not a finite number of at least 0.
+    """
     check_positive_int("num_iterations", num_iterations)
+    check_known_number("final", final, 0)
     return final * (1 - 0.95 ** np.arange(1, num_iterations + 1))
 
 
@@ -50,7 +65,7 @@ def em_routing(
         beta_u: `[J]`, cost of one unit of data and pose entry.
         beta_a: `[J]`, a parent's activation threshold, in units of cost.
         num_iterations: T >= 1 M-steps, with T - 1 E-steps between them. Static.
-        inverse_temperature: lambda, `[T]`; None means `0.01 * (1 - 0.95 ** (t + 1))`, the released code's.
+        inverse_temperature: lambda, `[T]`, >= 0; None means `0.01 * (1 - 0.95 ** (t + 1))`, the released code's.
         min_variance: > 0, added to every variance.
         mass_epsilon: > 0, added to a parent's mass where it divides.
         mass_scale: > 0, multiplies a parent's mass in its cost.
@@ -65,13 +80,15 @@ def em_routing(
             to parents elsewhere is counted. Gradients are as of a sum over the devices: see `partition_specs`. Static.
 
     Returns:
-        A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`.
+        A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`. Logits
+        and variances, whose range low precision may not have, are in at least float32.
 
     Raises:
-        TypeError: an array is not floating point, `num_iterations` not an int.
-        ValueError: shapes do not match, or a known value is out of its range.
+        TypeError: an array is not floating point, `num_iterations` not an int, a flag not a bool.
+        ValueError: shapes do not match, or a known value is out of its range, NaN or infinite. Values that are traced are not
+            known; under `jax.experimental.checkify.checkify` they are checked as well.
     """
-    check_shapes(
+    check_data(
         {
             "votes": (votes, f"... N J {POSE_ENTRIES}"),
             "activations": (activations, "... N"),
@@ -159,7 +176,7 @@ def conv_em_routing(
     Raises:
         TypeError, ValueError: as `em_routing`, and for a kernel larger than the map, or an unknown implementation.
     """
-    sizes = check_shapes(
+    sizes = check_data(
         {
             "poses": (poses, "B H W I 4 4"),
             "activations": (activations, "B H W I"),
@@ -170,6 +187,7 @@ def conv_em_routing(
     )
     check_positive_int("stride", stride)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
+    check_bool("remat", remat)
     if sizes["KH"] > sizes["H"] or sizes["KW"] > sizes["W"]:
         raise ValueError(
             f"transforms must have a kernel no larger than the {sizes['H']}x{sizes['W']} map of children; "
@@ -194,9 +212,7 @@ def conv_em_routing(
         assignment_gradient=assignment_gradient,
         parent_axis=parent_axis,
     )
-    return _route_checked(
-        poses, activations, transforms, constants, geometry=geometry, implementation=implementation, remat=bool(remat)
-    )
+    return _route_checked(poses, activations, transforms, constants, geometry=geometry, implementation=implementation, remat=remat)
 
 
 def class_em_routing(
@@ -254,8 +270,9 @@ def class_em_routing(
     }
     if coordinates is not None:
         shapes["coordinates"] = (coordinates, "H W 2")
-    sizes = check_shapes(shapes)
+    sizes = check_data(shapes)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
+    check_bool("remat", remat)
     field = ReceptiveField((sizes["H"], sizes["W"]), (sizes["H"], sizes["W"]), 1)
     constants, geometry = _check_procedure(
         field,
@@ -278,9 +295,7 @@ def class_em_routing(
     if coordinates is not None:
         poses, transforms = _append_coordinates(poses, transforms, coordinates)
     whole_map = jnp.broadcast_to(transforms, (sizes["H"], sizes["W"], *transforms.shape))
-    return _route_checked(
-        poses, activations, whole_map, constants, geometry=geometry, implementation=implementation, remat=bool(remat)
-    )
+    return _route_checked(poses, activations, whole_map, constants, geometry=geometry, implementation=implementation, remat=remat)
 
 
 def _route_checked(*arguments, **static) -> RoutingResult:
@@ -320,14 +335,16 @@ def _check_procedure(
     """Check what all the public functions take, and gather it."""
     check_positive_int("num_iterations", num_iterations)
     check_range("activations", activations, 0, 1)
+    dtype = compute_dtype(activations)
     if inverse_temperature is None:
-        inverse_temperature = jnp.asarray(inverse_temperature_schedule(num_iterations), compute_dtype(activations))
+        inverse_temperature = jnp.asarray(inverse_temperature_schedule(num_iterations), dtype)
     check_floating("inverse_temperature", inverse_temperature)
     if inverse_temperature.shape != (num_iterations,):
         raise ValueError(
             f"inverse_temperature must have shape [{num_iterations}], one for each iteration; "
             f"got shape {list(inverse_temperature.shape)}"
         )
+    check_range("inverse_temperature", inverse_temperature, 0)
     scalars = {
         "min_variance": min_variance,
         "mass_epsilon": mass_epsilon,
@@ -335,17 +352,12 @@ def _check_procedure(
         "assignment_temperature": assignment_temperature,
     }
     for name, value in scalars.items():
-        if np.shape(value) != ():
-            raise ValueError(f"{name} must be a scalar; got shape {list(np.shape(value))}")
-        check_range(name, value, 0, open_low=True)
+        check_number(name, value, float(jnp.finfo(dtype).tiny))
     scalars = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in scalars.items()}
     constants = Constants(beta_u, beta_a, inverse_temperature, **scalars)
-    if not isinstance(damping, int | float):
-        raise TypeError(f"damping must be a number known when tracing; got {type(damping).__name__}")
-    if not 0 <= damping < 1:
-        raise ValueError(f"damping must lie in [0, 1); got {damping}")
+    check_known_number("damping", damping, 0, 1, open_high=True)
     for name in ("normalize_costs", "assignment_gradient"):
-        static[name] = bool(static[name])
+        check_bool(name, static[name])
     for name, choices in (("competition", COMPETITIONS), ("initial_assignments", INITIAL_ASSIGNMENTS)):
         if name in static:
             check_choice(name, static[name], choices)

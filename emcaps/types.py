@@ -35,6 +35,8 @@ class Capsules(NamedTuple):
 class RoutingResult(NamedTuple):
     """What EM routing found. Shapes for `em_routing` | for `conv_em_routing`.
 
+    Poses, activations and assignments are in the dtype of the arguments; logits and variances in at least float32.
+
     Attributes:
         poses: the parents' poses, the means of Procedure 1. `[..., J, P]` | `[B, OH, OW, J, 4, 4]`.
         activations: sigmoid of the logits, in [0, 1]. `[..., J]` | `[B, OH, OW, J]`.

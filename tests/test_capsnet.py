@@ -74,7 +74,8 @@ def test_low_precision_ends_at_the_class_capsules():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
     (_, expected), _ = jax.jit(full.apply)(variables, images)
     (_, activations), stages = jax.jit(low.apply)(variables, images)
-    below = [stages["conv"], *stages["primary"], *stages["conv_caps_1"]]
+    routed = stages["conv_caps_1"]
+    below = [stages["conv"], *stages["primary"], routed.poses, routed.activations, routed.assignments]
     assert {array.dtype for array in below} == {np.dtype(jnp.bfloat16)}
     assert {array.dtype for array in stages["class_caps"]} == {np.dtype("float32")}
     np.testing.assert_allclose(activations, expected, atol=0.03)

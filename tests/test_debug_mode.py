@@ -1,0 +1,70 @@
+"""Values that are traced are checked by whoever asks for it: `jax.experimental.checkify.checkify`."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from emcaps import CapsNet, RoutingOptions, dynamic_routing, spread_loss
+
+
+def message(function, *arguments):
+    """What the debug mode says about a call; None if there is nothing."""
+    error, _ = checkify.checkify(function, errors=checkify.user_checks)(*arguments)
+    return error.get()
+
+
+def broken(route, name, value):
+    """The arrays of a route, one of them with a wrong value."""
+    arrays = dict(zip(route.shapes, route.arrays(), strict=True))
+    arrays[name].flat[3 % arrays[name].size] = value
+    return list(arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "expected"),
+    [
+        ("em", "activations", 1.5, r"activations must lie in [0, 1]; got 1.5"),
+        ("em", "votes", np.nan, "votes must be finite; got nan"),
+        ("em", "beta_u", np.inf, "beta_u must be finite; got inf"),
+        ("class", "transforms", -np.inf, "transforms must be finite; got -inf"),
+        ("conv-streamed", "activations", -0.25, r"activations must lie in [0, 1]; got -0.25"),
+    ],
+)
+def test_wrong_values_are_named_in_debug_mode_and_pass_otherwise(kind, name, value, expected):
+    route = cases.ROUTES[kind]
+    function = jax.jit(functools.partial(route.function, num_iterations=1))
+    assert message(function, *route.arrays()) is None
+    wrong = broken(route, name, value)
+    assert expected in message(function, *wrong)
+    jax.block_until_ready(function(*wrong))
+
+
+def test_traced_constants_are_checked_too():
+    route = cases.EM_ROUTE
+    function = jax.jit(lambda epsilon: route.function(*route.arrays(), num_iterations=1, mass_epsilon=epsilon))
+    assert message(function, 1e-6) is None
+    assert "mass_epsilon must lie in" in message(function, -1.0)
+
+
+def test_a_training_step_is_debugged_as_a_whole():
+    """Through a network, a loss, a gradient and `vmap`."""
+    model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
+    images = jax.random.uniform(jax.random.key(0), (2, 13, 13, 1))
+    params = jax.jit(model.init)(jax.random.key(1), images)
+
+    def loss(params, images, labels):
+        return spread_loss(model.apply(params, images)[0].activations, labels, 0.5).sum()
+
+    step = jax.jit(jax.grad(loss))
+    assert message(step, params, images, jnp.array([0, 2])) is None
+    assert "labels must lie in [0, 2]; got 3" in message(step, params, images, jnp.array([0, 3]))
+    params["params"]["primary"]["poses"]["kernel"] *= jnp.nan
+    assert "poses must be finite; got nan" in message(step, params, images, jnp.array([0, 2]))
+
+    votes = jnp.ones((4, 5, 3, 2)).at[2, 0, 0, 0].set(jnp.nan)
+    assert "votes must be finite; got nan" in message(jax.vmap(dynamic_routing), votes)
