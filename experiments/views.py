@@ -9,33 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emcaps import prepare_images
 from experiments.configs import ImageConfig
 
 
 def prepare(config: ImageConfig, images: jax.Array) -> jax.Array:
-    """Whole images as numbers of the size of 1: `[B, H, W, C]` to `[B, H / downsample, W / downsample, C]`, float32.
-
-    Pixels are uint8, or floating in [0, 1], by which the result can be differentiated: 1 is the 255 of uint8. Where images are
-    standardized, each has mean 0 and variance 1 over its pixels and channels; an image that is the same everywhere is 0. Otherwise
-    values are in [0, 1].
-
-    Raises:
-        ValueError: height or width cannot be divided by `downsample`.
-    """
-    batch, height, width, channels = images.shape
-    factor = config.downsample
-    if height % factor or width % factor:
-        raise ValueError(f"downsample must divide the images' height and width, {height}x{width}; got {factor}")
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        images = images.astype(jnp.float32) / 255
-    if factor > 1:
-        images = images.reshape(batch, height // factor, factor, width // factor, factor, channels).mean((2, 4))
-    if config.standardize:
-        images -= images.mean((1, 2, 3), keepdims=True)
-        variance = (images**2).mean((1, 2, 3), keepdims=True)
-        deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1))  # at 0 the root has no slope
-        images /= jnp.maximum(deviation, 1 / 255 / images[0].size ** 0.5)  # what one pixel off by one grey level would make
-    return images
+    """Whole images as numbers of the size of 1, as the config has it: `emcaps.prepare_images`."""
+    return prepare_images(images, downsample=config.downsample, standardize=config.standardize)
 
 
 def training_view(config: ImageConfig, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -60,7 +40,7 @@ def training_view(config: ImageConfig, key: jax.Array, images: jax.Array) -> jax
 def test_view(config: ImageConfig, images: jax.Array, place: tuple[float, float] | jax.Array = (0.5, 0.5)) -> jax.Array:
     """The view of each of the images `[B, H, W, C]` whose crop lies at `place`: (0, 0) is top left, (1, 1) bottom right.
 
-    Pixels are uint8, or floating in [0, 1], as for `prepare`.
+    Pixels are uint8, or floating in [0, 1], as for `prepare_images`.
     """
     views = prepare(config, images)
     if config.crop is None:

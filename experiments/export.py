@@ -1,0 +1,86 @@
+"""The network of a run as a file for `emcaps.load_classifier`: `python -m experiments.export --workdir RUN --out FILE`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emcaps import CapsNet, Classifier, Examples, View, save_classifier
+from experiments.command_line import exit_code, parse
+from experiments.configs import TrainConfig
+from experiments.datasets import Dataset
+from experiments.errors import RunnerError
+from experiments.evaluate import restore
+from experiments.hardware import choose_devices
+from experiments.learner import DECODER, network_at
+from experiments.run_directory import read_config, read_result
+
+FACTS = ("dataset", "num_parameters", "seed", "steps", "test_error", "test_examples", "jax_version")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCommand:
+    """Write a finished run's network, with what it takes to use it, into one file."""
+
+    workdir: Path
+    """The run's folder."""
+    out: Path
+    """The file, which ends in .safetensors."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+
+def export(command: ExportCommand) -> Classifier:
+    """Write the file, and return what is in it. Raises RunnerError if the run is not one of a finished `CapsNet`."""
+    config, result = read_config(command.workdir), read_result(command.workdir)
+    if config.model.family != "capsules":
+        raise RunnerError(f"only networks of matrix capsules are exported; {command.workdir} holds a {config.model.family}")
+    if result is None:
+        raise RunnerError(f"{command.workdir} is not finished; the command that trains it goes on")
+    if command.out.exists():
+        raise RunnerError(f"{command.out} is there already, and is not overwritten; choose another --out")
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
+    model = network_at(config, model, step)
+    assert isinstance(model, CapsNet)
+    classifier = Classifier(
+        model,
+        {name: branch for name, branch in state.params.items() if name != DECODER},
+        view_of(config),
+        dataset.test_images.shape[1:],
+        dataset.class_names,
+        first_of_each_class(dataset),
+        {name: result[name] for name in FACTS},
+    )
+    try:
+        save_classifier(command.out, classifier)
+    except (OSError, ValueError) as error:
+        raise RunnerError(str(error)) from error
+    return classifier
+
+
+def view_of(config: TrainConfig) -> View:
+    """What the run's network sees of a test image."""
+    return View(config.images.downsample, config.images.standardize, config.images.crop)
+
+
+def first_of_each_class(dataset: Dataset) -> Examples:
+    """The first test image of each class, in the order of the classes."""
+    chosen = np.array([np.flatnonzero(dataset.test_labels == label)[0] for label in range(len(dataset.class_names))])
+    return Examples(dataset.test_images[chosen], dataset.test_labels[chosen])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse(ExportCommand, "python -m experiments.export", arguments)
+
+    def run(typed: str) -> None:
+        classifier = export(command)
+        print(f"{command.out}: {command.out.stat().st_size} bytes, test error {classifier.facts['test_error']:.4%}")
+
+    return exit_code(run, "experiments.export", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

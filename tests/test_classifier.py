@@ -1,0 +1,220 @@
+"""Classifiers: the weights that come with the package, and files of one's own."""
+
+import dataclasses
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from safetensors import numpy as safetensors_numpy
+
+import emcaps
+from emcaps import CapsNet, Classifier, Examples, RoutingOptions, View, load_classifier, save_classifier
+from experiments import datasets, export, training
+from experiments.views import test_view as central_view
+
+PARAMETERS = {"mnist": 68_308, "toynorb": 68_618}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A classifier of 14x14 images, untrained."""
+    model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]
+    images = np.random.default_rng(0).integers(0, 256, (4, 15, 14, 2), np.uint8)
+    view, examples = View(standardize=True, crop=13), Examples(images, np.array([0, 1, 2, 0], np.int32))
+    return Classifier(model, params, view, (15, 14, 2), ("a", "b", "c"), examples, {"test_error": 0.5})
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 128, 131])
+def test_any_number_of_images_is_classified_each_by_itself(small, number):
+    images = np.resize(small.examples.images, (number, 15, 14, 2))
+    classes, activations, poses = small.predict(images)
+    assert (classes.shape, activations.shape, poses.shape) == ((number,), (number, 3), (number, 3, 4, 4))
+    assert classes.dtype == np.int32
+    capsules, _ = small.model.apply({"params": small.params}, small.view(small.examples.images))
+    np.testing.assert_allclose(activations, np.resize(capsules.activations, (number, 3)), rtol=1e-4)
+    np.testing.assert_allclose(poses, np.resize(capsules.poses, (number, 3, 4, 4)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(classes, np.asarray(activations).argmax(-1))
+
+
+def test_bytes_and_numbers_up_to_1_are_the_same_image(small):
+    images = small.examples.images
+    np.testing.assert_allclose(small.predict(images / np.float32(255)).poses, small.predict(images).poses, rtol=1e-3, atol=1e-4)
+
+
+def test_predictions_are_part_of_other_programs(small):
+    """Under `jit`, and differentiable by the images."""
+    images = jnp.asarray(small.examples.images / np.float32(255))
+    expected = small.predict(images)
+    np.testing.assert_allclose(jax.jit(small.predict)(images).activations, expected.activations, rtol=1e-4)
+    slope = jax.grad(lambda images: small.predict(images).activations[:, 0].sum())(images)
+    assert np.isfinite(slope).all() and np.abs(slope).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ([[0]], TypeError, "images must be an array; got list"),
+        (np.zeros((1, 15, 14, 2), np.int32), TypeError, "images must be uint8, or floating point in .*; got int32"),
+        (np.zeros((15, 14, 2), np.uint8), ValueError, r"images must have shape \[N, 15, 14, 2\]; got shape \[15, 14, 2\]"),
+        (np.zeros((1, 14, 15, 2), np.uint8), ValueError, r"images must have shape .*; got shape \[1, 14, 15, 2\]"),
+        (np.full((1, 15, 14, 2), 7.0), ValueError, r"images must lie in \[0, 1\]; got 7"),
+        (np.full((1, 15, 14, 2), np.nan), ValueError, r"images must lie in \[0, 1\]; got nan"),
+    ],
+)
+def test_wrong_images_are_refused(small, images, error, message):
+    with pytest.raises(error, match=message):
+        small.predict(images)
+
+
+def test_a_file_holds_all_of_it(small, tmp_path):
+    save_classifier(tmp_path / "small.safetensors", small)
+    loaded = load_classifier(tmp_path / "small.safetensors")
+    assert loaded.model.clone(routing=RoutingOptions(num_iterations=1)) == small.model
+    for name in ("view", "image_shape", "class_names", "facts"):
+        assert getattr(loaded, name) == getattr(small, name)
+    jax.tree.map(np.testing.assert_array_equal, (loaded.params, loaded.examples), (small.params, small.examples))
+    np.testing.assert_array_equal(loaded.predict(small.examples.images).poses, small.predict(small.examples.images).poses)
+    with pytest.raises(FileExistsError):
+        save_classifier(tmp_path / "small.safetensors", small)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ("a", "b")}, "class_names must be 3 names; got 2"),
+        ({"image_shape": (20, 20, 1)}, "variables must be those of the model"),
+        ({"params": {}}, "variables must be those of the model"),
+        ({"examples": Examples(np.zeros((1, 3, 3, 2), np.uint8), np.zeros(1, np.int32))}, "examples must be uint8 images"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_not_written(small, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        save_classifier(tmp_path / "wrong.safetensors", dataclasses.replace(small, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+class Canary:
+    """What would write a file if somebody unpickled it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def damaged(contents, kind, canary):
+    """The contents of a file that is no classifier."""
+    length = int.from_bytes(contents[:8], "little")
+    header = json.loads(contents[8 : 8 + length])
+    described = json.loads(header["__metadata__"]["emcaps"])
+    arrays = safetensors_numpy.load(contents)
+    again = lambda: safetensors_numpy.save(arrays, {"emcaps": json.dumps(described)})  # noqa: E731
+    if kind == "cut":
+        return contents[: len(contents) // 2]
+    if kind == "empty":
+        return b""
+    if kind == "pickle":
+        return pickle.dumps(Canary(canary))
+    if kind == "huge header":
+        return (2**60).to_bytes(8, "little") + contents[8:]
+    if kind == "huge array":
+        header["params/conv/bias"]["shape"] = [2**40]
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + contents[8 + length :]
+    if kind == "no description":
+        return safetensors_numpy.save(arrays)
+    if kind == "deep description":
+        return safetensors_numpy.save(arrays, {"emcaps": "[" * 100_000})
+    if kind == "unknown setting":
+        described["model"]["hidden"] = 3
+    if kind == "wrong setting":
+        described["model"]["routing"][0]["num_iterations"] = "os.system('true')"
+    if kind == "other network":
+        described["model"]["conv_channels"] = 2**40
+    if kind == "not finite":
+        arrays["params/conv/bias"] = np.full(4, np.nan, np.float32)
+    if kind == "missing array":
+        del arrays["params/conv/bias"]
+    return again()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("cut", "empty", "pickle", "huge header", "huge array", "no description", "deep description"),
+        *("unknown setting", "wrong setting", "other network", "not finite", "missing array"),
+    ],
+)
+def test_a_file_that_holds_no_classifier_is_refused_and_nothing_in_it_is_run(small, tmp_path, kind):
+    path, canary = tmp_path / "small.safetensors", tmp_path / "canary"
+    save_classifier(path, small)
+    path.write_bytes(damaged(path.read_bytes(), kind, canary))
+    with pytest.raises(ValueError, match=f"{path} is no classifier: "):
+        load_classifier(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (None, TypeError, "name must be a string or a path; got None"),
+        ("cifar10", ValueError, "name must be one of 'mnist', 'toynorb', or a path that ends in .safetensors; got 'cifar10'"),
+        ("nowhere/at/all.safetensors", FileNotFoundError, "nowhere"),
+    ],
+)
+def test_unknown_names_are_refused(name, error, message):
+    with pytest.raises(error, match=message):
+        load_classifier(name)
+
+
+def test_what_is_not_a_classifier_is_not_written(small, tmp_path):
+    with pytest.raises(TypeError, match="classifier must be a Classifier; got dict"):
+        save_classifier(tmp_path / "a.safetensors", {})
+    with pytest.raises(ValueError, match=r"path must end in .safetensors; got .*a.npz"):
+        save_classifier(tmp_path / "a.npz", small)
+
+
+def test_a_finished_run_is_exported(tmp_path, monkeypatch, capsys):
+    dataset = tiny.dataset()
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir: dataset)
+    training.train(tiny.CONFIG, dataset, tmp_path / "run")
+    command = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "run.safetensors")]
+    assert export.main(command) == 0
+    classifier = load_classifier(tmp_path / "run.safetensors")
+    wrong = np.asarray(classifier.predict(dataset.test_images).classes) != dataset.test_labels
+    assert wrong.mean() == pytest.approx(classifier.facts["test_error"])
+    capsys.readouterr()
+    assert export.main(command) != 0
+    assert "is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("view", [View(), View(downsample=2, standardize=True, crop=5)])
+def test_a_view_is_what_the_experiments_call_a_test_view(view):
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 14, 16, 2), np.uint8))
+    config = dataclasses.replace(tiny.CONFIG.images, **dataclasses.asdict(view))
+    np.testing.assert_array_equal(view(images), central_view(config, images))
+
+
+def test_wrong_views_are_refused():
+    with pytest.raises(ValueError, match="crop must be at most the images' height and width"):
+        View(crop=9)(jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ValueError, match="downsample must divide the images' height and width, 7x8; got 2"):
+        View(downsample=2)(jnp.zeros((1, 7, 8, 1)))
+    for wrong in ({"downsample": 0}, {"crop": -1}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            View(**wrong)
+
+
+@pytest.mark.parametrize("name", emcaps.PRETRAINED)
+def test_the_weights_that_come_with_the_package_are_small_and_know_their_examples(name):
+    classifier = load_classifier(name)
+    assert (emcaps.classifier.WEIGHTS / f"{name}.safetensors").stat().st_size < 1e6
+    assert sum(leaf.size for leaf in jax.tree.leaves(classifier.params)) == PARAMETERS[name]
+    predicted = np.asarray(classifier.predict(classifier.examples.images).classes)
+    assert (predicted == classifier.examples.labels).mean() >= 0.8
