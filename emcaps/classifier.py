@@ -41,7 +41,7 @@ class Prediction(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A few test images that come with a classifier: uint8 `[N, H, W, C]`, and their classes, int32 `[N]`."""
+    """A few test images that come with a classifier, or none: uint8 `[N, H, W, C]`, and their classes, int32 `[N]`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -57,7 +57,7 @@ class Classifier:
         view: what the network sees of an image.
         image_shape: `(H, W, C)` of the images that it takes.
         class_names: one for each class.
-        examples: a few images of the test set.
+        examples: a few images of the test set; there may be none.
         facts: where it comes from, in terms of JSON: the data set, the error on its test set, the command that trained it.
     """
 

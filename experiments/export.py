@@ -30,6 +30,8 @@ class ExportCommand:
     """The file, which ends in .safetensors."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    examples: bool = True
+    """Put the first test image of each class into the file."""
 
 
 def export(command: ExportCommand) -> Classifier:
@@ -50,7 +52,7 @@ def export(command: ExportCommand) -> Classifier:
         view_of(config),
         dataset.test_images.shape[1:],
         dataset.class_names,
-        first_of_each_class(dataset),
+        first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
         {name: result[name] for name in FACTS},
     )
     try:
