@@ -2,7 +2,7 @@
 
 `emcaps` has Flax modules, but needs none of them: its routings are functions of arrays, and here is a network made of them, of
 `jit`, `vmap` and `grad`, and of a capsule layer that the library does not have. It learns to tell shapes apart that the script
-draws itself, on one CPU in some seconds:
+draws itself, on one CPU in less than a minute:
 
     python -m experiments.tutorials.build_a_network
 """

@@ -1,8 +1,8 @@
 """A routing step of your own, and its gradient checked.
 
 Procedure 1 is a page of `jax.numpy`. This tutorial writes it once more, the plain way, finds the values and gradients of
-`em_routing`, changes the E-step, and checks the gradient of what comes out against finite differences. It ends with a gradient
-written by hand, which is wrong, and is found out.
+`em_routing`, changes the E-step, and checks the gradient of what comes out against finite differences. A gradient written by hand,
+which is wrong, is found out. At the end two implementations check each other.
 
     python -m experiments.tutorials.gradient_check
 

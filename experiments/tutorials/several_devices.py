@@ -27,8 +27,8 @@ model = CapsNet(num_classes=4, conv_channels=8, primary_capsules=2, conv_capsule
 rng = np.random.default_rng(0)
 images = rng.uniform(size=(4 * len(devices), 17, 17, 1)).astype(np.float32)
 labels = np.arange(len(images)) % 4
-optimizer = optax.sgd(0.02, momentum=0.9)
-STEPS = 5
+optimizer = optax.adam(3e-3)
+STEPS = 10
 
 
 def loss_of(model):
