@@ -22,6 +22,8 @@ from emcaps.views import View
 WEIGHTS = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"
 PRETRAINED = ("mnist", "toynorb")
+"""The classifiers that come with the package, by name; README.md says how they were trained and what errors they make."""
+
 AT_ONCE = 128  # images that are classified in one call of the compiled program
 LARGEST_FILE = 2**30  # bytes
 

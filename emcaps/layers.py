@@ -154,7 +154,6 @@ class CapsuleInit:
         return beta_u, layer.param("beta_a", init(self.beta_a, self.beta_a_stddev), (num_parents,))
 
 
-# Routing and initial values that belong together. BUILD_NOTES.md says where the numbers come from.
 PRESETS = {
     "emcaps": (RoutingOptions(), CapsuleInit()),
     "paper": (
@@ -177,6 +176,7 @@ PRESETS = {
         CapsuleInit(identity=0.0, transform_stddev=1.0, beta_a=-1000.0, beta_a_stddev=500.0),
     ),
 }
+"""Routing and initial values that belong together, by name. BUILD_NOTES.md says where the numbers come from."""
 
 
 class PrimaryCaps(nn.Module):

@@ -8,7 +8,8 @@ import jax
 
 from emcaps.checks import check_floating, check_labels, check_shapes, check_sizes
 
-RECONSTRUCTION_WEIGHT = 0.0005  # of the squared error, beside a margin loss: that paper's section 4.1
+RECONSTRUCTION_WEIGHT = 0.0005
+"""Of the squared error, `reconstruction_loss`, beside a margin loss, from that paper's section 4.1."""
 
 
 class Decoder(nn.Module):

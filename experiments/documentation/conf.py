@@ -1,0 +1,144 @@
+"""The site, which Sphinx makes of the docstrings, the tutorials, README.md and BUILD_NOTES.md.
+
+    python -m sphinx -W --keep-going -b html experiments/documentation OUT
+
+with the extra `docs`, from the top of the repository. Nothing here imports Sphinx, so that tests can read it without.
+"""
+
+import ast
+import inspect
+import itertools
+import re
+from pathlib import Path
+
+import emcaps
+import emcaps.types
+
+HERE = Path(__file__).parent
+TOP = HERE.parents[1]
+TUTORIALS = HERE.parent / "tutorials"
+GENERATED = HERE / "generated"  # also autosummary's; git ignores it
+
+# From where links of README.md, experiments/README.md and BUILD_NOTES.md lead to where their pages' do.
+SITE_LINKS = {
+    "experiments/README.md": "claims.md",
+    "experiments/tutorials/build_a_network.py": "tutorials/build_a_network.md",
+    "experiments/tutorials/gradient_check.py": "tutorials/gradient_check.md",
+    "experiments/tutorials/several_devices.py": "tutorials/several_devices.md",
+    "experiments/pictures/": "../../pictures/",
+    "pictures/": "../../pictures/",
+    "../BUILD_NOTES.md": "BUILD_NOTES.md",
+}
+
+project = "emcaps"
+html_title = "emcaps"
+html_theme = "furo"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+templates_path = ["_templates"]
+default_role = "code"
+autodoc_default_options = {"members": True, "special-members": "__call__", "member-order": "bysource", "no-value": True}
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_param = False  # with it, of names that share a description all but the last would be taken for types
+napoleon_custom_sections = [("Attributes", "params_style")]
+
+
+def reference_names() -> list[str]:
+    """The names in the groups of reference.rst, as often as they are there."""
+    return re.findall(r"^   (\w+)$", (HERE / "reference.rst").read_text(), re.MULTILINE)
+
+
+def check_reference() -> None:
+    """Raise ValueError unless every public name is in one group of reference.rst, and nothing else is."""
+    found, public = sorted(reference_names()), sorted(emcaps.__all__)
+    if found != public:
+        missing, unknown = (sorted(set(a) - set(b)) for a, b in ((public, found), (found, public)))
+        twice = sorted({name for name in found if found.count(name) > 1})
+        raise ValueError(f"reference.rst must have each name of emcaps.__all__ once; {missing=}, {unknown=}, {twice=}")
+
+
+def constant(name: str) -> tuple[str, str]:
+    """The string below the assignment of a public constant, and the assignment itself. Empty if there is none."""
+    for path in Path(inspect.getfile(emcaps)).parent.glob("*.py"):
+        source = path.read_text()
+        for statement, below in itertools.pairwise(ast.parse(source).body):
+            if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
+                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+                    return inspect.cleandoc(below.value.value), ast.get_source_segment(source, statement) or ""
+    return "", ""
+
+
+def restructured(docstring: str, link: set[str]) -> str:
+    """A docstring in the words of napoleon and reStructuredText, with links to these public names."""
+    # Names that share a description, and need more than a line.
+    docstring = re.sub(r"^( +\w+(?:, \w+)*,)\n +", r"\1 ", docstring, flags=re.MULTILINE)
+    # What stands before the first colon would be taken for a type.
+    docstring = re.sub(r"^( *Returns:\n +)", r"\1: ", docstring, flags=re.MULTILINE)
+    # A dot before a space would end the sentence that is quoted in reference.rst.
+    docstring = docstring.replace(" .. ", " … ")
+    return re.sub(rf"(?<!`)`({'|'.join(sorted(link))})`(?!`)", r":py:obj:`~emcaps.\1`", docstring)
+
+
+def process_docstring(app, what: str, name: str, obj, options, lines: list[str]) -> None:
+    _, public, *_ = name.split(".")
+    text = "\n".join(lines)
+    if what == "data":
+        text, assignment = constant(public)
+        text += "\n\n.. code-block:: python\n\n" + re.sub("^", "    ", assignment, flags=re.MULTILINE)
+    lines[:] = restructured(text, set(emcaps.__all__) - {public}).splitlines()
+
+
+def process_signature(app, what: str, name: str, obj, options, signature: str | None, returns: str | None):
+    """Without the arguments that Flax gives every module, and without what defaults spell out on a page of their own."""
+    if signature is None:
+        return None
+    signature = re.sub(r", parent: .*_Sentinel.*\)$", ")", signature)
+    for default in (emcaps.RoutingOptions(), emcaps.CapsuleInit()):
+        signature = signature.replace(repr(default), f"{type(default).__name__}()")
+    return signature, returns
+
+
+def skip_member(app, what: str, name: str, obj, skip: bool, options) -> bool | None:
+    """Fields of named tuples are described under Attributes; their own docstrings only say which number they have."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def tutorial_page(script: str) -> str:
+    """A tutorial as Markdown: its docstring, then of each cell the comment that it starts with, and the code."""
+    head, *cells = re.split(r"^# %%.*\n", script, flags=re.MULTILINE)
+    title, _, rest = (ast.get_docstring(ast.parse(head)) or "").partition("\n")
+    page = [f"# {title.rstrip('.')}", rest]
+    for cell in cells:
+        lines = cell.strip().splitlines()
+        prose = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+        code = "\n".join(lines[len(prose) :]).strip("\n")
+        page += ["\n".join(re.sub("^# ?", "", line) for line in prose), f"```python\n{code}\n```" if code else ""]
+    return "\n\n".join(page)
+
+
+def write_pages() -> None:
+    """The pages whose text has its place elsewhere."""
+    sources = {"README": TOP / "README.md", "BUILD_NOTES": TOP / "BUILD_NOTES.md", "claims": HERE.parent / "README.md"}
+    pages = {name: path.read_text() for name, path in sources.items()}
+    for there, here in SITE_LINKS.items():
+        pages = {name: text.replace(f"]({there}", f"]({here}") for name, text in pages.items()}
+    pages |= {f"tutorials/{path.stem}": tutorial_page(path.read_text()) for path in TUTORIALS.glob("*.py")}
+    pages["shapes"] = f"# Shapes and their letters\n\n{emcaps.types.__doc__}"
+    for name, text in pages.items():
+        file = GENERATED / f"{name}.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_text() != text:  # what is as it was, Sphinx need not read again
+            file.write_text(text)
+
+
+def setup(app) -> None:
+    check_reference()
+    write_pages()
+    app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", process_signature)
+    app.connect("autodoc-skip-member", skip_member)

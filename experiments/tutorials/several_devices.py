@@ -1,0 +1,153 @@
+"""Training on several devices.
+
+First devices share a batch, then also the parent types of the convolutional capsules, and both times the result is that of one
+device. The script takes as many devices as there are. A CPU shows itself as several if it is told to before JAX starts:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m experiments.tutorials.several_devices
+
+`python -m experiments.train` does all this by itself (`experiments/parallel.py`); this is for steps of your own.
+"""
+
+# %%
+# ## One device
+#
+# A small network, a batch, and a step. Devices share the batch evenly, so that its size is a multiple of their number.
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from emcaps import CapsNet, RoutingOptions, partition_specs, spread_loss
+
+devices = jax.devices()
+iterations = 2, 1  # of the layer whose types will be divided, and of the class capsules
+routing = tuple(RoutingOptions(num_iterations=number) for number in iterations)
+model = CapsNet(num_classes=4, conv_channels=8, primary_capsules=2, conv_capsules=(4,), routing=routing)
+rng = np.random.default_rng(0)
+images = rng.uniform(size=(4 * len(devices), 17, 17, 1)).astype(np.float32)
+labels = np.arange(len(images)) % 4
+optimizer = optax.adam(3e-3)
+STEPS = 10
+
+
+def loss_of(model):
+    """The mean loss of a model on images, as a function of its parameters."""
+
+    def loss(params, images, labels):
+        (_, activations), _ = model.apply({"params": params}, images)
+        return spread_loss(activations, labels, 0.5).mean()
+
+    return loss
+
+
+def make_step(gradient_of):
+    """A step of training, given a function from (params, images, labels) to the mean loss and its gradient."""
+
+    def step(params, state, images, labels):
+        loss, gradient = gradient_of(params, images, labels)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    return step
+
+
+def train(step, params, state, images, labels):
+    """The parameters after some steps, and the loss of each."""
+    losses = []
+    for _ in range(STEPS):
+        params, state, loss = step(params, state, images, labels)
+        losses.append(float(loss))
+    return params, losses
+
+
+params = jax.jit(model.init)(jax.random.key(1), images[:1])["params"]
+start = params, optimizer.init(params)
+alone, losses = train(jax.jit(make_step(jax.value_and_grad(loss_of(model)))), *start, images, labels)
+print("one device:", " ".join(f"{loss:.5f}" for loss in losses))
+
+# %%
+# ## A batch that is shared
+#
+# A mesh gives the devices places and names its axes. A `NamedSharding` says which axis of an array lies along which axis of the
+# mesh: the examples along `data`, and nothing of the parameters, which all devices have.
+#
+# With that alone `jax.jit` would divide the work by itself, and rightly. But it divides operation by operation, and inside the
+# routing the batch and the positions are one axis, for which it would gather arrays on all devices. `jax.shard_map` says what each
+# device does instead: it differentiates the loss of its own examples, and the devices tell each other the mean (`pmean`), once in
+# a step.
+#
+# `check_vma=False`: otherwise the gradient of what all devices have would come already summed over them.
+
+
+def place(tree, mesh, specs):
+    """A tree of arrays on the devices; `specs` is one for all, or a tree."""
+    specs = jax.tree.broadcast(specs, tree)
+    return jax.tree.map(lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec)), tree, specs)
+
+
+ALL, SHARED = PartitionSpec(), PartitionSpec("data")
+mesh = Mesh(np.array(devices), ("data",))
+
+
+def mean_of_shares(params, images, labels):
+    """Loss and gradient, each the mean over the devices."""
+    return jax.lax.pmean(jax.value_and_grad(loss_of(model))(params, images, labels), "data")
+
+
+shared_gradient = jax.shard_map(mean_of_shares, mesh=mesh, in_specs=(ALL, SHARED, SHARED), out_specs=(ALL, ALL), check_vma=False)
+data_step = jax.jit(make_step(shared_gradient))
+by_data, data_losses = train(data_step, *place(start, mesh, ALL), *place((images, labels), mesh, SHARED))
+
+
+def largest_difference(ours, theirs):
+    """Between two trees of arrays, wherever they are."""
+    differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), ours, theirs)
+    return float(max(jax.tree.leaves(differences)))
+
+
+data_difference = largest_difference(by_data, alone)
+print(f"{len(devices)} devices sharing the batch:", " ".join(f"{loss:.5f}" for loss in data_losses))
+print(f"  parameters differ by at most {data_difference:.1e} after {STEPS} steps")
+
+# %%
+# ## Parent types that are shared
+#
+# A layer that is too big for one device is divided along its parent types. The mesh gets a second axis, here of two devices if
+# their number is even. `parent_axis` tells the model its name: each device then has the parameters of its own types, and
+# routes to them, and the devices add up what competition needs to know. `partition_specs` says which parameters these are, for
+# the parameters themselves and for any tree with branches like them, such as the optimiser's state.
+
+model_axis = 2 if len(devices) % 2 == 0 else 1
+mesh = Mesh(np.array(devices).reshape(-1, model_axis), ("data", "model"))
+divided_model = model.clone(parent_axis="model")
+params_specs, state_specs = (partition_specs(tree, "model") for tree in start)
+print("divided over the axis 'model':", {name: str(spec) for name, spec in params_specs["conv_caps_1"].items()})
+
+# %%
+# Each device differentiates its own loss, and finds the gradient of the sum over all devices of the axis, on which the loss is
+# the same. So what it finds for a parameter that only it has is divided by their number; all else is the mean over both axes.
+
+
+def mean_of_divided(params, images, labels):
+    """Loss and gradient, the gradient of divided parameters divided as these are."""
+    loss, gradient = jax.value_and_grad(loss_of(divided_model))(params, images, labels)
+
+    def mean(leaf, spec):
+        return jax.lax.pmean(leaf, ("data", "model")) if spec == ALL else jax.lax.pmean(leaf / model_axis, "data")
+
+    return jax.lax.pmean(loss, ("data", "model")), jax.tree.map(mean, gradient, params_specs)
+
+
+divided_gradient = jax.shard_map(
+    mean_of_divided, mesh=mesh, in_specs=(params_specs, SHARED, SHARED), out_specs=(ALL, params_specs), check_vma=False
+)
+divided_start = tuple(place(tree, mesh, specs) for tree, specs in zip(start, (params_specs, state_specs), strict=True))
+divided_step = jax.jit(make_step(divided_gradient))
+by_types, type_losses = train(divided_step, *divided_start, *place((images, labels), mesh, SHARED))
+
+transforms = by_types["conv_caps_1"]["transforms"]
+share = transforms.addressable_shards[0].data.shape
+type_difference = largest_difference(by_types, alone)
+print(f"{mesh.shape['data']} x {mesh.shape['model']} devices:", " ".join(f"{loss:.5f}" for loss in type_losses))
+print(f"  parameters differ by at most {type_difference:.1e}; of transforms {transforms.shape} a device has {share}")
