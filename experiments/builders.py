@@ -5,11 +5,13 @@ subclasses read the original files themselves. Everything else is the stock buil
 checksums of the files; the stock `tfds.data_source` reads what they write.
 """
 
+import contextlib
 import gzip
 import io
 import math
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +21,9 @@ import numpy as np
 from PIL import Image
 from tensorflow_datasets.datasets.smallnorb import smallnorb_dataset_builder as smallnorb
 from tensorflow_datasets.image_classification import cifar, mnist
+
+from experiments.bounded import check_size, read_exactly
+from experiments.errors import first_line
 
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -31,6 +36,7 @@ NORB_FILES = {
     for split, stem in (("train", "5x46789x9x18x6x2x96x96-training"), ("test", "5x01235x9x18x6x2x96x96-testing"))
 }
 NORB_TYPES = {0x1E3D4C55: "u1", 0x1E3D4C54: "<i4"}
+NORB_RANK = 8  # more axes than any of its files has
 
 
 class Layout:
@@ -147,41 +153,49 @@ class Cifar10(Layout, cifar.Cifar10, skip_registration=True):
 
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in a gzipped IDX file: a magic number (0, 0, type, rank), the sizes, big-endian, and the data."""
-    with gzip.open(path) as file:
+    with damage_named(path), gzip.open(path) as file:
         zeros, dtype, rank = struct.unpack(">HBB", file.read(4))
         if zeros != 0 or dtype != 0x08:
-            raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+            raise ValueError("it is not an IDX file of unsigned bytes")
         shape = struct.unpack(f">{rank}I", file.read(4 * rank))
-        data = np.frombuffer(file.read(), np.uint8)
-    return shaped(data, shape, path)
+        return np.frombuffer(read_exactly(file, math.prod(shape)), np.uint8).reshape(shape)
 
 
 def read_norb(path: Path) -> np.ndarray:
     """The uint8 or int32 array in a gzipped NORB matrix: a magic number, the rank, 3 or more sizes, and the data; little-endian."""
-    with gzip.open(path) as file:
+    with damage_named(path), gzip.open(path) as file:
         magic, rank = struct.unpack("<2I", file.read(8))
-        if magic not in NORB_TYPES:
-            raise ValueError(f"{path} is not a NORB matrix of bytes or integers")
+        if magic not in NORB_TYPES or rank > NORB_RANK:
+            raise ValueError("it is not a NORB matrix of bytes or integers")
         sizes = max(3, rank)
         shape = struct.unpack(f"<{sizes}I", file.read(4 * sizes))[:rank]
-        data = np.frombuffer(file.read(), NORB_TYPES[magic])
-    return shaped(data, shape, path)
-
-
-def shaped(data: np.ndarray, shape: Sequence[int], path: Path) -> np.ndarray:
-    """The data of a file in the shape that its header gives. Raises ValueError if there is more or less of it."""
-    if data.size != math.prod(shape):
-        raise ValueError(f"{path} holds {data.size} numbers where its header says {list(shape)}")
-    return data.reshape(shape)
+        dtype = np.dtype(NORB_TYPES[magic])
+        return np.frombuffer(read_exactly(file, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
 def read_members(archive: Path, names: Sequence[str]) -> list[bytes]:
-    """The contents of files in a tar archive. Raises ValueError if it is none, or lacks one."""
+    """The contents of files in a tar archive, which stay in memory. Raises ValueError if it is none, or has no such plain file."""
+    with damage_named(archive), tarfile.open(archive) as tar:
+        members = [tar.getmember(name) for name in names]
+        check_size(sum(member.size for member in members))
+        return [read_member(tar, member) for member in members]
+
+
+def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The contents of a file in an archive. Raises ValueError if it is a link, which could lead anywhere, or not whole."""
+    file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+    if file is None:
+        raise ValueError(f"{member.name} is not a plain file")
+    return read_exactly(file, member.size)
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Whatever may be wrong with the contents of a file is a ValueError that names it."""
     try:
-        with tarfile.open(archive) as tar:
-            return [tar.extractfile(name).read() for name in names]  # pyright: ignore[reportOptionalMemberAccess]
-    except (tarfile.TarError, KeyError) as error:
-        raise ValueError(f"{archive}: {error}") from error
+        yield
+    except (ValueError, EOFError, KeyError, struct.error, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+        raise ValueError(f"{path}: {first_line(error)}") from error
 
 
 def encode_png(image: np.ndarray) -> bytes:

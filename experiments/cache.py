@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.bounded import read_array
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -46,5 +48,6 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 def read_arrays(path: Path) -> Arrays:
     """What `write_arrays` has written. Raises OSError or ValueError if the file is not there or not whole."""
+    size = path.stat().st_size
     with open(path, "rb") as file:
-        return {str(name): np.lib.format.read_array(file) for name in np.lib.format.read_array(file)}
+        return {str(name): read_array(file, size - file.tell()) for name in read_array(file, size)}

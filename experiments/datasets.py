@@ -234,11 +234,23 @@ def read_split(builder: Builder, split: str) -> Arrays:
     images = np.empty((len(examples), height, width, len(builder.image_features), channels), np.uint8)
     for image, example in zip(images, examples, strict=True):
         for place, feature in enumerate(builder.image_features):
-            image[:, :, place] = np.asarray(Image.open(io.BytesIO(example[feature]))).reshape(height, width, channels)
+            image[:, :, place] = decoded(example[feature], (height, width, channels))
     features = {"labels": builder.label_feature, **builder.factor_features}
     numbers = {name: np.array([example[feature] for example in examples], np.int32) for name, feature in features.items()}
     arrays = {"images": images.reshape(len(images), height, width, -1), **numbers}
     return {f"{split}_{name}": array for name, array in arrays.items()}
+
+
+def decoded(picture: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels of a picture, uint8 in that shape. Raises ValueError if it is damaged, or (undecoded) of another size."""
+    height, width, channels = shape
+    try:
+        opened = Image.open(io.BytesIO(picture))
+        if opened.size != (width, height):
+            raise ValueError(f"a picture has {opened.size[0]}x{opened.size[1]} pixels, not {width}x{height}")
+        return np.asarray(opened).reshape(height, width, channels)
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"a picture cannot be decoded: {first_line(error)}") from error
 
 
 def data_root(builder: Builder) -> Path:

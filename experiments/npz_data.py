@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import bounded
 from experiments.errors import RunnerError, first_line
 
 SUFFIX = ".npz"
@@ -72,9 +73,7 @@ def read_npz(path: Path) -> NpzData:
 def read_arrays(path: Path) -> Arrays:
     """All arrays of a file, by name. Raises RunnerError if one cannot be read or holds Python objects, which could run any code."""
     try:
-        # Not np.load, which takes a file that is no zip archive for something else.
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        return bounded.read_npz(path)
     except FileNotFoundError as error:
         raise RunnerError(f"there is no file {path}") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:

@@ -44,7 +44,7 @@ def read_json(path: Path, *required: str) -> Record:
     """A record. Raises RunnerError unless the file holds one with these fields."""
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunnerError(f"{path} is damaged: {error}") from error
     if not isinstance(record, dict) or (missing := [name for name in required if name not in record]):
         raise RunnerError(f"{path} is not a record of an experiment" + (f": no {missing[0]}" if isinstance(record, dict) else ""))
@@ -95,7 +95,7 @@ def read_examples(folder: Path) -> Any:
     try:
         with np.load(paths[0], allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunnerError(f"{paths[0]} is damaged: {error}") from error
 
 

@@ -138,7 +138,7 @@ def read_config(path: Path) -> TrainConfig:
         raise RunnerError(f"{path} holds no run: there is no {file}")
     try:
         return from_json(file.read_text())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunnerError(f"{file} is not the config of a run: {error}") from error
 
 
