@@ -1,5 +1,6 @@
 """Reading files that may come from anywhere: no code in them is run, and no header is believed that claims more than there is."""
 
+import gzip
 import math
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ def check_size(size: int) -> None:
         raise ValueError(f"its contents take {size} bytes, and at most {LARGEST} are read")
 
 
-def read_exactly(file: IO[bytes], size: int) -> bytes:
+def read_exactly(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
     """The rest of a file, which must be so many bytes. Raises ValueError if there are fewer or more; more are not read."""
     check_size(size)
     contents = file.read(size + 1)
