@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ import optax
 from tqdm import tqdm
 
 from experiments.batches import Batch, TrainingBatches
-from experiments.command_line import parse
-from experiments.configs import TrainConfig, default_config
+from experiments.command_line import exit_code, parse
+from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.evaluate import load_data, make_evaluator
 from experiments.hardware import choose_devices, split_cpu
 from experiments.intervals import confidence_interval
@@ -41,8 +41,9 @@ from experiments.learner import (
 )
 from experiments.parallel import Execution, device_mesh, parallelize
 from experiments.results import numbers
-from experiments.run_directory import Record
+from experiments.run_directory import Record, check_folder
 from experiments.train import TrainCommand
+from experiments.training import check_fits
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
@@ -135,7 +136,11 @@ class AblationConfig:
 
     def __post_init__(self):
         if unknown := set(self.study) - {*STUDIES, "all"}:
-            raise ValueError(f"study must be of {', '.join(STUDIES)} or all; got {', '.join(unknown)}")
+            raise ValueError(f"study must be of {', '.join(STUDIES)} or all; got {', '.join(sorted(unknown))}")
+        check_positive(self, "steps", "batch_size")
+        check_not_negative(self, "holdout")
+        if not self.study or not self.seeds:
+            raise ValueError(f"give at least one study and one seed; got {list(self.study)} and {list(self.seeds)}")
 
 
 def variants(config: AblationConfig) -> list[str]:
@@ -156,6 +161,18 @@ def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     )
 
 
+def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
+    """Raise UsageError unless all variants, with these configs, can be trained and measured; their data are the same."""
+    check_folder(config.output)
+    configs = list(configs)
+    for variant in configs:
+        if config.causes and variant.model.family != "capsules":
+            raise UsageError(f"--causes measures EM routing, of which a network of the kind {variant.model.family} has none")
+    dataset = load_data(configs[0], config.data_dir)
+    for variant in configs:
+        check_fits(variant, dataset, Execution(choose_devices(variant.batch_size)))
+
+
 def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, progress: tqdm) -> Iterator[Record]:
     """Train with each seed; a record as soon as one is done, with the flags left to the caller."""
     devices = choose_devices(config.batch_size)
@@ -163,8 +180,6 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     init = jax.jit(functools.partial(init_state, config, model))
     on_devices = parallelize(make_train_step(config, model), Execution(devices))
     evaluate = make_evaluator(config, model, device_mesh(devices))
-    if causes and config.model.family != "capsules":
-        raise RunnerError(f"--causes measures EM routing, of which a network of the kind {config.model.family} has none")
     probe = make_probe(config, len(dataset.class_names)) if causes else None
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
@@ -276,9 +291,9 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    config = parse(AblationConfig, "python -m experiments.ablation", arguments)
-    split_cpu()
+def run(config: AblationConfig) -> None:
+    """Train what is not in runs.jsonl yet, and write and print the table."""
+    configs = {name: variant_config(config, name) for name in variants(config)}
     setting = {
         "dataset": config.dataset,
         "flags": config.flags,
@@ -286,33 +301,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "batch_size": config.batch_size,
         "holdout": config.holdout,
     }
-    config.output.mkdir(parents=True, exist_ok=True)
     file = config.output / "runs.jsonl"
-    try:
-        done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        done = [record for record in done if {key: record.get(key) for key in setting} == setting]
-        with tqdm(total=len(variants(config)) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10) as progress:
-            for name in variants(config):
-                finished = {record["seed"] for record in done if record["variant"] == name}
-                seeds = [seed for seed in config.seeds if seed not in finished]
-                progress.update((len(config.seeds) - len(seeds)) * config.steps)
-                progress.set_description(name or "default")
-                if not seeds:
-                    continue
-                variant = variant_config(config, name)
-                dataset = load_data(variant, config.data_dir)
-                for record in run_variant(variant, dataset, seeds, config.causes, progress):
-                    done.append({"variant": name, **setting, **record})
-                    with file.open("a") as out:
-                        out.write(json.dumps(done[-1]) + "\n")
-                progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)
-    except RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    done = [record for record in done if {key: record.get(key) for key in setting} == setting]
+    finished = {(record["variant"], record["seed"]) for record in done}
+    missing = {name: [seed for seed in config.seeds if (name, seed) not in finished] for name in configs}
+    if unfinished := [configs[name] for name, seeds in missing.items() if seeds]:
+        check(config, unfinished)
+    config.output.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(configs) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10) as progress:
+        for name, seeds in missing.items():
+            progress.update((len(config.seeds) - len(seeds)) * config.steps)
+            progress.set_description(name or "default")
+            if not seeds:
+                continue
+            dataset = load_data(configs[name], config.data_dir)
+            for record in run_variant(configs[name], dataset, seeds, config.causes, progress):
+                done.append({"variant": name, **setting, **record})
+                with file.open("a") as out:
+                    out.write(json.dumps(done[-1]) + "\n")
+            progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)
     text = table([record for record in done if record["seed"] in config.seeds], variants(config))
     (config.output / "table.md").write_text(text + "\n")
     print(f"\n{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}\n\n{text}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(AblationConfig, "python -m experiments.ablation", arguments)
+    split_cpu()
+    return exit_code(lambda _: run(config), "experiments.ablation", arguments)
 
 
 if __name__ == "__main__":

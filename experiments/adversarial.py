@@ -21,12 +21,12 @@ from experiments.attacks import gradient_statistics
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError
+from experiments.errors import RunnerError, UsageError
 from experiments.evaluate import load_data
 from experiments.hardware import split_cpu
 from experiments.results import numbers
 from experiments.run_directory import Record, save_arrays
-from experiments.study import Study, TrainedNetwork, load_network, measured_once, train_network
+from experiments.study import Study, TrainedNetwork, check_trainable, is_measured, load_network, measured_once, train_network
 from experiments.victims import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
 
 VICTIMS = ("capsules", "cnn")
@@ -80,11 +80,21 @@ class Sample(NamedTuple):
     wanted: Examples
 
 
+def check(command: AdversarialCommand) -> None:
+    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
+    study = command.study
+    missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    if not missing:
+        return
+    available = len(load_data(study.network(VICTIMS[0], missing[0]), study.data_dir).test_labels)
+    if command.num_images > available:
+        raise UsageError(f"num_images must be at most the {available} test images; got {command.num_images}")
+    check_trainable(study, VICTIMS, {seed for first in missing for seed in (first, command.next_seed(first))})
+
+
 def draw_sample(dataset: Dataset, num_images: int, seed: int) -> Sample:
-    """Test images, no image twice. Raises RunnerError if there are not as many."""
+    """Test images, no image twice."""
     available, num_classes = len(dataset.test_labels), len(dataset.class_names)
-    if num_images > available:
-        raise RunnerError(f"num_images must be at most the {available} test images; got {num_images}")
     image_key, class_key, start_key = jax.random.split(jax.random.key(seed), 3)
     chosen = np.asarray(jax.random.choice(image_key, available, (num_images,), replace=False))
     images, labels = dataset.test_images[chosen].astype(np.float32) / 255, dataset.test_labels[chosen]
@@ -226,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(typed: str) -> None:
         split_cpu()
+        check(command)
         missing = [seed for seed in study.seeds if not command.file(seed).exists()]
         for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
             for name in VICTIMS:

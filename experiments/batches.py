@@ -46,6 +46,12 @@ def draw_batch(
     return Batch(images, examples.labels[indices], jax.random.split(dropout_key, batch_size))
 
 
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Raise ValueError unless an epoch has a batch."""
+    if not 0 < batch_size <= num_images:
+        raise ValueError(f"batch_size must be at most the number of training images, {num_images}; got {batch_size}")
+
+
 class TrainingBatches:
     """`batches(step)` is the batch of that step, counted from 0. The last, partial batch of an epoch is left out.
 
@@ -53,8 +59,7 @@ class TrainingBatches:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, key: jax.Array, batch_size: int, config: ImageConfig):
-        if not 0 < batch_size <= len(images):
-            raise ValueError(f"batch_size must be at most the number of training images, {len(images)}; got {batch_size}")
+        check_batch_size(batch_size, len(images))
         self._examples = jax.device_put(Batch(images, labels))  # pyright: ignore[reportArgumentType]
         self._order_key, *self._step_keys = jax.random.split(key, 3)
         self._batch_size = batch_size

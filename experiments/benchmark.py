@@ -11,15 +11,15 @@ costs beside its steps.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import NamedSharding
 
 import emcaps
@@ -28,9 +28,11 @@ from emcaps.dynamic_capsnet import StridedConv
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import run_figures, textbook
 from experiments.benchmark_loop import benchmark_loop
-from experiments.command_line import parse
-from experiments.hardware import split_cpu
+from experiments.command_line import exit_code, parse
+from experiments.configs import check_positive
+from experiments.hardware import choose_devices, split_cpu
 from experiments.parallel import REPLICATED, SHARDED, device_mesh
+from experiments.run_directory import check_folder
 from experiments.timing import Measurement, fit_exponent, measure, multiply_adds, small_numbers
 
 Part = Literal["layer", "step", "kernels", "sweeps", "dynamic", "loop"]
@@ -60,6 +62,11 @@ class Layer:
     iterations: int = 3
     """Routing iterations."""
 
+    def __post_init__(self):
+        check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        if self.kernel > self.size:
+            raise ValueError(f"kernel must be at most size, {self.size}; got {self.kernel}")
+
     @property
     def positions(self) -> int:
         """Parent positions."""
@@ -75,13 +82,18 @@ class Layer:
 class BenchmarkConfig:
     """What to measure."""
 
-    layer: Annotated[Layer, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Layer)
+    layer: Layer = dataclasses.field(default_factory=Layer)
     parts: tuple[Part, ...] = PARTS
     """Which measurements to make."""
     repeats: int = 7
     """Runs of each function; the median counts."""
     output: Path = Path("runs/benchmark")
     """Folder for benchmark.json and benchmark.png."""
+
+    def __post_init__(self):
+        check_positive(self, "repeats")
+        if not self.parts:
+            raise ValueError(f"parts must be one or more of {', '.join(PARTS)}; got none")
 
 
 def layer_arguments(layer: Layer) -> tuple[jax.Array, ...]:
@@ -326,9 +338,16 @@ def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int,
         print(f"{name:24}{amount:14.1f}{speedup:>12}{result.scratch_bytes / 1e6:12.1f}{result.compile_seconds:11.1f}")
 
 
-def main(config: BenchmarkConfig) -> None:
-    """Measure the parts asked for, print them, and write benchmark.json and benchmark.png."""
+def run(config: BenchmarkConfig) -> None:
+    """Measure the parts asked for, print them, and write benchmark.json and benchmark.png.
+
+    Raises:
+        UsageError: there can be no such folder, or the devices cannot share the batch; nothing has been measured.
+    """
     layer = config.layer
+    check_folder(config.output)
+    if {"layer", "step"} & set(config.parts):
+        choose_devices(layer.batch, len(jax.devices()))
     record: dict[str, Any] = {
         "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
         "devices": len(jax.devices()),
@@ -378,6 +397,12 @@ def main(config: BenchmarkConfig) -> None:
     print(f"\nwritten to {config.output}")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(BenchmarkConfig, "python -m experiments.benchmark", arguments)
     split_cpu()
-    main(parse(BenchmarkConfig, "python -m experiments.benchmark"))
+    return exit_code(lambda _: run(config), "experiments.benchmark", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

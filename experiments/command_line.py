@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import tyro
 
 from experiments import hosts
-from experiments.errors import RunnerError, Stopped
+from experiments.errors import RunnerError, Stopped, UsageError
 
 Command = TypeVar("Command")
 
@@ -68,16 +68,20 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def exit_code(run: Callable[[str], None], module: str, arguments: Sequence[str]) -> int:
+def exit_code(run: Callable[[str], int | None], module: str, arguments: Sequence[str]) -> int:
     """Do what a command asks for; `run` is given the command as it was typed.
 
     Returns:
-        0; 1 after a RunnerError, which is printed; 130 after Ctrl-C, and 0 after SIGTERM, since then all went as it should,
-        with the command that goes on from there.
+        What `run` does, or 0; after a RunnerError, which is printed, 2 if it is a mistake in the command and 1 if not; 130 after
+        Ctrl-C, and 0 after SIGTERM, since then all went as it should, with the command that goes on from there.
     """
     typed = shlex.join(["python", "-m", module, *arguments])
     try:
-        run(typed)
+        return run(typed) or 0
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        hosts.leave(2)
+        return 2
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(1)
@@ -85,4 +89,3 @@ def exit_code(run: Callable[[str], None], module: str, arguments: Sequence[str])
     except Stopped as stopped:
         print(f"{stopped}; to go on:\n  {typed}", file=sys.stderr)
         return 0 if stopped.preempted else 130
-    return 0

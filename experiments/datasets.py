@@ -19,7 +19,7 @@ from experiments.affnist import affine_digits, centred, placed
 from experiments.builders import Cifar10, FashionMnist, Mnist, Smallnorb
 from experiments.cache import Arrays, cached
 from experiments.drawings import OBJECTS, draw_split
-from experiments.errors import RunnerError, first_line
+from experiments.errors import RunnerError, UsageError, first_line
 from experiments.npz_data import SUFFIX, read_npz
 from experiments.toynorb.builder import ToyNorb, ToyNorb96
 
@@ -62,7 +62,8 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         data_dir: the TFDS folder; None is TFDS's own, `TFDS_DATA_DIR` or `~/tensorflow_datasets`. It plays no part for a file.
 
     Raises:
-        RunnerError: the data is not there and cannot be had, or is damaged; the message says what to do.
+        UsageError: there is no such file, or it holds no data set; or the folder holds the data in another format.
+        RunnerError: the data cannot be had, or is damaged; the message says what to do.
     """
     if name.endswith(SUFFIX):
         return load_npz(Path(name))
@@ -106,7 +107,7 @@ def load_tfds(builder: Builder) -> Dataset:
     if not Path(builder.data_path).exists():
         prepare(builder)
     if builder.is_prepared() and builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise RunnerError(
+        raise UsageError(
             f"{builder.data_path} holds {builder.name} as {builder.info.file_format.value}, which only TensorFlow reads; "
             "give another --data-dir (or TFDS_DATA_DIR), and it will be prepared there as array_record"
         )
@@ -125,12 +126,12 @@ def hold_out(dataset: Dataset, number: int) -> Dataset:
     """The data set with its last `number` training images in place of the test set; 0 changes nothing.
 
     Raises:
-        RunnerError: nothing would be left to train on.
+        UsageError: nothing would be left to train on.
     """
     if not number:
         return dataset
     if number >= len(dataset.train_labels):
-        raise RunnerError(f"holdout must be less than the {len(dataset.train_labels)} training images; got {number}")
+        raise UsageError(f"holdout must be less than the {len(dataset.train_labels)} training images; got {number}")
     return divided(dataset, slice(-number), slice(-number, None))
 
 
@@ -142,16 +143,14 @@ def hold_out_instances(dataset: Dataset, instances: Sequence[int]) -> Dataset:
         instances: numbers of objects, the same in every class.
 
     Raises:
-        RunnerError: there is no such factor, none or not all of the objects are there, or nothing would be left to train on.
+        UsageError: there is no such factor, none or not all of the objects are there, or nothing would be left to train on.
     """
     if "instance" not in dataset.train_factors:
-        raise RunnerError(
-            f"{dataset.name} does not say which object an image shows (no factor `instance`), so none can be held out"
-        )
+        raise UsageError(f"{dataset.name} does not say which object an image shows (no factor `instance`), so none can be held out")
     numbers = dataset.train_factors["instance"]
     there_are = np.unique(numbers).tolist()
     if not instances or not set(instances) < set(there_are):
-        raise RunnerError(f"held-out instances must be some, but not all, of the training set's {there_are}; got {list(instances)}")
+        raise UsageError(f"held-out instances must be some, but not all, of the training set's {there_are}; got {list(instances)}")
     held_out = np.isin(numbers, list(instances))
     return divided(dataset, ~held_out, held_out)
 
@@ -160,16 +159,16 @@ def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset
     """The images, of both splits, that have one of these values for a factor.
 
     Raises:
-        RunnerError: there is no such factor; no training image, or no test image, has one of the values.
+        UsageError: there is no such factor; no training image, or no test image, has one of the values.
     """
     if factor not in dataset.train_factors:
         there_are = ", ".join(dataset.train_factors) or "none"
-        raise RunnerError(f"{dataset.name} has no factor `{factor}`; its factors: {there_are}")
+        raise UsageError(f"{dataset.name} has no factor `{factor}`; its factors: {there_are}")
     train, test = (np.isin(factors[factor], list(values)) for factors in (dataset.train_factors, dataset.test_factors))
     for split, chosen, factors in (("training", train, dataset.train_factors), ("test", test, dataset.test_factors)):
         if not chosen.any():
             there_are = np.unique(factors[factor]).tolist()
-            raise RunnerError(f"values of {factor} must be some of the {split} images' {there_are}; got {list(values)}")
+            raise UsageError(f"values of {factor} must be some of the {split} images' {there_are}; got {list(values)}")
     return Dataset(
         dataset.name,
         dataset.class_names,

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,8 +190,8 @@ class EqualityCommand:
 
     output: Path
     """An .npz file to write."""
-    precision: str = "float32"
-    """float32 or float64."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of all arrays."""
     hardware: Hardware = dataclasses.field(default_factory=Hardware)
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from emcaps.types import POSE_ENTRIES
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.evaluate import EXAMPLES_PER_DEVICE
 from experiments.hardware import split_cpu
 from experiments.learner import class_poses, network_stages
@@ -31,7 +32,16 @@ from experiments.linear_readout import Readings, r_squared
 from experiments.parallel import device_mesh, map_chunks
 from experiments.pose_claims import equivariance_table
 from experiments.run_directory import Record, save_arrays
-from experiments.study import Study, TrainedNetwork, check_networks, load_network, measured_once, train_network
+from experiments.study import (
+    Study,
+    TrainedNetwork,
+    check_networks,
+    check_trainable,
+    is_measured,
+    load_network,
+    measured_once,
+    train_network,
+)
 from experiments.toynorb.builder import ToyNorb
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
@@ -76,6 +86,14 @@ class EquivarianceCommand:
         check_networks(self.networks, LAST_LAYERS)
         if self.study.quick:
             object.__setattr__(self, "num_views", min(self.num_views, QUICK_VIEWS))
+
+    def file(self, seed: int) -> Path:
+        """The record of a seed."""
+        return self.study.folder / "equivariance" / f"seed-{seed}.json"
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What the record of a seed depends on."""
+        return self.study.settings("equivariance", seed) | {"networks": self.networks, "num_views": self.num_views}
 
 
 class Snapshots(NamedTuple):
@@ -193,13 +211,22 @@ def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
     return {name: float(np.mean([of[name] for of in found])) for name in wanted}
 
 
+def check(command: EquivarianceCommand) -> None:
+    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
+    study = command.study
+    missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    if not missing:
+        return
+    for name in command.networks:
+        config = study.network(name, missing[0])
+        if config.scored != "test" or config.factor is not None:
+            raise UsageError(f"{name} must be trained on all views of all toys of the training split; choose other --flags")
+    check_trainable(study, command.networks, missing)
+
+
 def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
     """What the networks of a seed, trained if need be, know; what they say along a sweep is saved beside the record."""
     study = command.study
-    for name in command.networks:
-        config = study.network(name, seed)
-        if config.scored != "test" or config.factor is not None:
-            raise RunnerError(f"{name} must be trained on all views of all toys of the training split; choose other --flags")
     for name in command.networks:
         train_network(study, name, seed, typed)
     taken, shown = take_snapshots(command.num_views), take_sweep()
@@ -214,7 +241,7 @@ def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
             if features.shape[1] > POSE_ENTRIES:  # as many numbers as a pose has, for a fair comparison
                 components = principal_components(features, known_toys(taken), POSE_ENTRIES)
                 layers[f"{name}: {layer}, components"] = {"features": POSE_ENTRIES, "r_squared": explained(components, taken)}
-    save_arrays(study.folder / "equivariance" / f"seed-{seed}.npz", sweeps)
+    save_arrays(command.file(seed).with_suffix(".npz"), sweeps)
     return {"layers": layers}
 
 
@@ -225,11 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(typed: str) -> None:
         split_cpu()
+        check(command)
         found = []
         for seed in study.seeds:
-            path = study.folder / "equivariance" / f"seed-{seed}.json"
-            settings = study.settings("equivariance", seed) | {"networks": command.networks, "num_views": command.num_views}
-            found.append(measured_once(path, settings, typed, lambda seed=seed: measure(command, seed, typed)))
+            measure_seed = lambda seed=seed: measure(command, seed, typed)  # noqa: E731
+            found.append(measured_once(command.file(seed), command.settings(seed), typed, measure_seed))
         print(equivariance_table(found).markdown())
 
     return exit_code(run, "experiments.equivariance", arguments)

@@ -1,7 +1,6 @@
 """Score a trained network on the test set; `python -m experiments.evaluate --workdir RUN` repeats a run's own evaluation."""
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ import numpy as np
 
 from experiments import datasets
 from experiments.checkpoints import Checkpoints
-from experiments.command_line import parse
+from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_positive
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.hardware import choose_devices, split_cpu
 from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
 from experiments.parallel import Devices, device_mesh, map_chunks, shardings
@@ -92,7 +91,7 @@ class Restored(NamedTuple):
 
 
 def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:
-    """What a run trains on and, as test set, what it is scored on. Raises RunnerError as the functions of datasets.py."""
+    """What a run trains on and, as test set, what it is scored on. Raises UsageError as the functions of datasets.py."""
     dataset = datasets.load(config.dataset, data_dir)
     if config.factor is not None:
         dataset = datasets.with_values(dataset, config.factor, config.train_values)
@@ -102,18 +101,18 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:
 
 
 def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
-    """Load what a run has left at a step; None is its newest checkpoint. Raises RunnerError if there is no such checkpoint."""
-    dataset = load_data(config, data_dir)
-    model = make_model(config.model, len(dataset.class_names))
-    images = test_view(config.images, jnp.asarray(dataset.test_images[:1]))
-    like = jax.eval_shape(functools.partial(init_state, config, model), images, jax.random.key(0))
+    """Load what a run has left at a step; None is its newest checkpoint. Raises UsageError if there is no such checkpoint."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
-            raise RunnerError(f"{workdir} has no checkpoints yet")
+            raise UsageError(f"{workdir} has no checkpoints yet")
         step = steps[-1] if step is None else step
         if step not in steps:
-            raise RunnerError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
+            raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
+        dataset = load_data(config, data_dir)
+        model = make_model(config.model, len(dataset.class_names))
+        images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
+        like = jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
         state = checkpoints.restore(step, like, shardings(like, device_mesh(devices)))
     return Restored(step, state, dataset, model)
 
@@ -135,13 +134,15 @@ class EvaluateCommand:
 
     def __post_init__(self):
         check_positive(self, "crops")
+        if self.devices is not None:
+            check_positive(self, "devices")
 
 
 def run(command: EvaluateCommand) -> int:
     """Print the scores, and whether they are those in result.json. Returns the exit code: 1 if they are not."""
     config, result = read_config(command.workdir), read_result(command.workdir)
     if command.crops > 1 and config.images.crop is None:
-        raise RunnerError(f"this run's network sees whole images, of which there are no {command.crops} crops")
+        raise UsageError(f"this run's network sees whole images, of which there are no {command.crops} crops")
     num_devices = command.devices or (result["devices"] if result else None)
     split_cpu(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
@@ -159,12 +160,9 @@ def run(command: EvaluateCommand) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     command = parse(EvaluateCommand, "python -m experiments.evaluate", arguments)
-    try:
-        return run(command)
-    except RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda _: run(command), "experiments.evaluate", arguments)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from emcaps import CapsNet, Classifier, Examples, View, save_classifier
+from emcaps.classifier import SUFFIX
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError
+from experiments.errors import RunnerError, UsageError
 from experiments.evaluate import restore
 from experiments.hardware import choose_devices
 from experiments.learner import DECODER, network_at
@@ -33,16 +34,27 @@ class ExportCommand:
     examples: bool = True
     """Put the first test image of each class into the file."""
 
+    def __post_init__(self):
+        if self.out.suffix != SUFFIX:
+            raise ValueError(f"out must end in {SUFFIX}; got {self.out}")
+
 
 def export(command: ExportCommand) -> Classifier:
-    """Write the file, and return what is in it. Raises RunnerError if the run is not one of a finished `CapsNet`."""
+    """Write the file, and return what is in it.
+
+    Raises:
+        UsageError: the run is not one of a finished `CapsNet`, or the file is there already or has no folder to be in.
+        RunnerError: the file cannot be written.
+    """
     config, result = read_config(command.workdir), read_result(command.workdir)
     if config.model.family != "capsules":
-        raise RunnerError(f"only networks of matrix capsules are exported; {command.workdir} holds a {config.model.family}")
+        raise UsageError(f"only networks of matrix capsules are exported; {command.workdir} holds a {config.model.family}")
     if result is None:
-        raise RunnerError(f"{command.workdir} is not finished; the command that trains it goes on")
+        raise UsageError(f"{command.workdir} is not finished; the command that trains it goes on")
     if command.out.exists():
-        raise RunnerError(f"{command.out} is there already, and is not overwritten; choose another --out")
+        raise UsageError(f"{command.out} is there already, and is not overwritten; choose another --out")
+    if not command.out.parent.is_dir():
+        raise UsageError(f"there is no folder {command.out.parent} to write {command.out.name} into")
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 import emcaps
 from experiments import pose_figures, run_figures
 from experiments.assignments import Flow, follow
-from experiments.command_line import parse
+from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig
 from experiments.convergence import measure_convergence
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.evaluate import restore
 from experiments.learner import Network, network_at, network_stages
 from experiments.reconstructions import AMOUNTS, decode_moved
@@ -77,13 +77,13 @@ def run(command: FiguresCommand) -> list[Path]:
     """Draw the pictures and return where they are."""
     config = read_config(command.workdir)
     if config.model.family != "capsules" and not config.model.reconstruction:
-        raise RunnerError(
+        raise UsageError(
             f"{command.workdir} holds a run of a network ({config.model.family}) with neither EM routing nor a decoder to draw"
         )
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, jax.devices()[:1])
     there_are, chosen = len(dataset.test_images), command.images
     if not chosen or not all(0 <= image < there_are for image in chosen):
-        raise RunnerError(f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}")
+        raise UsageError(f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}")
     folder = command.workdir / "figures"
     folder.mkdir(exist_ok=True)
     paths = []
@@ -94,13 +94,9 @@ def run(command: FiguresCommand) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     command = parse(FiguresCommand, "python -m experiments.figures", arguments)
-    try:
-        print(f"wrote {', '.join(map(str, run(command)))}")
-    except RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda _: print(f"wrote {', '.join(map(str, run(command)))}"), "experiments.figures", arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import hosts
 from experiments.configs import check_not_negative, check_positive
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.parallel import Devices, Execution, Mode
 
 
@@ -59,7 +59,7 @@ class Hardware:
         hosts.join(self.coordinator, self.num_processes, self.process_id)
 
     def execution(self, batch_size: int) -> Execution:
-        """The devices for a batch, and how they share it. Raises RunnerError as `choose_devices` does."""
+        """The devices for a batch, and how they share it. Raises UsageError as `choose_devices` does."""
         devices = choose_devices(batch_size, self.devices, self.model_axis, self.accumulate)
         return Execution(devices, self.parallel, self.model_axis, self.accumulate)
 
@@ -74,7 +74,7 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
         accumulate: in how many parts they take them.
 
     Raises:
-        RunnerError: there are not as many as requested, or they cannot share the batch evenly.
+        UsageError: there are not as many as requested, or they cannot share the batch evenly.
     """
     available, processes, local = jax.devices(), jax.process_count(), jax.local_device_count()
     if requested is None and processes == 1:
@@ -84,19 +84,19 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
         requested = len(available)
     there_are = f"there are {len(available)} devices ({describe(available)})"
     if not 1 <= requested <= len(available):
-        raise RunnerError(f"{there_are}; {requested} were requested")
+        raise UsageError(f"{there_are}; {requested} were requested")
     if processes > 1 and requested < len(available):
-        raise RunnerError(f"{there_are} in {processes} processes, of which all take part; {requested} were requested")
+        raise UsageError(f"{there_are} in {processes} processes, of which all take part; {requested} were requested")
     if requested % model_axis or (processes > 1 and local % model_axis):
         of_each = f", {local} in each process," if processes > 1 else ""
-        raise RunnerError(f"{requested} devices{of_each} cannot be divided into groups of {model_axis}, the model axis")
+        raise UsageError(f"{requested} devices{of_each} cannot be divided into groups of {model_axis}, the model axis")
     shares = requested // model_axis * accumulate
     if batch_size % shares:
         below = batch_size - batch_size % shares
         nearest = f"{below} and {below + shares}" if below else f"{shares}"
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         among = f"{requested // model_axis} groups of devices" if model_axis > 1 else f"{requested} devices"
-        raise RunnerError(f"a batch of {batch_size} cannot be divided among {among}{parts}; the nearest that can: {nearest}")
+        raise UsageError(f"a batch of {batch_size} cannot be divided among {among}{parts}; the nearest that can: {nearest}")
     return available[:requested]
 
 

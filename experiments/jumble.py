@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,13 +22,22 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive, default_of
 from experiments.datasets import DRAWINGS
 from experiments.drawings import draw_split
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.evaluate import Scores, load_data, make_evaluator
 from experiments.hardware import split_cpu
 from experiments.parallel import device_mesh
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
-from experiments.study import NETWORKS, Study, check_networks, load_network, measured_once, train_network
+from experiments.study import (
+    NETWORKS,
+    Study,
+    check_networks,
+    check_trainable,
+    is_measured,
+    load_network,
+    measured_once,
+    train_network,
+)
 
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 50
@@ -65,10 +75,21 @@ class JumbleCommand:
         """By how much things are jumbled; at the first one not at all."""
         return [0.0, *self.moved] if self.study.dataset == DRAWINGS else [1, *self.pieces]
 
+    def file(self, seed: int) -> Path:
+        """The record of a seed."""
+        return self.study.folder / "jumble" / f"seed-{seed}.json"
+
     def settings(self, seed: int) -> dict[str, Any]:
         """What the record of a seed depends on."""
         own = {"networks": self.networks, "num_images": self.num_images, "amounts": self.amounts}
         return self.study.settings("jumble", seed) | own
+
+
+def check_pieces(shape: tuple[int, ...], pieces: int) -> None:
+    """Raise ValueError unless images `[B, H, W, C]` of this shape can be cut into pieces x pieces."""
+    height, width = shape[1:3]
+    if height % pieces or width % pieces:
+        raise ValueError(f"pieces must divide the images' height and width, {height}x{width}; got {pieces}")
 
 
 @functools.partial(jax.jit, static_argnames="pieces")
@@ -84,8 +105,7 @@ def cut_and_jumbled(key: jax.Array, images: jax.Array, pieces: int) -> jax.Array
         ValueError: height or width cannot be divided by `pieces`.
     """
     batch, height, width, channels = images.shape
-    if height % pieces or width % pieces:
-        raise ValueError(f"pieces must divide the images' height and width, {height}x{width}; got {pieces}")
+    check_pieces(images.shape, pieces)
     blocks = images.reshape(batch, pieces, height // pieces, pieces, width // pieces, channels).swapaxes(2, 3)
     blocks = blocks.reshape(batch, pieces**2, height // pieces, width // pieces, channels)
 
@@ -100,13 +120,10 @@ def cut_and_jumbled(key: jax.Array, images: jax.Array, pieces: int) -> jax.Array
 
 
 def jumbled_images(command: JumbleCommand, seed: int, whole: np.ndarray) -> list[np.ndarray]:
-    """The test images at each of the amounts. Raises RunnerError if they cannot be cut so."""
+    """The test images at each of the amounts."""
     if command.study.dataset == DRAWINGS:
         return [draw_split("test", amount)[0][: command.num_images] for amount in command.amounts]
-    try:
-        return [np.asarray(cut_and_jumbled(jax.random.key(seed), whole, int(amount))) for amount in command.amounts]
-    except ValueError as error:
-        raise RunnerError(str(error)) from error
+    return [np.asarray(cut_and_jumbled(jax.random.key(seed), whole, int(amount))) for amount in command.amounts]
 
 
 def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
@@ -120,18 +137,34 @@ def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
     }
 
 
+def check(command: JumbleCommand) -> None:
+    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
+    study = command.study
+    missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    if not missing:
+        return
+    configs = {name: study.network(name, missing[0]) for name in command.networks}
+    for name, config in configs.items():
+        if config.images.crop is not None:
+            raise UsageError(f"{name} sees a crop of each image, so pieces would go where it does not look; choose other --flags")
+        if study.dataset == DRAWINGS and config.scored != "test":
+            raise UsageError("the drawings that are jumbled are those of the test set; --flags must not hold others out")
+    dataset = load_data(configs[command.networks[0]], study.data_dir)
+    if command.num_images > len(dataset.test_labels):
+        raise UsageError(f"num_images must be at most the {len(dataset.test_labels)} test images; got {command.num_images}")
+    if study.dataset != DRAWINGS:
+        try:
+            for pieces in command.pieces:
+                check_pieces(dataset.test_images.shape, pieces)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    check_trainable(study, command.networks, missing)
+
+
 def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
     study = command.study
-    configs = {name: study.network(name, seed) for name in command.networks}
-    for name, config in configs.items():
-        if config.images.crop is not None:
-            raise RunnerError(f"{name} sees a crop of each image, so pieces would go where it does not look; choose other --flags")
-        if study.dataset == DRAWINGS and config.scored != "test":
-            raise RunnerError("the drawings that are jumbled are those of the test set; --flags must not hold others out")
-    dataset = load_data(configs[command.networks[0]], study.data_dir)
-    if command.num_images > len(dataset.test_labels):
-        raise RunnerError(f"num_images must be at most the {len(dataset.test_labels)} test images; got {command.num_images}")
+    dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
     whole, labels = dataset.test_images[: command.num_images], dataset.test_labels[: command.num_images]
     jumbled = jumbled_images(command, seed, whole)
     for name in command.networks:
@@ -150,7 +183,7 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
                 activations.append(scores.activations[kept, labels[kept]])
                 progress.update()
             shown[f"{name}_activations"] = np.stack(activations)
-    save_arrays(study.folder / "jumble" / f"seed-{seed}.npz", shown | {"class_names": np.array(dataset.class_names)})
+    save_arrays(command.file(seed).with_suffix(".npz"), shown | {"class_names": np.array(dataset.class_names)})
     return {"rows": found}
 
 
@@ -161,10 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(typed: str) -> None:
         split_cpu()
+        check(command)
         found = []
         for seed in study.seeds:
-            path = study.folder / "jumble" / f"seed-{seed}.json"
-            found.append(measured_once(path, command.settings(seed), typed, lambda seed=seed: measure(command, seed, typed)))
+            found.append(
+                measured_once(command.file(seed), command.settings(seed), typed, lambda seed=seed: measure(command, seed, typed))
+            )
         print(jumble_table(found).markdown())
 
     return exit_code(run, "experiments.jumble", arguments)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import bounded
-from experiments.errors import RunnerError, first_line
+from experiments.errors import RunnerError, UsageError, first_line
 
 SUFFIX = ".npz"
 TEST_EVERY = 5
@@ -50,7 +50,8 @@ def read_npz(path: Path) -> NpzData:
     """Read and check a file.
 
     Raises:
-        RunnerError: it cannot be read, is not as this module says, or has nothing to train on or nothing to test.
+        UsageError: it is not there, is not as this module says, or has nothing to train on or nothing to test.
+        RunnerError: it cannot be read.
     """
     arrays = read_arrays(path)
     try:
@@ -66,16 +67,21 @@ def read_npz(path: Path) -> NpzData:
             missing = "test" if not tested.any() else "train on"
             raise ValueError(f"there is nothing to {missing}; an array `split` says what is")
     except ValueError as error:
-        raise RunnerError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
     return NpzData(images, labels, factors, class_names, tested)
 
 
 def read_arrays(path: Path) -> Arrays:
-    """All arrays of a file, by name. Raises RunnerError if one cannot be read or holds Python objects, which could run any code."""
+    """All arrays of a file, by name.
+
+    Raises:
+        UsageError: there is no such file.
+        RunnerError: an array cannot be read, or holds Python objects, which could run any code.
+    """
     try:
         return bounded.read_npz(path)
     except FileNotFoundError as error:
-        raise RunnerError(f"there is no file {path}") from error
+        raise UsageError(f"there is no file {path}") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise RunnerError(f"{path} cannot be read as an .npz file of plain arrays: {first_line(error)}") from error
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from experiments.command_line import exit_code, parse
 from experiments.hardware import split_cpu
 from experiments.results import table
-from experiments.study import NETWORKS, Study, check_networks, train_network
+from experiments.study import NETWORKS, Study, check_networks, check_trainable, train_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(typed: str) -> None:
         split_cpu()
+        check_trainable(study, command.networks, study.seeds)
         results = []
         for seed in study.seeds:
             for name in command.networks:

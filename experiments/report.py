@@ -17,8 +17,8 @@ import numpy as np
 from experiments import claims, pose_claims
 from experiments.attack_claims import attacks
 from experiments.command_line import exit_code, parse
-from experiments.errors import RunnerError
-from experiments.run_directory import Record, write_atomically
+from experiments.errors import RunnerError, UsageError
+from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.sections import Picture, Section, Table
 
 TITLE = "Capsules and the CNN: the claims, put to the test"
@@ -52,7 +52,12 @@ def read_json(path: Path, *required: str) -> Record:
 
 
 def gather(runs: Path) -> list[Section]:
-    """All that was found, a section for each claim and data set. Raises RunnerError if that is nothing, or a file is damaged."""
+    """All that was found, a section for each claim and data set.
+
+    Raises:
+        UsageError: that is nothing, or the seeds of an experiment were asked different things.
+        RunnerError: a file is damaged.
+    """
     sections = []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name != "quick"):
         trained = [
@@ -72,18 +77,23 @@ def gather(runs: Path) -> list[Section]:
             sections.append(pose_claims.equivariance(folder.name, records, read_examples(folder / "equivariance")))
     if not sections:
         names = ".parameters, .viewpoints, .adversarial, .jumble or .equivariance"
-        raise RunnerError(f"{runs} holds no results of experiments{names}")
+        raise UsageError(f"{runs} holds no results of experiments{names}")
     return sections
 
 
 def read_records(folder: Path, *required: str, same: Sequence[str] = ()) -> list[Record]:
-    """The records of the seeds in a folder. Raises RunnerError if one lacks a field, or differs where all must be the same."""
+    """The records of the seeds in a folder.
+
+    Raises:
+        UsageError: they differ in one of the fields `same`.
+        RunnerError: one is damaged, or lacks a field.
+    """
     paths = sorted(folder.glob("seed-*.json"))
     records = [read_json(path, "seed", "seconds", "command", *required, *same) for path in paths]
     for path, record in zip(paths, records, strict=True):
         for name in same:
             if record[name] != records[0][name]:
-                raise RunnerError(f"{path} cannot be compared with {paths[0]}: {name} {record[name]} and {records[0][name]}")
+                raise UsageError(f"{path} cannot be compared with {paths[0]}: {name} {record[name]} and {records[0][name]}")
     return records
 
 
@@ -177,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = command.output or command.runs / "report"
 
     def run(typed: str) -> None:
+        check_folder(output)
         write(gather(command.runs), output)
         print(f"wrote {output / 'report.md'} and {output / 'report.html'}")
 

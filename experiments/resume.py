@@ -9,7 +9,7 @@ from typing import Any
 from experiments.checkpoints import Checkpoints, DamagedCheckpoint
 from experiments.configs import TrainConfig, from_json
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError
+from experiments.errors import RunnerError, UsageError
 from experiments.learner import Metrics, TrainState
 from experiments.run_directory import differing_fields
 
@@ -46,7 +46,8 @@ def go_on_from(
         fall_back: whether to pass over damaged checkpoints; they are set aside.
 
     Raises:
-        RunnerError: the newest checkpoint is damaged, and may not be passed over, or all are; or it is of another config or data.
+        UsageError: it is of another config or data.
+        RunnerError: the newest checkpoint is damaged, and may not be passed over, or all are.
     """
     *earlier, newest = checkpoints.steps()
     try:
@@ -71,7 +72,7 @@ def go_on_from(
 def restored(
     checkpoints: Checkpoints, step: int, config: TrainConfig, data: int, like: TrainState, shardings: Any
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """The state of a step and its facts. Raises DamagedCheckpoint, and RunnerError if it is of another config or other data."""
+    """The state of a step and its facts. Raises DamagedCheckpoint, and UsageError if it is of another config or other data."""
     facts = checkpoints.facts(step)
     where = f"the checkpoint of step {step} in {checkpoints.folder}"
     try:
@@ -79,7 +80,7 @@ def restored(
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpoint(f"{where} is damaged (its config is none that this version knows: {error})") from error
     if differences := differing_fields(saved_config, config):
-        raise RunnerError(f"{where} is of another config ({differences}); choose another --workdir")
+        raise UsageError(f"{where} is of another config ({differences}); choose another --workdir")
     if facts["data"] != data:
-        raise RunnerError(f"{where} is of a run on other training images than there are now; give it back its data set")
+        raise UsageError(f"{where} is of a run on other training images than there are now; give it back its data set")
     return checkpoints.restore(step, like, shardings), facts

@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments import hosts
 from experiments.configs import TrainConfig, from_json, to_json
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 
 Record = dict[str, Any]
 
@@ -57,7 +57,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise RunnerError(f"{self.path} is in use: another process is training there") from None
+            raise UsageError(f"{self.path} is in use: another process is training there") from None
         check_usable(self.path, self._config)  # it may have finished since
         write_atomically(self.path / "config.json", to_json(self._config))
         self.figures.mkdir(exist_ok=True)
@@ -91,25 +91,29 @@ class RunDirectory:
         hosts.wait_for_all("the result is written")
 
 
+def check_folder(path: Path) -> None:
+    """Raise UsageError if a file is where this folder, or one that it is in, is or would be made."""
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is not a folder; choose another")
+
+
 def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
-    """Raise RunnerError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on."""
-    if path.exists() and not path.is_dir():
-        raise RunnerError(f"{path} is not a folder; choose another")
+    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on."""
+    check_folder(path)
     if (path / "config.json").exists():
         differences = differing_fields(read_config(path), config)
         other = f" of another config ({differences})" if differences else ""
         if (path / "result.json").exists():
-            raise RunnerError(f"{path} holds a finished run{other}, which is never overwritten; choose another folder")
+            raise UsageError(f"{path} holds a finished run{other}, which is never overwritten; choose another folder")
         if differences:
-            raise RunnerError(
-                f"{path} holds an unfinished run{other}; give the same flags to continue it, or choose another folder"
-            )
+            raise UsageError(f"{path} holds an unfinished run{other}; give the same flags to continue it, or choose another folder")
         if not resume:
-            raise RunnerError(
+            raise UsageError(
                 f"{path} holds an unfinished run of this config; give --resume to continue it, or choose another folder"
             )
     elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")):
-        raise RunnerError(f"{path} holds files of something else (no config.json); choose another folder")
+        raise UsageError(f"{path} holds files of something else (no config.json); choose another folder")
 
 
 def is_finished(path: Path, config: TrainConfig) -> bool:
@@ -132,14 +136,14 @@ def flat_fields(config: Any) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The config of the run in a folder. Raises RunnerError if there is none that this version understands."""
+    """The config of the run in a folder. Raises UsageError if there is none that this version understands."""
     file = path / "config.json"
     if not file.exists():
-        raise RunnerError(f"{path} holds no run: there is no {file}")
+        raise UsageError(f"{path} holds no run: there is no {file}")
     try:
         return from_json(file.read_text())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunnerError(f"{file} is not the config of a run: {error}") from error
+        raise UsageError(f"{file} is not the config of a run: {error}") from error
 
 
 def read_result(path: Path) -> Record | None:

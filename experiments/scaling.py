@@ -21,7 +21,7 @@ from experiments.equality import DIVISIONS, PRECISIONS, Division, arrays_of, dif
 from experiments.forecast import EXAMPLES, forecast
 from experiments.hardware import split_cpu
 from experiments.parallel import Execution
-from experiments.run_directory import Record, write_atomically
+from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.sections import Table
 
 PARTS = ("equality", "collectives", "forecast")
@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parse(ScalingCommand, "python -m experiments.scaling", arguments)
 
     def run(typed: str) -> None:
+        check_folder(command.output)
         split_cpu(max(NUM_DEVICES))
         record: dict[str, Any] = {"command": typed, "jax_version": jax.__version__}
         if "equality" in command.parts:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.command_line import parse
-from experiments.configs import TrainConfig, default_config
-from experiments.errors import RunnerError
+from experiments.configs import TrainConfig, check_positive, default_config
+from experiments.errors import UsageError
 from experiments.evaluate import restore
 from experiments.learner import Network
-from experiments.run_directory import Record, read_result, write_atomically
-from experiments.train import TrainCommand, trained
+from experiments.run_directory import Record, check_folder, read_result, write_atomically
+from experiments.train import TrainCommand, check_runs, trained
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it, whose learning rate was chosen on
 # held-out toys of toynorb.
@@ -59,6 +59,10 @@ class Study:
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be one or more different numbers; got {list(self.seeds)}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must not be negative; got {list(self.seeds)}")
+        if self.steps is not None:
+            check_positive(self, "steps")
         if self.quick:
             object.__setattr__(self, "seeds", self.seeds[:1])
             object.__setattr__(self, "steps", self.steps or QUICK_STEPS)
@@ -112,6 +116,11 @@ class TrainedNetwork(NamedTuple):
     result: Record
 
 
+def check_trainable(study: Study, names: Iterable[str], seeds: Iterable[int]) -> None:
+    """Raise UsageError unless these networks of the study can be trained, as far as they have not been."""
+    check_runs({study.workdir(name, seed): study.network(name, seed) for seed in seeds for name in names}, study.data_dir)
+
+
 def train_network(study: Study, name: str, seed: int, typed: str) -> Record:
     """The result of a network of the study, trained unless it has been; `typed` is the command, for the record."""
     return trained(study.network(name, seed), study.workdir(name, seed), study.data_dir, typed)
@@ -124,6 +133,22 @@ def load_network(study: Study, name: str, seed: int) -> TrainedNetwork:
     return TrainedNetwork(config, restored.model, restored.state.params, restored.step, read_result(folder) or {})
 
 
+def is_measured(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a file holds what an experiment with these settings, in terms of JSON, has found.
+
+    Raises:
+        UsageError: it holds findings with other settings; they are never overwritten.
+    """
+    check_folder(path.parent)
+    if not path.exists():
+        return False
+    record, settings = json.loads(path.read_text()), json.loads(json.dumps(settings))
+    if different := [name for name, value in settings.items() if record.get(name) != value]:
+        there = ", ".join(f"{name}: {record.get(name)} there, {settings[name]} here" for name in different)
+        raise UsageError(f"{path} was measured with other settings ({there}) and is not overwritten; choose another --runs")
+    return True
+
+
 def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Callable[[], Record]) -> Record:
     """What an experiment with these settings has found: read from a file, or else measured and written to it.
 
@@ -134,18 +159,13 @@ def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Cal
         measure: makes the rest of the record.
 
     Raises:
-        RunnerError: the file holds findings with other settings; they are never overwritten.
+        UsageError: as `is_measured`.
     """
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        record = json.loads(path.read_text())
-        if different := [name for name, value in settings.items() if record.get(name) != value]:
-            there = ", ".join(f"{name}: {record.get(name)} there, {settings[name]} here" for name in different)
-            raise RunnerError(f"{path} was measured with other settings ({there}) and is not overwritten; choose another --runs")
+    if is_measured(path, settings):
         print(f"{path} is finished")
-        return record
+        return json.loads(path.read_text())
     start = time.perf_counter()
-    record = settings | measure()
+    record = json.loads(json.dumps(settings)) | measure()
     record |= {"seconds": time.perf_counter() - start, "command": typed}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=2) + "\n")

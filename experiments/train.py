@@ -5,17 +5,17 @@ The same command continues a run that was stopped, or killed.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import hosts
 from experiments.command_line import exit_code, parse
 from experiments.configs import FAMILIES, Preset, TrainConfig, as_cnn, default_config
 from experiments.evaluate import load_data
-from experiments.hardware import Hardware, describe
+from experiments.hardware import Hardware
 from experiments.results import table
 from experiments.run_directory import Record, check_usable, is_finished, read_result
-from experiments.training import train
+from experiments.training import check_fits, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def default_command(words: Sequence[str]) -> TrainCommand:
 
 
 def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
-    """What is to be trained, by folder. Raises RunnerError if a folder cannot be used, or there is nothing to do."""
+    """What is to be trained, by folder. Raises UsageError if a folder cannot be used, or there is nothing to do."""
     workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
     runs = {workdir: command.config}
     if command.baseline:
@@ -63,6 +63,28 @@ def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
     for path, config in (unfinished or runs).items():
         check_usable(path, config, command.resume)
     return runs
+
+
+def check_runs(
+    runs: Mapping[Path, TrainConfig], data_dir: Path | None, hardware: Hardware | None = None, resume: bool = True
+) -> None:
+    """Raise UsageError unless each of these runs on the same data, if it is not finished, can be trained.
+
+    A mistake in the last one is found before the first is trained. Nothing is compiled or written.
+
+    Args:
+        runs: configs by folder.
+        data_dir, hardware, resume: see `trained`.
+    """
+    unfinished = {path: config for path, config in runs.items() if not is_finished(path, config)}
+    if not unfinished:
+        return
+    for path, config in unfinished.items():
+        check_usable(path, config, resume)
+    executions = [(hardware or Hardware()).execution(config.batch_size) for config in unfinished.values()]
+    dataset = load_data(next(iter(unfinished.values())), data_dir)
+    for config, execution in zip(unfinished.values(), executions, strict=True):
+        check_fits(config, dataset, execution)
 
 
 def trained(
@@ -85,7 +107,7 @@ def trained(
         resume, fall_back: see `train`.
 
     Raises:
-        RunnerError, NonfiniteError, Stopped: as `train` does.
+        UsageError, RunnerError, NonfiniteError, Stopped: as `train` does.
     """
     if is_finished(workdir, config):
         announce(f"{workdir} is finished")
@@ -93,7 +115,6 @@ def trained(
         check_usable(workdir, config, resume)
         execution = (hardware or Hardware()).execution(config.batch_size)
         dataset = load_data(config, data_dir)
-        announce(f"{dataset.name} on {describe(execution.devices)}, into {workdir}")
         train(config, dataset, workdir, execution=execution, resume=resume, fall_back=fall_back, command=typed)
     return read_result(workdir) or {}
 
@@ -111,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run(typed: str) -> None:
         runs = planned_runs(command)
         command.hardware.start()
+        if len(runs) > 1:  # of one alone its training begins with the same
+            check_runs(runs, command.data_dir, command.hardware, command.resume)
         results = [
             trained(config, workdir, command.data_dir, typed, command.hardware, command.resume, command.fall_back)
             for workdir, config in runs.items()

@@ -13,13 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import hosts
-from experiments.batches import TrainingBatches
+from experiments.batches import TrainingBatches, check_batch_size
 from experiments.checkpoints import Checkpoints
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
-from experiments.errors import RunnerError, Stopped, first_line
+from experiments.errors import RunnerError, Stopped, UsageError, first_line
 from experiments.evaluate import Scores, make_evaluator
-from experiments.hardware import choose_devices, programs_kept_in
+from experiments.hardware import choose_devices, describe, programs_kept_in
 from experiments.interrupt import stop_request
 from experiments.learner import (
     Metrics,
@@ -35,7 +35,7 @@ from experiments.parallel import REPLICATED, Execution, ParallelStep, paralleliz
 from experiments.results import draw_figures, numbers, summarize
 from experiments.resume import facts_of, fingerprint, go_on_from
 from experiments.run_directory import Record, RunDirectory
-from experiments.views import test_view
+from experiments.views import test_view, training_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
 TARGET_TOLERANCE = 0.005  # how near to a target error is at it
@@ -98,21 +98,33 @@ class Programs(NamedTuple):
     diagnose: Callable[[Any, int], Any]
 
 
-def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
-    """Raises RunnerError: the batch size, the network or its division do not fit."""
-    num_classes = len(dataset.class_names)
-    init_key, data_key = jax.random.split(jax.random.key(config.seed))
+def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
+    """Raise UsageError unless images, batch, network and devices fit together. It looks at shapes alone: nothing is compiled."""
+
+    def first_state(images: jax.Array) -> TrainState:
+        key, num_classes = jax.random.key(0), len(dataset.class_names)
+        make_model(config.model, num_classes, execution.parent_axis)
+        return init_state(config, make_model(config.model, num_classes), training_view(config.images, key, images), key)
+
     try:
-        # Devices that share its parent types see another network than the one whose parameters are made.
-        model, shared = make_model(config.model, num_classes), make_model(config.model, num_classes, execution.parent_axis)
-        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
-        init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
-        jax.eval_shape(init)
+        check_batch_size(config.batch_size, len(dataset.train_labels))
+        shape = (config.batch_size, *dataset.train_images.shape[1:])
+        jax.eval_shape(first_state, jax.ShapeDtypeStruct(shape, dataset.train_images.dtype))
     except ValueError as error:
-        raise RunnerError(str(error)) from error
+        raise UsageError(str(error)) from error
     if any(types % execution.model_axis for types in config.model.conv_capsules):
         types = list(config.model.conv_capsules)
-        raise RunnerError(f"the model axis must divide each of conv_capsules, {types}; got {execution.model_axis}")
+        raise UsageError(f"the model axis must divide each of conv_capsules, {types}; got {execution.model_axis}")
+
+
+def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
+    """What a run computes with, of a config, a data set and devices that fit together."""
+    num_classes = len(dataset.class_names)
+    init_key, data_key = jax.random.split(jax.random.key(config.seed))
+    # Devices that share its parent types see another network than the one whose parameters are made.
+    model, shared = make_model(config.model, num_classes), make_model(config.model, num_classes, execution.parent_axis)
+    batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
+    init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
     step = make_train_step(config, shared)
 
     @functools.partial(jax.jit, out_shardings=jax.NamedSharding(execution.mesh, REPLICATED))
@@ -154,14 +166,16 @@ def train(
         What result.json holds.
 
     Raises:
-        RunnerError: the folder or the config cannot be used, the folder can no longer be written to, or another process is gone.
+        UsageError: the folder or the config cannot be used.
+        RunnerError: the folder can no longer be written to, or another process is gone.
         NonfiniteError: training has diverged. What was saved before stays; what led to it is in `nonfinite/`.
         Stopped: by Ctrl-C or SIGTERM, after saving.
     """
     execution = execution or Execution(choose_devices(config.batch_size))
-    programs = make_programs(config, dataset, execution)
+    check_fits(config, dataset, execution)
     try:
         with RunDirectory(workdir, config, resume) as run, programs_kept_in(workdir / "compiled"):
+            programs = make_programs(config, dataset, execution)
             return _train(config, dataset, run, programs, execution, fall_back, command)
     except OSError as error:
         raise RunnerError(
@@ -191,6 +205,7 @@ def _train(
     data = fingerprint(dataset)
     with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
         say = functools.partial(progress.write, file=sys.stdout) if hosts.is_first() else lambda _: None
+        say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
         like: TrainState = jax.eval_shape(programs.init)
         window_before: list[Metrics] = []
         if checkpoints.steps():

@@ -19,14 +19,14 @@ import numpy as np
 from experiments import datasets
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig
-from experiments.errors import RunnerError
+from experiments.errors import UsageError
 from experiments.evaluate import make_evaluator, restore
 from experiments.hardware import choose_devices, split_cpu
 from experiments.parallel import device_mesh
 from experiments.results import table
 from experiments.run_directory import Record, read_result
-from experiments.study import NETWORKS, Study, measured_once
-from experiments.train import trained
+from experiments.study import NETWORKS, Study, is_measured, measured_once
+from experiments.train import check_runs, trained
 from experiments.training import TARGET_TOLERANCE
 
 NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
@@ -53,19 +53,42 @@ class ViewpointsCommand:
 
     @property
     def familiar(self) -> tuple[int, ...]:
-        """The values that are trained on. Raises RunnerError if neither the user nor the paper says so."""
+        """The values that are trained on. Raises UsageError if neither the user nor the paper says so."""
         values = self.train_values or FAMILIAR.get(self.study.dataset, {}).get(self.factor, ())
         if not values:
-            raise RunnerError(f"which values of {self.factor} are familiar? Give them by --train-values")
+            raise UsageError(f"which values of {self.factor} are familiar? Give them by --train-values")
         return values
+
+    def configs(self, seed: int) -> dict[str, TrainConfig]:
+        """How the two networks of a seed are trained."""
+        choice = {"factor": self.factor, "train_values": self.familiar}
+        networks = {"capsules": self.capsules, "cnn": "cnn"}
+        return {name: dataclasses.replace(self.study.network(network, seed), **choice) for name, network in networks.items()}
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What the record of a seed depends on."""
+        own = {"factor": self.factor, "train_values": self.familiar, "capsules": self.capsules}
+        return self.study.settings("viewpoints", seed) | own
+
+
+def check(command: ViewpointsCommand, folder: Path) -> None:
+    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
+    study = command.study
+    missing = [seed for seed in study.seeds if not is_measured(folder / f"seed-{seed}.json", command.settings(seed))]
+    if not missing:
+        return
+    check_runs(
+        {folder / f"{name}-{seed}": config for seed in missing for name, config in command.configs(seed).items()}, study.data_dir
+    )
+    values = np.unique(datasets.load(study.dataset, study.data_dir).test_factors[command.factor]).tolist()
+    if set(values) <= set(command.familiar):
+        raise UsageError(f"there are no new views: the test images have no {command.factor} but {values}")
 
 
 def measure(command: ViewpointsCommand, seed: int, folder: Path, typed: str) -> Record:
     """Train the networks of a seed in a folder, match them and score them, by value of the factor."""
     study = command.study
-    choice = {"factor": command.factor, "train_values": command.familiar}
-    networks = {"capsules": command.capsules, "cnn": "cnn"}
-    configs = {name: dataclasses.replace(study.network(network, seed), **choice) for name, network in networks.items()}
+    configs = command.configs(seed)
     workdirs = {name: folder / f"{name}-{seed}" for name in configs}
     errors = {
         name: trained(config, workdirs[name], study.data_dir, typed)["test_error"]  # of the familiar views
@@ -101,8 +124,6 @@ def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
         scores = evaluate(restored.state.params, dataset.test_images[chosen], dataset.test_labels[chosen], restored.step)
         wrong[value], number[value] = scores.num_examples - scores.num_correct, scores.num_examples
     new = [value for value in wrong if value not in config.train_values]
-    if not new:
-        raise RunnerError(f"there are no new views: the test images have no {config.factor} but {list(wrong)}")
     found = {"num_parameters": result["num_parameters"], "steps": result["steps"], "train_seconds": result["train_seconds"]}
     for name, values in (("familiar", wrong.keys() - set(new)), ("new", new)):
         examples = sum(number[value] for value in values)
@@ -130,11 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = study.folder / f"viewpoints-{command.factor}"
         found = []
         split_cpu()
+        check(command, folder)
         for seed in study.seeds:
-            own = {"factor": command.factor, "train_values": command.familiar, "capsules": command.capsules}
-            settings = study.settings("viewpoints", seed) | own
             path = folder / f"seed-{seed}.json"
-            found += rows(measured_once(path, settings, typed, lambda seed=seed: measure(command, seed, folder, typed)))
+            found += rows(
+                measured_once(path, command.settings(seed), typed, lambda seed=seed: measure(command, seed, folder, typed))
+            )
         print(table(found))
 
     return exit_code(run, "experiments.viewpoints", arguments)

@@ -65,7 +65,7 @@ def test_a_study_is_run_recorded_and_not_repeated(flags, causes, tmp_path, monke
 
 def test_a_cnn_has_no_causes_in_its_routing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
-    assert ablation.main(["--study", "default", "--holdout", "5", "--causes", "--output", str(tmp_path), f"--flags={CNN}"]) == 1
+    assert ablation.main(["--study", "default", "--holdout", "5", "--causes", "--output", str(tmp_path), f"--flags={CNN}"]) == 2
     assert "error: --causes measures EM routing, of which a network of the kind cnn has none" in capsys.readouterr().err
 
 

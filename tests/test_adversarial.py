@@ -80,7 +80,7 @@ def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrai
     monkeypatch.setattr(adversarial, "attack_seed", None)
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(printed)
-    assert main([*words, "--epsilons", "0.1"]) == 1
+    assert main([*words, "--epsilons", "0.1"]) == 2
     error = capsys.readouterr().err
     assert "was measured with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)" in error
 

@@ -34,7 +34,7 @@ def test_the_textbooks_network_is_ours():
 @pytest.mark.slow
 def test_writes_what_it_measures(tmp_path, capsys):
     layer = benchmark.Layer(batch=2, size=5, children=1, parents=2, iterations=2)
-    benchmark.main(benchmark.BenchmarkConfig(layer, parts=("kernels", "dynamic"), repeats=1, output=tmp_path))
+    benchmark.run(benchmark.BenchmarkConfig(layer, parts=("kernels", "dynamic"), repeats=1, output=tmp_path))
     record = json.loads((tmp_path / "benchmark.json").read_text())
     assert record["kernels"]["moments"]["ns_per_pair"] > 0
     assert record["config"]["layer"]["parents"] == 2

@@ -143,7 +143,7 @@ def test_a_lost_data_file_is_named(unfinished, capsys):
     (unfinished / "config.json").write_text(to_json(dataclasses.replace(CONFIG, dataset="lost.npz")))
     flags = "--dataset lost.npz --steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4".split()
     flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
-    assert train.main([*flags, "--workdir", str(unfinished)]) == 1
+    assert train.main([*flags, "--workdir", str(unfinished)]) == 2
     assert "error: there is no file lost.npz" in capsys.readouterr().err
     assert steps(unfinished) == [2, 4]
 

@@ -115,7 +115,7 @@ def test_the_command_draws_into_the_folder_of_the_run(trained, capsys):
     "flags, message", [(["--images", "3", "37"], "from 0 to 36; got [3, 37]"), (["--step", "5"], "none of step 5")]
 )
 def test_the_command_says_what_it_cannot_draw(trained, capsys, flags, message):
-    assert figures.main(["--workdir", str(trained), *flags]) == 1
+    assert figures.main(["--workdir", str(trained), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (trained / "figures").exists()
 

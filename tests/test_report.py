@@ -254,10 +254,10 @@ def test_seeds_that_were_asked_different_things_are_not_compared(tmp_path, capsy
     for seed in (0, 1):
         record = {"seed": seed, "seconds": 1, "command": "", "rows": [], "networks": ["cnn"], "amounts": [1, 2 + seed]}
         (tmp_path / "toynorb" / "jumble" / f"seed-{seed}.json").write_text(json.dumps(record))
-    assert report.main(["--runs", str(tmp_path)]) == 1
+    assert report.main(["--runs", str(tmp_path)]) == 2
     assert "seed-0.json: amounts [1, 3] and [1, 2]" in capsys.readouterr().err
 
 
 def test_nothing_is_not_a_report(tmp_path, capsys):
-    assert report.main(["--runs", str(tmp_path)]) == 1
+    assert report.main(["--runs", str(tmp_path)]) == 2
     assert "holds no results of experiments.parameters, .viewpoints, .adversarial, .jumble" in capsys.readouterr().err

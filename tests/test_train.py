@@ -132,18 +132,18 @@ def test_evaluate_says_so_when_the_test_error_differs(finished, monkeypatch, cap
 
 def test_evaluate_names_the_checkpoints_there_are(finished, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
-    assert evaluate.main(["--workdir", str(finished), "--step", "5"]) == 1
+    assert evaluate.main(["--workdir", str(finished), "--step", "5"]) == 2
     assert "[4, 6]; none of step 5" in capsys.readouterr().err
-    assert evaluate.main(["--workdir", str(finished / "nothing")]) == 1
+    assert evaluate.main(["--workdir", str(finished / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
-    assert evaluate.main(["--workdir", str(finished), "--crops", "4"]) == 1
+    assert evaluate.main(["--workdir", str(finished), "--crops", "4"]) == 2
     assert "sees whole images, of which there are no 4 crops" in capsys.readouterr().err
 
 
 def test_evaluate_says_so_when_there_are_no_checkpoints_yet(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *args: tiny.dataset())
     (tmp_path / "config.json").write_text(to_json(tiny.CONFIG))
-    assert evaluate.main(["--workdir", str(tmp_path)]) == 1
+    assert evaluate.main(["--workdir", str(tmp_path)]) == 2
     assert "has no checkpoints yet" in capsys.readouterr().err
 
 
@@ -251,9 +251,9 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_
     assert not (tmp_path / "a run-cnn" / "figures" / "convergence.png").exists()
     assert evaluate.main(["--workdir", str(tmp_path / "a run-cnn")]) == 0
     assert "reproduced exactly" in capsys.readouterr().out
-    assert train.main(command) == 1
+    assert train.main(command) == 2
     assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
-    assert figures.main(["--workdir", str(tmp_path / "a run-cnn")]) == 1
+    assert figures.main(["--workdir", str(tmp_path / "a run-cnn")]) == 2
     assert "holds a run of a network (cnn) with neither EM routing nor a decoder" in capsys.readouterr().err
 
 

@@ -101,7 +101,7 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(tmp_path
     ],
 )
 def test_views_that_there_are_not_are_refused(flags, message, file, tmp_path, capsys):
-    assert viewpoints.main(["--dataset", str(file), *flags.split(), "--runs", str(tmp_path / "runs")]) == 1
+    assert viewpoints.main(["--dataset", str(file), *flags.split(), "--runs", str(tmp_path / "runs")]) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("*.json"))
 
