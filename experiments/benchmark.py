@@ -14,13 +14,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import NamedSharding
 
 import emcaps
@@ -83,7 +82,7 @@ class Layer:
 class BenchmarkConfig:
     """What to measure."""
 
-    layer: Annotated[Layer, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Layer)
+    layer: Layer = dataclasses.field(default_factory=Layer)
     parts: tuple[Part, ...] = PARTS
     """Which measurements to make."""
     repeats: int = 7

@@ -12,7 +12,7 @@ from experiments import hosts
 from experiments.command_line import exit_code, parse
 from experiments.configs import FAMILIES, Preset, TrainConfig, as_cnn, default_config
 from experiments.evaluate import load_data
-from experiments.hardware import Hardware, describe
+from experiments.hardware import Hardware
 from experiments.results import table
 from experiments.run_directory import Record, check_usable, is_finished, read_result
 from experiments.training import check_fits, train
@@ -115,7 +115,6 @@ def trained(
         check_usable(workdir, config, resume)
         execution = (hardware or Hardware()).execution(config.batch_size)
         dataset = load_data(config, data_dir)
-        announce(f"{dataset.name} on {describe(execution.devices)}, into {workdir}")
         train(config, dataset, workdir, execution=execution, resume=resume, fall_back=fall_back, command=typed)
     return read_result(workdir) or {}
 

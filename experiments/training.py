@@ -19,7 +19,7 @@ from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, Stopped, UsageError, first_line
 from experiments.evaluate import Scores, make_evaluator
-from experiments.hardware import choose_devices, programs_kept_in
+from experiments.hardware import choose_devices, describe, programs_kept_in
 from experiments.interrupt import stop_request
 from experiments.learner import (
     Metrics,
@@ -205,6 +205,7 @@ def _train(
     data = fingerprint(dataset)
     with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
         say = functools.partial(progress.write, file=sys.stdout) if hosts.is_first() else lambda _: None
+        say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
         like: TrainState = jax.eval_shape(programs.init)
         window_before: list[Metrics] = []
         if checkpoints.steps():

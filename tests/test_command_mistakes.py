@@ -82,7 +82,7 @@ MISTAKES = [
     ("train --target-error 2", "target_error must lie in [0, 1]; got 2.0"),
     ("viewpoints --capsules cnn", "capsules must be one of"),
     # impossible combinations
-    ("ablation --causes --dataset mnist --holdout 5 --flags=--model=cnn", "--causes"),
+    ("ablation --causes --study default --dataset mnist --holdout 5 --flags=--model=cnn", "--causes"),
     ("adversarial --seeds 1 1", "seeds must be one or more different numbers; got [1, 1]"),
     ("equality --output new.npz --num-processes 2", "num_processes and process_id go with an address as coordinator"),
     ("equivariance --dataset mnist", "dataset must be toynorb"),
@@ -110,7 +110,7 @@ MISTAKES = [
     ("train --dataset nosuch", "dataset must be one of"),
     ("train --dataset nosuch.npz", "there is no file nosuch.npz"),
     ("train --dataset other.npz", "other.npz: there is no array `image`; the file has numbers"),
-    ("viewpoints --dataset nosuch", "dataset must be one of"),
+    ("viewpoints --dataset nosuch --train-values 1", "dataset must be one of"),
     # folders that cannot be used
     ("ablation --output file", "file is not a folder"),
     ("adversarial --runs file", "file is not a folder"),
@@ -134,8 +134,8 @@ MISTAKES = [
     ("report --runs empty --output file", "file is not a folder"),
     ("scaling --output file", "file is not a folder"),
     (f"{TRAIN} --workdir done", "done holds a finished run"),
-    (f"{TRAIN} --workdir done --seed 1", "done holds a finished run of another config (seed: 0 there, 1 here)"),
-    (f"{TRAIN} --workdir run --seed 1", "run holds an unfinished run of another config (seed: 0 there, 1 here)"),
+    (f"{TRAIN} --workdir done --seed 1", "done holds a finished run of another config (seed: 0 there, 1 here,"),
+    (f"{TRAIN} --workdir run --seed 1", "run holds an unfinished run of another config (seed: 0 there, 1 here,"),
     (f"{TRAIN} --workdir run --eval-every 4 --no-resume", "--resume"),
     (f"{TRAIN} --workdir alien", "alien/config.json is not the config of a run"),
     (f"{TRAIN} --workdir other", "other holds files of something else"),
@@ -145,17 +145,17 @@ MISTAKES = [
     # what the data or the devices do not have
     ("ablation --dataset mnist", "holdout must be less than the 20 training images; got 10000"),
     (f"ablation --dataset mnist --holdout 5 --batch-size 16 --flags='{SMALL}'", "batch_size must be at most"),
-    ("ablation --dataset mnist --holdout 5 --batch-size 8 --study presets", "13x13"),
+    ("ablation --dataset mnist --holdout 5 --batch-size 8 --study presets", "too small"),
     (f"adversarial {STUDY} --num-images 38", "num_images must be at most the 37 test images; got 38"),
     ("benchmark --batch 3", "a batch of 3 cannot be divided among 2 devices"),
     ("equality --output new.npz --devices 3", "3 were requested"),
-    ("equivariance --steps 6", "crop must be at most the images' height and width, 13x13; got 32"),
+    ("equivariance --flags=--batch-size=8", "crop must be at most the images' height and width, 13x13; got 32"),
     ("evaluate --workdir run --devices 3", "3 were requested"),
     (f"jumble {STUDY} --num-images 38", "num_images must be at most the 37 test images; got 38"),
     (f"jumble {STUDY} --num-images 20 --pieces 2", "pieces must divide the images' height and width, 13x13; got 2"),
     ("parameters --dataset mnist --flags=--batch-size=21", "batch_size must be at most"),
     ("parameters --dataset mnist --flags=--holdout=20", "holdout must be less than the 20 training images; got 20"),
-    ("parameters --dataset mnist --flags=--batch-size=8", "13x13"),
+    ("parameters --dataset mnist --flags=--batch-size=8", "too small"),
     (f"{TRAIN} --devices 3", "there are 2 devices"),
     (f"{TRAIN} --batch-size 7 --devices 2", "a batch of 7 cannot be divided among 2 devices"),
     (f"{TRAIN} --devices 1 --model-axis 2", "the model axis"),
@@ -233,7 +233,7 @@ def test_an_unknown_flag_is_named(module, folder, capsys):
 @pytest.mark.parametrize("module, flag", WRONG_TYPES.items())
 def test_a_value_of_the_wrong_type_is_named(module, flag, folder, capsys):
     line = refused(f"{module} {REQUIRED[module]} {flag} x", folder, capsys)
-    assert flag in line and "x" in line
+    assert flag.strip("-").replace("-", "_") in line.replace("-", "_") and "x" in line
 
 
 @pytest.mark.parametrize("module", [module for module, words in REQUIRED.items() if words])
