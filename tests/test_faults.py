@@ -135,7 +135,7 @@ def test_nobody_is_told_that_a_state_was_saved_if_it_was_not(tmp_path, monkeypat
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunnerError, match=r"file/run cannot be written to \(.*Not a directory"):
+    with pytest.raises(RunnerError, match="file is not a folder"):
         training.train(CONFIG, tiny.dataset(), tmp_path / "file" / "run")
 
 
