@@ -16,7 +16,7 @@ from experiments.parallel import device_mesh
 
 pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
-TINY = "--model cnn --cnn-channels 2 3 --cnn-hidden-units"
+TINY = "--batch-size 8 --model cnn --cnn-channels 2 3 --cnn-hidden-units"
 
 
 def squares(image, pieces):
