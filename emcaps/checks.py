@@ -180,8 +180,9 @@ def _check_values(name: str, value: Any, is_right: Callable[[Any], Any], expecte
         first_wrong = value.reshape(-1)[jnp.argmin(right.reshape(-1))]
         checkify.debug_check(right.all(), f"{name} must {expected}; got {{first_wrong}}", first_wrong=first_wrong)
         return
-    values = value if isinstance(value, jax.Array) else np.asarray(value)
-    right = is_right(values)
-    if not right.all():
-        wrong = values.reshape(-1)[int(right.reshape(-1).argmin())]
-        raise ValueError(f"{name} must {expected}; got {float(wrong):g}")
+    with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
+        values = value if isinstance(value, jax.Array) else np.asarray(value)
+        right = is_right(values)
+        if not right.all():
+            wrong = values.reshape(-1)[int(right.reshape(-1).argmin())]
+            raise ValueError(f"{name} must {expected}; got {float(wrong):g}")

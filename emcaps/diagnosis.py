@@ -5,7 +5,6 @@ which layer and iteration it happens.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -106,7 +105,7 @@ def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, laye
         TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
     """
     check_network(model, variables, images)
-    check_choice("layer", layer, tuple(jax.eval_shape(functools.partial(_routing_results, model), variables, images)))
+    check_choice("layer", layer, (*(f"conv_caps_{number}" for number, _ in enumerate(model.conv_capsules, start=1)), "class_caps"))
     routed = _routing_results(model, variables, images)
     return _results_by_iteration(model, variables, images, layer, routed)
 
