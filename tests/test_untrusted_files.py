@@ -179,7 +179,7 @@ def tar_of(kind):
             member.type = tarfile.CHRTYPE
         if kind == "huge":
             member.size = 2**40
-        tar.addfile(member)
+        tar.fileobj.write(member.tobuf())  # which addfile would refuse without the data
     return file.getvalue()
 
 
