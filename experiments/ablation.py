@@ -41,7 +41,7 @@ from experiments.learner import (
 )
 from experiments.parallel import Execution, device_mesh, parallelize
 from experiments.results import numbers
-from experiments.run_directory import Record, check_folder
+from experiments.run_directory import Record, check_folder, read_lines
 from experiments.train import TrainCommand
 from experiments.training import check_fits
 
@@ -302,7 +302,7 @@ def run(config: AblationConfig) -> None:
         "holdout": config.holdout,
     }
     file = config.output / "runs.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    done = read_lines(file) if file.is_file() else []
     done = [record for record in done if {key: record.get(key) for key in setting} == setting]
     finished = {(record["variant"], record["seed"]) for record in done}
     missing = {name: [seed for seed in config.seeds if (name, seed) not in finished] for name in configs}

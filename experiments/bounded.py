@@ -2,13 +2,16 @@
 
 import gzip
 import math
+import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 LARGEST = 8 * 2**30  # bytes that the contents of a file may take in memory: nine times those of smallNORB
+PIECE = 2**20  # bytes read at once: memory is taken for what is there, not for what a header says
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -19,13 +22,20 @@ def check_size(size: int) -> None:
 
 
 def read_exactly(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
-    """The rest of a file, which must be so many bytes. Raises ValueError if there are fewer or more; more are not read."""
+    """The next so many bytes of a file. Raises ValueError if there are fewer."""
     check_size(size)
-    contents = file.read(size + 1)
-    if len(contents) != size:
-        there = f"only {len(contents)}" if len(contents) < size else "more"
-        raise ValueError(f"its header says that {size} bytes follow; there are {there}")
-    return contents
+    contents = bytearray()
+    while piece := file.read(min(PIECE, size - len(contents))):
+        contents += piece
+    if len(contents) < size:
+        raise ValueError(f"its header says that {size} bytes follow; there are only {len(contents)}")
+    return bytes(contents)
+
+
+def check_end(file: IO[bytes] | gzip.GzipFile) -> None:
+    """Raise ValueError if there is more in a file."""
+    if file.read(1):
+        raise ValueError("there is more in it than its header says")
 
 
 def read_array(file: IO[bytes], available: int) -> np.ndarray:
@@ -67,3 +77,38 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 with archive.open(member) as file:
                     arrays[member.filename.removesuffix(".npy")] = read_array(file, member.file_size)
     return arrays
+
+
+def read_tar(path: Path, names: Sequence[str]) -> list[bytes]:
+    """The contents of plain files in a gzipped tar archive, by their exact names. None is written anywhere.
+
+    Raises:
+        OSError, ValueError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that is no such archive, lacks one of
+            the names, or has something else (such as a link, which could lead anywhere) by that name.
+    """
+    contents: dict[str, bytes] = {}
+    unpacked = 0
+    with gzip.open(path) as file:
+        while len(contents) < len(names) and (member := next_member(file)) is not None:
+            padded = math.ceil(member.size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if padded < 0:
+                raise ValueError(f"{member.name} says that it has {member.size} bytes")
+            check_size(unpacked := unpacked + tarfile.BLOCKSIZE + padded)
+            if member.name in names:
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    raise ValueError(f"{member.name} is not a plain file")
+                contents[member.name] = read_exactly(file, member.size)
+            file.seek(unpacked)
+    if missing := [name for name in names if name not in contents]:
+        raise ValueError(f"there is no {missing[0]} in it")
+    return [contents[name] for name in names]
+
+
+def next_member(file: gzip.GzipFile) -> tarfile.TarInfo | None:
+    """The header of the next member of a tar archive; None at its end.
+
+    `tarfile.open` would read what extends a header, such as a long name, to whatever length that claims. Here it is a member like
+    any other, and passed over: what is looked for has none.
+    """
+    block = read_exactly(file, tarfile.BLOCKSIZE)
+    return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape") if any(block) else None

@@ -22,7 +22,7 @@ from PIL import Image
 from tensorflow_datasets.datasets.smallnorb import smallnorb_dataset_builder as smallnorb
 from tensorflow_datasets.image_classification import cifar, mnist
 
-from experiments.bounded import check_size, read_exactly
+from experiments.bounded import check_end, read_exactly, read_tar
 from experiments.errors import first_line
 
 IDX_FILES = {
@@ -158,7 +158,9 @@ def read_idx(path: Path) -> np.ndarray:
         if zeros != 0 or dtype != 0x08:
             raise ValueError("it is not an IDX file of unsigned bytes")
         shape = struct.unpack(f">{rank}I", file.read(4 * rank))
-        return np.frombuffer(read_exactly(file, math.prod(shape)), np.uint8).reshape(shape)
+        contents = read_exactly(file, math.prod(shape))
+        check_end(file)
+    return np.frombuffer(contents, np.uint8).reshape(shape)
 
 
 def read_norb(path: Path) -> np.ndarray:
@@ -170,23 +172,15 @@ def read_norb(path: Path) -> np.ndarray:
         sizes = max(3, rank)
         shape = struct.unpack(f"<{sizes}I", file.read(4 * sizes))[:rank]
         dtype = np.dtype(NORB_TYPES[magic])
-        return np.frombuffer(read_exactly(file, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+        contents = read_exactly(file, math.prod(shape) * dtype.itemsize)
+        check_end(file)
+    return np.frombuffer(contents, dtype).reshape(shape)
 
 
 def read_members(archive: Path, names: Sequence[str]) -> list[bytes]:
-    """The contents of files in a tar archive, which stay in memory. Raises ValueError if it is none, or has no such plain file."""
-    with damage_named(archive), tarfile.open(archive) as tar:
-        members = [tar.getmember(name) for name in names]
-        check_size(sum(member.size for member in members))
-        return [read_member(tar, member) for member in members]
-
-
-def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The contents of a file in an archive. Raises ValueError if it is a link, which could lead anywhere, or not whole."""
-    file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
-    if file is None:
-        raise ValueError(f"{member.name} is not a plain file")
-    return read_exactly(file, member.size)
+    """The contents of plain files in a gzipped tar archive. Raises ValueError if it is none, or lacks one."""
+    with damage_named(archive):
+        return read_tar(archive, names)
 
 
 @contextlib.contextmanager

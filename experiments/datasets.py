@@ -241,10 +241,10 @@ def read_split(builder: Builder, split: str) -> Arrays:
 
 
 def decoded(picture: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """The pixels of a picture, uint8 in that shape. Raises ValueError if it is damaged, or (undecoded) of another size."""
+    """The pixels of a PNG file, uint8 in that shape. Raises ValueError if it is damaged, or (undecoded) of another size."""
     height, width, channels = shape
     try:
-        opened = Image.open(io.BytesIO(picture))
+        opened = Image.open(io.BytesIO(picture), formats=["PNG"])
         if opened.size != (width, height):
             raise ValueError(f"a picture has {opened.size[0]}x{opened.size[1]} pixels, not {width}x{height}")
         return np.asarray(opened).reshape(height, width, channels)

@@ -31,7 +31,7 @@ from experiments.errors import RunnerError
 from experiments.evaluate import Scores
 from experiments.learner import Metrics, TrainState
 from experiments.parallel import ParallelStep
-from experiments.run_directory import write_atomically
+from experiments.run_directory import read_record, write_atomically
 
 Place = tuple[str, str]  # a layer, and what of it
 
@@ -258,6 +258,6 @@ def save(folder: Path, state: TrainState, batch: Batch, report: Mapping[str, Any
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report in a folder; None if there is none."""
+    """The report in a folder; None if there is none. Raises RunnerError if it is damaged."""
     file = folder / "report.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return read_record(file) if file.exists() else None

@@ -6,19 +6,17 @@ writes report.md, report.html and the pictures.
 
 import dataclasses
 import html
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments import claims, pose_claims
 from experiments.attack_claims import attacks
 from experiments.command_line import exit_code, parse
 from experiments.errors import RunnerError, UsageError
-from experiments.run_directory import Record, check_folder, write_atomically
+from experiments.npz_data import read_arrays
+from experiments.run_directory import Record, check_folder, read_record, write_atomically
 from experiments.sections import Picture, Section, Table
 
 TITLE = "Capsules and the CNN: the claims, put to the test"
@@ -42,12 +40,9 @@ class ReportCommand:
 
 def read_json(path: Path, *required: str) -> Record:
     """A record. Raises RunnerError unless the file holds one with these fields."""
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise RunnerError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or (missing := [name for name in required if name not in record]):
-        raise RunnerError(f"{path} is not a record of an experiment" + (f": no {missing[0]}" if isinstance(record, dict) else ""))
+    record = read_record(path)
+    if missing := [name for name in required if name not in record]:
+        raise RunnerError(f"{path} is not a record of an experiment: no {missing[0]}")
     return record
 
 
@@ -100,13 +95,7 @@ def read_records(folder: Path, *required: str, same: Sequence[str] = ()) -> list
 def read_examples(folder: Path) -> Any:
     """The arrays beside the first record; None if there are none. Raises RunnerError if the file is damaged."""
     paths = sorted(folder.glob("seed-*.npz"))
-    if not paths:
-        return None
-    try:
-        with np.load(paths[0], allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunnerError(f"{paths[0]} is damaged: {error}") from error
+    return read_arrays(paths[0]) if paths else None
 
 
 def to_markdown(sections: Iterable[Section]) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments import hosts
 from experiments.configs import TrainConfig, from_json, to_json
-from experiments.errors import UsageError
+from experiments.errors import RunnerError, UsageError
 
 Record = dict[str, Any]
 
@@ -147,16 +147,45 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def read_result(path: Path) -> Record | None:
-    """The result of the run in a folder; None if it is not finished."""
+    """The result of the run in a folder; None if it is not finished. Raises RunnerError if it is damaged."""
     file = path / "result.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return read_record(file) if file.exists() else None
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of the run in a folder."""
+    """The records of the run in a folder. Raises RunnerError if one is damaged."""
     file = path / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_lines(file) if file.exists() else []
+
+
+def read_lines(file: Path) -> list[Record]:
+    """The records in a file of one a line; a last line without its end is passed over. Raises RunnerError if one is damaged."""
+    lines = read_text(file).splitlines(keepends=True)
+    return [parse_record(line, file) for line in lines if line.endswith("\n")]
+
+
+def read_record(file: Path) -> Record:
+    """The record in a file. Raises RunnerError if it is damaged."""
+    return parse_record(read_text(file), file)
+
+
+def read_text(file: Path) -> str:
+    """What is written in a file. Raises RunnerError if that is no text."""
+    try:
+        return file.read_text()
+    except UnicodeDecodeError as error:
+        raise RunnerError(f"{file} is damaged: {error}") from error
+
+
+def parse_record(text: str, file: Path) -> Record:
+    """The record that this text in a file is, in JSON. Raises RunnerError if it is none."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunnerError(f"{file} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise RunnerError(f"{file} is damaged: a record must be an object of JSON; got {type(record).__name__}")
+    return record
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from experiments.configs import TrainConfig, check_positive, default_config
 from experiments.errors import UsageError
 from experiments.evaluate import restore
 from experiments.learner import Network
-from experiments.run_directory import Record, check_folder, read_result, write_atomically
+from experiments.run_directory import Record, check_folder, read_record, read_result, write_atomically
 from experiments.train import TrainCommand, check_runs, trained
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it, whose learning rate was chosen on
@@ -138,11 +138,12 @@ def is_measured(path: Path, settings: dict[str, Any]) -> bool:
 
     Raises:
         UsageError: it holds findings with other settings; they are never overwritten.
+        RunnerError: it is damaged.
     """
     check_folder(path.parent)
     if not path.exists():
         return False
-    record, settings = json.loads(path.read_text()), json.loads(json.dumps(settings))
+    record, settings = read_record(path), json.loads(json.dumps(settings))
     if different := [name for name, value in settings.items() if record.get(name) != value]:
         there = ", ".join(f"{name}: {record.get(name)} there, {settings[name]} here" for name in different)
         raise UsageError(f"{path} was measured with other settings ({there}) and is not overwritten; choose another --runs")
@@ -159,11 +160,11 @@ def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Cal
         measure: makes the rest of the record.
 
     Raises:
-        UsageError: as `is_measured`.
+        UsageError, RunnerError: as `is_measured`.
     """
     if is_measured(path, settings):
         print(f"{path} is finished")
-        return json.loads(path.read_text())
+        return read_record(path)
     start = time.perf_counter()
     record = json.loads(json.dumps(settings)) | measure()
     record |= {"seconds": time.perf_counter() - start, "command": typed}

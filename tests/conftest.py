@@ -1,15 +1,33 @@
-"""The test session: a CPU that shows itself as two devices, and both float precisions at once."""
+"""The test session: a CPU that shows itself as two devices, and both float precisions at once.
+
+Nearly all of the time goes into compiling. So programs are compiled without the optimisations that take longest (of the code of
+each kernel; which kernels there are stays the same), unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set, and are kept
+for the session, for all processes of it together, in a folder that is deleted after it.
+"""
 
 import os
+import shutil
+import tempfile
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers of pytest-xdist have that of the process that started them
+    COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="emcaps-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+else:
+    COMPILED = None
 
 import jax  # after the environment, which it reads when it is imported
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+
+
+def pytest_unconfigure():
+    """Delete what this session compiled."""
+    if COMPILED is not None:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture
@@ -24,19 +42,3 @@ def dtype(request):
     """The test runs in float32, and again in float64."""
     with jax.enable_x64(request.param == "float64"):
         yield np.dtype(request.param)
-
-
-@pytest.fixture(scope="module")
-def programs_are_compiled_once(tmp_path_factory):
-    """For tests that train the same network again and again; compiling it takes most of their time."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield

@@ -15,8 +15,6 @@ from experiments.learner import init_state, make_model
 from experiments.victims import ATTACKS, OBJECTIVES
 from experiments.views import test_view
 
-pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
-
 TINY = {
     "capsules": "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1",
     "cnn": "--model cnn --cnn-channels 2 2 --cnn-hidden-units 4",

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, and that it comes back as it was."""
 
+import pickle
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,16 @@ def test_a_state_comes_back_on_other_devices(tmp_path):
     for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
         assert leaf.dtype == expected.dtype and leaf.sharding == replicated(1)
         np.testing.assert_array_equal(leaf, expected)
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state(3), accuracy=0.5)
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(3, jax.eval_shape(lambda: state(0)), replicated(1))
+    np.testing.assert_array_equal(restored.weights["w"], state(3).weights["w"])
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path, caplog):

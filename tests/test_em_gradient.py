@@ -70,7 +70,8 @@ def test_low_precision_is_accumulated_in_float32(dtype, tolerance):
     """Against float32 on the same numbers: what differs is only the rounding of the output, about half a unit in the last place."""
     arguments = network_like_arguments(3, dtype)
     result = conv_em_routing(*arguments, **NETWORK_LIKE)
-    assert all(array.dtype == dtype for array in result)
+    assert result.poses.dtype == result.activations.dtype == dtype
+    assert result.activation_logits.dtype == result.variances.dtype == np.float32
     exact = conv_em_routing(*cast(tuple(map(np.asarray, network_like_arguments(3, dtype))), np.float32), **NETWORK_LIKE)
     for ours, theirs in zip(result, exact, strict=True):
         difference = np.abs(np.asarray(ours, np.float32) - theirs).max()

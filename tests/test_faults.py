@@ -21,7 +21,6 @@ from experiments.errors import RunnerError
 from experiments.run_directory import read_records
 
 pytestmark = [
-    pytest.mark.usefixtures("programs_are_compiled_once"),
     # Orbax raises what its tasks have met, and forgets other tasks that have met the same.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),

@@ -60,7 +60,16 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
         Hardware(**flags)
 
 
-def test_compiled_programs_are_kept_unless_the_user_keeps_them_elsewhere(tmp_path):
+@pytest.fixture
+def nothing_is_kept():
+    """As for users who have set nothing; this session keeps its programs."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_unless_the_user_keeps_them_elsewhere(nothing_is_kept, tmp_path):
     with programs_kept_in(tmp_path / "run"):
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "run")
         with programs_kept_in(tmp_path / "other"):

@@ -14,7 +14,6 @@ from experiments.jumble import JumbleCommand, cut_and_jumbled, jumbled_images
 from experiments.learner import init_state, make_model
 from experiments.parallel import device_mesh
 
-pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
 TINY = "--batch-size 8 --model cnn --cnn-channels 2 3 --cnn-hidden-units"
 

@@ -19,8 +19,6 @@ from experiments.nonfinite import Guard, NonfiniteError
 from experiments.parallel import Execution, ParallelStep, parallelize
 from experiments.views import test_view
 
-pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
-
 FAILS_AT = 5  # between the checkpoints of steps 3 and 6, and not the first step after one
 FLAGS = "--dataset mnist --batch-size 8 --warmup-steps 0 --max-shift 1".split()
 FLAGS += "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()

@@ -237,9 +237,9 @@ def test_what_was_not_run_is_left_out(folder):
     "file, content, message",
     [
         ("cnn-0/result.json", "{", "is damaged: Expecting property name"),
-        ("cnn-0/result.json", "[]", "is not a record of an experiment"),
+        ("cnn-0/result.json", "[]", "is damaged: a record must be an object of JSON; got list"),
         ("adversarial/seed-1.json", '{"seed": 1}', "is not a record of an experiment: no seconds"),
-        ("adversarial/seed-0.npz", "PK", "seed-0.npz is damaged"),
+        ("adversarial/seed-0.npz", "PK", "seed-0.npz cannot be read as an .npz file"),
     ],
 )
 def test_a_damaged_file_is_named(file, content, message, folder, capsys):

@@ -23,8 +23,6 @@ from experiments.results import table
 from experiments.run_directory import read_records
 from experiments.views import crop_places
 
-pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

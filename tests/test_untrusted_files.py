@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import bounded, builders, cache, datasets, npz_data, report, run_directory
+from experiments import bounded, builders, cache, datasets, nonfinite, npz_data, report, run_directory, study
 from experiments.errors import RunnerError
 
 TOP = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ NORB = struct.pack("<5I", 0x1E3D4C55, 1, 5, 1, 1) + b"abcde"
         (builders.read_idx, packed(IDX[:3]), "given: "),
         (builders.read_idx, IDX, "given: Not a gzipped file"),
         (builders.read_idx, packed(b"\1" + IDX), "given: it is not an IDX file"),
-        (builders.read_idx, packed(IDX + b"f"), "given: its header says that 5 bytes follow; there are more"),
+        (builders.read_idx, packed(IDX + b"f"), "given: there is more in it than its header says"),
         (builders.read_idx, packed(struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3)), "given: its contents take"),
         (builders.read_norb, packed(NORB[:-1]), "given: its header says that 5 bytes follow; there are only 4"),
         (builders.read_norb, packed(struct.pack("<2I", 0x1E3D4C54, 2**32 - 1)), "given: it is not a NORB matrix"),
@@ -164,37 +164,61 @@ def test_what_follows_a_matrix_is_not_unpacked(read, header, folder):
     packer = zlib.compressobj(wbits=31)
     parts = [packer.compress(header), *(packer.compress(bytes(2**22)) for _ in range(HUGE // 2**22)), packer.flush()]
     (folder / "given").write_bytes(b"".join(parts))
-    refused(lambda: read(folder / "given"), ValueError, "there are more")
+    refused(lambda: read(folder / "given"), ValueError, "there is more in it")
 
 
-def tar_of(kind):
-    """A tar archive with a member `data` of some kind."""
-    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w:gz") as tar:
-        member = tarfile.TarInfo("data")
-        if kind == "link":
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        if kind == "hard link":
-            member.type, member.linkname = tarfile.LNKTYPE, "../other"
-        if kind == "device":
-            member.type = tarfile.CHRTYPE
-        if kind == "huge":
-            member.size = 2**40
-        tar.fileobj.write(member.tobuf())  # which addfile would refuse without the data
-    return file.getvalue()
+def tar_of(kind, name="data", contents=b"abc"):
+    """A tar archive with a member of some kind."""
+    member = tarfile.TarInfo(name)
+    member.size = len(contents)
+    if kind == "link":
+        member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/hostname", 0
+    if kind == "hard link":
+        member.type, member.linkname, member.size = tarfile.LNKTYPE, "../other", 0
+    if kind == "device":
+        member.type, member.size = tarfile.CHRTYPE, 0
+    if kind == "huge":
+        member.size = 2**40
+    if kind == "long":
+        member.size = HUGE
+    if kind == "long name":
+        member.type, member.size = tarfile.GNUTYPE_LONGNAME, 2**40
+    if kind == "negative":
+        member.size = -(10**6)
+    header = member.tobuf(tarfile.GNU_FORMAT)  # TarFile would refuse most of these
+    return packed(header + contents + bytes(-len(contents) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("link", "not a plain file"),
-        ("hard link", "not a plain file"),
-        ("device", "not a plain file"),
-        ("huge", "unexpected end of data"),
+        ("link", "data is not a plain file"),
+        ("hard link", "data is not a plain file"),
+        ("device", "data is not a plain file"),
+        ("huge", "its contents take"),
+        ("long", f"says that {HUGE} bytes follow; there are only 1536"),
+        ("long name", "its contents take"),
+        ("negative", "data says that it has -1000000 bytes"),
     ],
 )
 def test_only_plain_files_are_read_from_an_archive(kind, message, folder):
     (folder / "given").write_bytes(tar_of(kind))
     refused(lambda: builders.read_members(folder / "given", ["data"]), ValueError, f"given: .*{message}")
+
+
+def test_members_of_an_archive_are_found_by_their_exact_names(folder):
+    (folder / "given").write_bytes(tar_of("plain", "../data"))
+    refused(lambda: builders.read_members(folder / "given", ["data"]), ValueError, "given: there is no data in it")
+    assert builders.read_members(folder / "given", ["../data"]) == [b"abc"]
+
+
+def test_what_extends_a_header_is_passed_over(folder):
+    with tarfile.open(folder / "given", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        for name, contents in (("long" * 99, b"first"), ("data", b"second"), ("other", bytes(999))):
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+    assert builders.read_members(folder / "given", ["other", "data"]) == [bytes(999), b"second"]
 
 
 @pytest.mark.parametrize("contents", [pickled(), npy(np.array(["a"])) + npy_header((10**12,)), npy(np.array(["a"])) + pickled()])
@@ -203,8 +227,8 @@ def test_a_bad_cache_counts_as_none(contents, folder):
     refused(lambda: cache.read_arrays(folder / "given"), ValueError, "array")
 
 
-def png(size, mode="L"):
-    Image.new(mode, size).save(file := io.BytesIO(), "PNG")
+def png(size, mode="L", kind="PNG"):
+    Image.new(mode, size).save(file := io.BytesIO(), kind)
     return file.getvalue()
 
 
@@ -215,6 +239,7 @@ def png(size, mode="L"):
         (png((5, 4), "RGB"), "reshape"),
         (png((5, 4))[:40], "a picture cannot be decoded"),
         (b"no picture", "a picture cannot be decoded"),
+        (png((5, 4), kind="BMP"), "a picture cannot be decoded"),
         # The header of a picture of 2**31 - 1 pixels squared.
         (png((5, 4))[:16] + struct.pack(">2I", 2**31 - 1, 2**31 - 1) + png((5, 4))[24:], "a picture cannot be decoded"),
     ],
@@ -229,6 +254,24 @@ def test_nested_json_is_no_record(tmp_path):
         run_directory.read_config(tmp_path)
     with pytest.raises(RunnerError, match=r"config\.json is damaged"):
         report.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "contents", [b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000], ids=["cut", "list", "number", "no text", "nested"]
+)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("result.json", run_directory.read_result),
+        ("metrics.jsonl", run_directory.read_records),
+        ("report.json", nonfinite.read_report),
+        ("seed-0.json", lambda folder: study.is_measured(folder / "seed-0.json", {"seed": 0})),
+    ],
+)
+def test_a_damaged_record_is_named(name, read, contents, tmp_path):
+    (tmp_path / name).write_bytes(contents + b"\n")
+    with pytest.raises(RunnerError, match=f"{re.escape(name)} is damaged: "):
+        read(tmp_path)
 
 
 READERS = {

@@ -10,8 +10,6 @@ from experiments import study, training, viewpoints
 from experiments.training import TARGET_TOLERANCE
 from experiments.viewpoints import ViewpointsCommand
 
-pytestmark = pytest.mark.usefixtures("programs_are_compiled_once")
-
 # Nothing here depends on the family, and these compile fast.
 TINY = {
     "capsules": "--model cnn --cnn-channels 2 3 --cnn-hidden-units 3",

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.command_line import parse
+from experiments.npz_data import read_arrays
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 
@@ -37,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "stereo": stereo_pairs(command.size),
     }
     if command.real is not None:
-        with np.load(command.real) as real:
-            sheets["real"] = beside_real(real["image"], real["category"], real["instance_elevation_azimuth_lighting"])
+        real = read_arrays(command.real)
+        sheets["real"] = beside_real(real["image"], real["category"], real["instance_elevation_azimuth_lighting"])
     for name, figure in sheets.items():
         path = command.output / f"toynorb_{name}.png"
         figure.savefig(path, dpi=120)
