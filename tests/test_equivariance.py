@@ -107,6 +107,7 @@ def test_networks_are_read_once(tmp_path, monkeypatch, capsys):
         state = jax.jit(lambda key: init_state(config, model, jnp.zeros((1, 32, 32, 2)), key))(jax.random.key(seed))
         return study.TrainedNetwork(config, model, state.params, 0, {})
 
+    monkeypatch.setattr(equivariance, "check_trainable", lambda *_: None)
     monkeypatch.setattr(equivariance, "train_network", lambda *_: {})
     monkeypatch.setattr(equivariance, "load_network", load_network)
     monkeypatch.setattr(equivariance, "take_snapshots", lambda number: taken._replace(images=images))

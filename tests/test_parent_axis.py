@@ -86,6 +86,19 @@ def test_specs_divide_the_convolutional_capsules_and_nothing_else():
     assert {*rest, specs["step"]} == {PartitionSpec()}
 
 
+def test_a_layer_gives_all_devices_all_of_its_parents(x64):
+    random = np.random.default_rng(0)
+    children = emcaps.Capsules(random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2)))
+    params = ConvCaps(4).init(jax.random.key(0), children)["params"]
+    params["beta_u"] = random.normal(size=4)
+    here = lambda *shares: tuple(  # noqa: E731
+        ConvCaps(4, parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
+    )
+    found = divided(here, [params["transforms"].ndim - 3 if name == "transforms" else 0 for name in params], (None,) * 5)
+    whole = ConvCaps(4).apply({"params": params}, children)
+    assert_results_close(type(whole)(*found(*params.values())), whole, 1e-12)
+
+
 def test_types_that_cannot_be_divided_are_refused():
     layer = ConvCaps(3, parent_axis="types")
     children = emcaps.Capsules(jnp.zeros((1, 3, 3, 2, 4, 4)), jnp.zeros((1, 3, 3, 2)))
