@@ -4,6 +4,7 @@ The values of traced arrays are not known yet. What is asked of them stays in th
 nothing until the program is transformed by `jax.experimental.checkify.checkify`: that is the debug mode.
 """
 
+import functools
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -173,12 +174,20 @@ def check_finite(name: str, array: Any) -> None:
     check_range(name, array, -np.inf)
 
 
+@functools.partial(jax.jit, static_argnames="message", inline=True)
+def _check_when_run(right: jax.Array, first_wrong: jax.Array, message: str) -> None:
+    """Leave a check in the program. Checkify numbers checks as they are traced, and the numbers become part of the program;
+    `jit` has each traced once, so that the same program, traced again, is found in caches of compiled ones.
+    """
+    checkify.debug_check(right, message, first_wrong=first_wrong)
+
+
 def _check_values(name: str, value: Any, is_right: Callable[[Any], Any], expected: str) -> None:
     """Raise ValueError unless all values are right; if they are traced, leave that to whoever runs the program in debug mode."""
     if isinstance(value, Tracer):
         right = is_right(value)
         first_wrong = value.reshape(-1)[jnp.argmin(right.reshape(-1))]
-        checkify.debug_check(right.all(), f"{name} must {expected}; got {{first_wrong}}", first_wrong=first_wrong)
+        _check_when_run(right.all(), first_wrong, f"{name} must {expected}; got {{first_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
         values = value if isinstance(value, jax.Array) else np.asarray(value)

@@ -189,6 +189,7 @@ def test_what_is_not_a_classifier_is_not_written(small, tmp_path):
 def test_a_finished_run_is_exported(tmp_path, monkeypatch, capsys):
     dataset = tiny.dataset()
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: dataset)
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
     training.train(tiny.CONFIG, dataset, tmp_path / "run")
     command = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "run.safetensors")]
     assert export.main(command) == 0
@@ -231,7 +232,7 @@ def wrong_share(classifier, images, labels):
 
 @pytest.mark.parametrize(
     ("number", "tolerance"),
-    [(2000, 0.005), pytest.param(10_000, 2e-4, marks=pytest.mark.slow)],  # three standard deviations; two images, by rounding
+    [(400, 0.012), pytest.param(10_000, 2e-4, marks=pytest.mark.slow)],  # three standard deviations; two images, by rounding
 )
 def test_the_mnist_weights_make_the_errors_that_are_published(number, tolerance):
     root = os.environ.get("TFDS_DATA_DIR")
@@ -252,14 +253,6 @@ def rendered(views):
         images.append(np.moveaxis(pairs.reshape(-1, 2, 48, 48), 1, -1))
         labels += [category] * len(images[-1])
     return np.concatenate(images), np.array(labels)
-
-
-def test_the_toynorb_weights_make_about_the_errors_that_are_published():
-    """On three views of each test toy, from one elevation: 450 pairs, of which those of a toy are alike."""
-    toys = enumerate(itertools.product(range(5), ToyNorb.SPLITS["test"]))
-    views = [(*which, number % 9, [(number + place) % 18 for place in (0, 6, 12)]) for number, which in toys]
-    classifier = load_classifier("toynorb")
-    assert wrong_share(classifier, *rendered(views)) == pytest.approx(classifier.facts["test_error"], abs=0.05)
 
 
 @pytest.mark.slow

@@ -25,6 +25,15 @@ def broken(route, name, value):
     return list(arrays.values())
 
 
+def test_a_program_that_is_traced_again_is_the_same():
+    """So that it is found in a cache of compiled programs, although checkify numbers checks as they are traced."""
+    route = cases.ROUTES["conv-streamed"]
+    lowered = lambda: jax.jit(functools.partial(route.function, num_iterations=1)).lower(*route.arrays()).as_text()  # noqa: E731
+    first = lowered()
+    jax.jit(lambda pred: checkify.debug_check(pred, "another check")).lower(True)
+    assert lowered() == first
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "value", "expected"),
     [

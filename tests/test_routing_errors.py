@@ -1,5 +1,7 @@
 """Wrong arguments are refused at the door, by name."""
 
+import inspect
+
 import cases
 import jax
 import numpy as np
@@ -21,6 +23,24 @@ def test_right_arguments_are_taken(route):
     arrays = route.arrays()
     route.function(*arrays)
     route.function(*(jax.numpy.asarray(x) for x in arrays), num_iterations=1)
+
+
+@each_route
+def test_what_is_not_given_is_as_the_paper_has_it(route):
+    numbers = {"num_iterations": 3, "inverse_temperature": None, "min_variance": 5e-4, "mass_epsilon": 1e-7, "mass_scale": 1.0}
+    procedure = {"assignment_temperature": 1.0, "normalize_costs": False, "damping": 0.0, "assignment_gradient": True}
+    forms = {"competition": "all", "initial_assignments": "reachable", "implementation": "streamed", "remat": False}
+    others = {"stride": 1, "coordinates": None, "parent_axis": None}
+    parameters = inspect.signature(getattr(route.function, "func", route.function)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    assert defaults == {name: value for name, value in (numbers | procedure | forms | others).items() if name in defaults}
+    assert set(numbers | procedure) < set(defaults)
+
+
+def test_the_shape_that_is_asked_for_is_named():
+    votes, activations, beta_u, beta_a = cases.EM_ROUTE.arrays()
+    with pytest.raises(ValueError, match=r"activations must have shape \[1, 2, 5\], that of votes .*; got shape \[2, 5\]"):
+        ROUTES["em"].function(votes[None], activations, beta_u, beta_a)
 
 
 EACH_ARRAY = [(kind, name) for kind, route in ROUTES.items() for name in route.shapes]

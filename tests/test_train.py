@@ -80,6 +80,8 @@ def test_the_result_says_what_was_run_and_reached(finished):
 
 
 def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
+
     def run():
         return training.train(tiny.CONFIG, tiny.dataset(), tmp_path, execution=Execution(jax.devices()[:2]))
 
@@ -193,6 +195,7 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
 
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "fingerprint", lambda _: 0)  # the data set will change
+    monkeypatch.setattr(training, "draw_figures", lambda *_: None)
     config = dataclasses.replace(tiny.CONFIG, eval_every=1)
     with pytest.MonkeyPatch.context() as patch:
         tiny.at_step(patch, 2, tiny.crash)
