@@ -67,7 +67,8 @@ def check_outputs(folder, seeds, printed):
         assert all(f"| {name} | {attack} |" in printed for attack in adversarial.ATTACKS)
 
 
-@pytest.mark.parametrize("seeds", [pytest.param((3,), marks=pytest.mark.slow), (3, 5)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(3,), (3, 5)])
 def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrained_cnns, tmp_path, monkeypatch, capsys):
     words = command(tmp_path, "--seeds", *map(str, seeds))
     assert main(words) == 0

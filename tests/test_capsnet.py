@@ -105,6 +105,7 @@ def test_wrong_images_are_refused(images, error):
         CapsNet(3, **SMALL).init(jax.random.key(0), images)
 
 
+@pytest.mark.slow
 def test_modules_stand_alone():
     features = jax.random.uniform(jax.random.key(5), (2, 6, 5, 7))
     capsules, _ = PrimaryCaps(2).init_with_output(jax.random.key(0), features)

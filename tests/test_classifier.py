@@ -186,6 +186,7 @@ def test_what_is_not_a_classifier_is_not_written(small, tmp_path):
         save_classifier(tmp_path / "a.npz", small)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_exported(tmp_path, monkeypatch, capsys):
     dataset = tiny.dataset()
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: dataset)

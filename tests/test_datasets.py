@@ -278,6 +278,7 @@ def test_views_of_both_splits_are_chosen_by_a_factor():
     assert 0 < len(some.test_labels) < len(data.test_labels)
 
 
+@pytest.mark.slow
 def test_real_mnist():
     if not Path(builders.Mnist().data_path).exists():
         pytest.skip("MNIST is not prepared in TFDS_DATA_DIR (or ~/tensorflow_datasets)")

@@ -60,6 +60,7 @@ def test_traced_constants_are_checked_too():
     assert "mass_epsilon must lie in" in message(function, -1.0)
 
 
+@pytest.mark.slow
 def test_a_training_step_is_debugged_as_a_whole():
     """Through a network, a loss, a gradient and `vmap`."""
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))

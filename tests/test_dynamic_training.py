@@ -28,7 +28,8 @@ def config(model, **changed):
     return dataclasses.replace(tiny.CONFIG, model=model, loss="margin", learning_rate=3e-3, **changed)
 
 
-@pytest.mark.parametrize("model", [DYNAMIC, pytest.param(tiny.MODEL, marks=pytest.mark.slow)], ids=["dynamic", "matrix"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [DYNAMIC, tiny.MODEL], ids=["dynamic", "matrix"])
 def test_capsules_and_their_decoder_learn_together(model):
     given, settings = batch(), config(dataclasses.replace(model, reconstruction=True))
     network = make_model(settings.model, 3)

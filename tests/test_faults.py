@@ -98,6 +98,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(calm, small_disk, monkeypatch):
     folder, ballast = small_disk / "run", small_disk / "ballast"
 

@@ -104,6 +104,7 @@ def trained(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_draws_into_the_folder_of_the_run(trained, capsys):
     assert figures.main(["--workdir", str(trained), "--images", "3", "36"]) == 0
     paths = [trained / "figures" / f"{name}.png" for name in ("convergence", "assignments")]

@@ -74,6 +74,7 @@ def untrained(asked, name, seed):
     return study.TrainedNetwork(config, model, params, 0, {})
 
 
+@pytest.mark.slow
 def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jumble, "load_network", untrained)
     words = ["--dataset", "mnist", "--runs", str(tmp_path), "--seeds", "1"]

@@ -116,11 +116,12 @@ def test_the_first_place_is_found(places, broken, first):
     assert places(**broken)[0] == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make_step, mode, layer, what",
     [
         (parameters_overflow, "jit", "primary", "poses"),
-        pytest.param(gradient_breaks, "pmap", "conv_caps_1", "gradient", marks=pytest.mark.slow),
+        (gradient_breaks, "pmap", "conv_caps_1", "gradient"),
     ],
 )
 def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, layer, what, tmp_path, monkeypatch, capsys):

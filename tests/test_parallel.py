@@ -50,7 +50,8 @@ def test_two_devices_take_the_step_of_one(mode):
     )
 
 
-@pytest.mark.parametrize("mode, num_devices", [("jit", 1), pytest.param("pmap", 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, num_devices", [("jit", 1), ("pmap", 2)])
 def test_a_batch_may_be_taken_in_parts(mode, num_devices):
     (state, metrics), (expected_state, expected_metrics) = two_steps(mode, num_devices, accumulate=2), two_steps("jit", 1)
     np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)

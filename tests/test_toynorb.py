@@ -58,6 +58,7 @@ def test_toys_differ():
     assert len(images) == len(CATEGORIES) * INSTANCES
 
 
+@pytest.mark.slow
 def test_a_turn_of_360_degrees_is_none():
     np.testing.assert_array_equal(photograph(2, 5, azimuth=20.0), photograph(2, 5, azimuth=380.0))
     assert (photograph(2, 5, azimuth=20.0) != photograph(2, 5, azimuth=200.0)).any()

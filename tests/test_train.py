@@ -161,6 +161,7 @@ def test_every_example_is_scored_once_whatever_the_devices_and_the_padding():
     assert scores.error == (53 - scores.num_correct) / 53
 
 
+@pytest.mark.slow
 def test_crops_average_the_activations_of_views():
     config = dataclasses.replace(tiny.CONFIG, images=ImageConfig(crop=11))
     model, data, params = make_model(tiny.MODEL, 3), tiny.dataset(num_test=7), tiny.initial_state().params
@@ -193,6 +194,7 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
     assert [record["step"] for record in read_records(tmp_path / "run") if record["split"] == "test"] == [1, 2]
 
 
+@pytest.mark.slow
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "fingerprint", lambda _: 0)  # the data set will change
     monkeypatch.setattr(training, "draw_figures", lambda *_: None)

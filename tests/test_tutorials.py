@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 TOP = Path(__file__).parents[1]
 
@@ -17,6 +18,7 @@ def run(name):
     return runpy.run_path(str(TOP / "experiments" / "tutorials" / f"{name}.py"))
 
 
+@pytest.mark.slow
 def test_a_network_of_functions_learns_shapes(capsys):
     left = run("build_a_network")
     losses, accuracies = np.array(left["losses"]), np.array(left["accuracies"])
@@ -33,6 +35,7 @@ def test_right_gradients_pass_and_a_wrong_one_is_caught(capsys):
     assert capsys.readouterr().out.count("as finite differences have it") == 2
 
 
+@pytest.mark.slow
 def test_several_devices_train_as_one():
     names = ["losses", "data_losses", "type_losses", "data_difference", "type_difference", "share"]
     code = f"""

@@ -32,6 +32,7 @@ def file(tmp_path):
     return tmp_path / "views.npz"
 
 
+@pytest.mark.slow
 def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "NETWORKS", TINY)
     monkeypatch.setattr(viewpoints, "NETWORKS", TINY)
