@@ -176,9 +176,9 @@ def check_finite(name: str, array: Any) -> None:
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)
 def _check_when_run(right: jax.Array, first_wrong: jax.Array, message: str) -> None:
-    """Leave a check in the program. Checkify numbers checks as they are traced, and the numbers become part of the program;
-    `jit` has each traced once, so that the same program, traced again, is found in caches of compiled ones.
-    """
+    """Leave a check in the program for the debug mode."""
+    # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit` has each traced once,
+    # so that the same program, traced again, is found in caches of compiled ones.
     checkify.debug_check(right, message, first_wrong=first_wrong)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import EM_ROUTE, ROUTES, assert_results_close, settings
+from cases import CONV_ROUTE, EM_ROUTE, ROUTES, assert_results_close, settings
 from jax.sharding import Mesh, PartitionSpec
 
 import emcaps
@@ -94,7 +94,8 @@ def test_a_layer_gives_all_devices_all_of_its_parents(x64):
     here = lambda *shares: tuple(  # noqa: E731
         ConvCaps(4, parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
     )
-    found = divided(here, [params["transforms"].ndim - 3 if name == "transforms" else 0 for name in params], (None,) * 5)
+    axes = dict(zip(CONV_ROUTE.shapes, CONV_ROUTE.parent_axes, strict=True))
+    found = divided(here, [axes[name] for name in params], (None,) * 5)
     whole = ConvCaps(4).apply({"params": params}, children)
     assert_results_close(type(whole)(*found(*params.values())), whole, 1e-12)
 
