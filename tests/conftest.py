@@ -31,6 +31,15 @@ def pytest_unconfigure():
 
 
 @pytest.fixture
+def optimized():
+    """The test runs its programs for longer than it compiles them, so these are worth all optimisations."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def x64():
     """The test runs with float64 enabled; the session's default is float32."""
     with jax.enable_x64(True):

@@ -233,9 +233,9 @@ def wrong_share(classifier, images, labels):
 
 @pytest.mark.parametrize(
     ("number", "tolerance"),
-    [(400, 0.012), pytest.param(10_000, 2e-4, marks=pytest.mark.slow)],  # three standard deviations; two images, by rounding
+    [(2000, 0.005), pytest.param(10_000, 2e-4, marks=pytest.mark.slow)],  # three standard deviations; two images, by rounding
 )
-def test_the_mnist_weights_make_the_errors_that_are_published(number, tolerance):
+def test_the_mnist_weights_make_the_errors_that_are_published(number, tolerance, optimized):
     root = os.environ.get("TFDS_DATA_DIR")
     if not root or not Path(root, "mnist").is_dir():
         pytest.skip("MNIST is not prepared in TFDS_DATA_DIR")
@@ -256,8 +256,16 @@ def rendered(views):
     return np.concatenate(images), np.array(labels)
 
 
+def test_the_toynorb_weights_make_about_the_errors_that_are_published(optimized):
+    """On three views of each test toy, from one elevation: 450 pairs, of which those of a toy are alike."""
+    toys = enumerate(itertools.product(range(5), ToyNorb.SPLITS["test"]))
+    views = [(*which, number % 9, [(number + place) % 18 for place in (0, 6, 12)]) for number, which in toys]
+    classifier = load_classifier("toynorb")
+    assert wrong_share(classifier, *rendered(views)) == pytest.approx(classifier.facts["test_error"], abs=0.05)
+
+
 @pytest.mark.slow
-def test_the_toynorb_weights_make_exactly_the_errors_that_are_published():
+def test_the_toynorb_weights_make_exactly_the_errors_that_are_published(optimized):
     views = itertools.product(range(5), ToyNorb.SPLITS["test"], range(9), [range(18)])
     classifier, (images, labels) = load_classifier("toynorb"), rendered(views)
     assert len(labels) == classifier.facts["test_examples"]

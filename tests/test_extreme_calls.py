@@ -25,7 +25,7 @@ ROUTES = ("em", "conv", "class")
 LARGEST = {"float32": 1e6, "bfloat16": 1e6, "float16": 6e4}
 MOST_VOTES = 30_000  # of a call, to bound its time
 COMPLETE = dict(shapes=36, calls=2100, seed=0)
-SHORT = dict(shapes=3, calls=20, seed=1)
+SHORT = dict(shapes=3, calls=100, seed=1)
 
 
 class Shape(NamedTuple):
