@@ -195,8 +195,8 @@ def assignment_flow(
         if layer == next(iter(flow)):
             for axes, j in zip(line[1:], shown, strict=True):
                 color = TRUE if j == label else PREDICTED if j == predicted else "black"
-                axes.set_title(f"to {class_names[j]} (activation {activations[j]:.2f})", fontsize=9, color=color)
-            line[0].set_title("activations", fontsize=9)
+                axes.set_title(f"to {class_names[j]} (activation {activations[j]:.2f})", fontsize=7, color=color)
+            line[0].set_title("activations", fontsize=7)
     return figure
 
 
