@@ -6,7 +6,7 @@ nothing until the program is transformed by `jax.experimental.checkify.checkify`
 
 import functools
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,14 +67,17 @@ def check_floating(name: str, array: Any) -> None:
         raise TypeError(f"{name} must have a floating point dtype; got {array.dtype}")
 
 
-def check_labels(name: str, array: Any, shape: tuple[int, ...], number: int) -> None:
-    """Raise unless `array` is of integers in [0, number), in the given shape."""
+def check_labels(name: str, array: Any, shape: tuple[int, ...], number: int) -> Any:
+    """Raise unless `array` is of integers in [0, number), in the given shape; return it in a dtype that can count to `number`."""
     _check_array(name, array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers; got {array.dtype}")
     if np.shape(array) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got shape {list(np.shape(array))}")
+    if array.dtype.itemsize < 4:  # JAX would take a number modulo 256 to compare it with uint8
+        array = array.astype(np.int32)
     check_range(name, array, 0, number - 1)
+    return array
 
 
 def _check_array(name: str, array: Any) -> None:
@@ -161,12 +164,16 @@ def check_range(
 ) -> None:
     """Raise ValueError if any element lies outside [low, high], or is NaN or infinite. An end may be open."""
     open_low, open_high = open_low or low == -np.inf, open_high or high == np.inf
-
-    def inside(values: Any) -> Any:
-        return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
-
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-    _check_values(name, value, inside, "be finite" if (low, high) == (-np.inf, np.inf) else f"lie in {interval}")
+    expected = f"{name} must {'be finite' if (low, high) == (-np.inf, np.inf) else f'lie in {interval}'}"
+    if isinstance(value, Tracer):
+        _check_when_run(*_search_outside(value, low, high, open_low, open_high), f"{expected}; got {{first_wrong}}")
+        return
+    with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
+        search = _search_outside_at_once if isinstance(value, jax.Array) else _search_outside
+        right, first_wrong = search(value, low, high, open_low, open_high)
+        if not right:
+            raise ValueError(f"{expected}; got {float(first_wrong):g}")
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -174,24 +181,19 @@ def check_finite(name: str, array: Any) -> None:
     check_range(name, array, -np.inf)
 
 
+def _search_outside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> tuple[Any, Any]:
+    """Whether all values lie in an interval, and the first that does not, if there is one."""
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    right = (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
+    return right.all(), values.reshape(-1)[right.reshape(-1).argmin()]
+
+
+_search_outside_at_once = jax.jit(_search_outside, static_argnames=("open_low", "open_high"))  # one program, not one per operation
+
+
 @functools.partial(jax.jit, static_argnames="message", inline=True)
 def _check_when_run(right: jax.Array, first_wrong: jax.Array, message: str) -> None:
-    """Leave a check in the program for the debug mode."""
+    """Leave a check in the program for the debug mode: if values are traced, it is up to who runs it whether they are right."""
     # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit` has each traced once,
     # so that the same program, traced again, is found in caches of compiled ones.
     checkify.debug_check(right, message, first_wrong=first_wrong)
-
-
-def _check_values(name: str, value: Any, is_right: Callable[[Any], Any], expected: str) -> None:
-    """Raise ValueError unless all values are right; if they are traced, leave that to whoever runs the program in debug mode."""
-    if isinstance(value, Tracer):
-        right = is_right(value)
-        first_wrong = value.reshape(-1)[jnp.argmin(right.reshape(-1))]
-        _check_when_run(right.all(), first_wrong, f"{name} must {expected}; got {{first_wrong}}")
-        return
-    with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
-        values = value if isinstance(value, jax.Array) else np.asarray(value)
-        right = is_right(values)
-        if not right.all():
-            wrong = values.reshape(-1)[int(right.reshape(-1).argmin())]
-            raise ValueError(f"{name} must {expected}; got {float(wrong):g}")

@@ -45,7 +45,7 @@ def margin_loss(activations: jax.Array, labels: jax.Array) -> jax.Array:
 def _check_classes(activations: jax.Array, labels: jax.Array) -> jax.Array:
     """Check the arguments that losses share; return where each example's target is, bool `[B, J]`."""
     num_classes = check_shapes({"activations": (activations, "B J")})["J"]
-    check_labels("labels", labels, activations.shape[:1], num_classes)
+    labels = check_labels("labels", labels, activations.shape[:1], num_classes)
     return jax.nn.one_hot(labels, num_classes, dtype=bool)
 
 

@@ -53,7 +53,7 @@ def masked(poses: jax.Array, chosen: jax.Array) -> jax.Array:
     check_floating("poses", poses)
     if poses.ndim < 3 or 0 in poses.shape:
         raise ValueError(f"poses must have shape [B, J, ...], no axis empty; got shape {list(poses.shape)}")
-    check_labels("chosen", chosen, poses.shape[:1], poses.shape[1])
+    chosen = check_labels("chosen", chosen, poses.shape[:1], poses.shape[1])
     kept = jax.nn.one_hot(chosen, poses.shape[1], dtype=poses.dtype)
     return poses * kept.reshape(*kept.shape, *(1,) * (poses.ndim - 2))
 

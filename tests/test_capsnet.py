@@ -86,15 +86,16 @@ def test_an_examples_result_does_not_depend_on_its_batch():
     model = CapsNet(3, **SMALL, routing=ONE_ITERATION)
     images = jax.random.uniform(jax.random.key(4), (5, 20, 20, 1))
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
-    together = model.apply(variables, images)[0].activations
-    alone = model.apply(variables, images[3:4])[0].activations
+    apply = jax.jit(model.apply)
+    together = apply(variables, images)[0].activations
+    alone = apply(variables, images[3:4])[0].activations
     np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "layer"), [(4, "conv"), (8, "conv_caps_1"), (10, "conv_caps_2")])
 def test_too_small_an_image_names_the_layer_that_cannot_take_it(size, layer):
     with pytest.raises(ValueError, match=rf"^{layer}: its input is \d+x\d+, too small for its \d+x\d+ kernel with stride \d"):
-        CapsNet(3, **SMALL).init(jax.random.key(0), jnp.zeros((1, size, 20, 1)))
+        jax.eval_shape(CapsNet(3, **SMALL).init, jax.random.key(0), jnp.zeros((1, size, 20, 1)))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ PARAMETERS = {"mnist": 68_308, "toynorb": 68_618}
 def small():
     """A classifier of 14x14 images, untrained."""
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]
     images = np.random.default_rng(0).integers(0, 256, (4, 15, 14, 2), np.uint8)
     view, examples = View(standardize=True, crop=13), Examples(images, np.array([0, 1, 2, 0], np.int32))
     return Classifier(model, params, view, (15, 14, 2), ("a", "b", "c"), examples, {"test_error": 0.5})
@@ -41,7 +41,7 @@ def test_any_number_of_images_is_classified_each_by_itself(small, number):
     classes, activations, poses = small.predict(images)
     assert (classes.shape, activations.shape, poses.shape) == ((number,), (number, 3), (number, 3, 4, 4))
     assert classes.dtype == np.int32
-    capsules, _ = small.model.apply({"params": small.params}, small.view(small.examples.images))
+    capsules, _ = jax.jit(small.model.apply)({"params": small.params}, small.view(small.examples.images))
     np.testing.assert_allclose(activations, np.resize(capsules.activations, (number, 3)), rtol=1e-4)
     np.testing.assert_allclose(poses, np.resize(capsules.poses, (number, 3, 4, 4)), rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(classes, np.asarray(activations).argmax(-1))
@@ -57,7 +57,7 @@ def test_predictions_are_part_of_other_programs(small):
     images = jnp.asarray(small.examples.images / np.float32(255))
     expected = small.predict(images)
     np.testing.assert_allclose(jax.jit(small.predict)(images).activations, expected.activations, rtol=1e-4)
-    slope = jax.grad(lambda images: small.predict(images).activations[:, 0].sum())(images)
+    slope = jax.jit(jax.grad(lambda images: small.predict(images).activations[:, 0].sum()))(images)
     assert np.isfinite(slope).all() and np.abs(slope).max() > 0
 
 

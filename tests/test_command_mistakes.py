@@ -3,6 +3,7 @@
 import importlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,26 +173,29 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def state():
-    return tiny.initial_state()
+def runs(tmp_path_factory):
+    """A folder with runs, and with what is none."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("alien", "begun", "cnn", "done", "empty", "other", "new-cnn", "run"):
+        (folder / name).mkdir()
+    configs = {"alien": "{}", "cnn": to_json(as_cnn(tiny.CONFIG))} | dict.fromkeys(("begun", "done", "run"), to_json(tiny.CONFIG))
+    for name, text in configs.items():
+        (folder / name / "config.json").write_text(text)
+    for name in ("done/result.json", "file", "new-cnn/metrics.jsonl", "other/metrics.jsonl", "there.safetensors"):
+        (folder / name).write_text("{}")
+    np.savez(folder / "other.npz", numbers=np.zeros(3))
+    with Checkpoints(folder / "run" / "checkpoints") as checkpoints:
+        checkpoints.save(6, tiny.initial_state())
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path, state, monkeypatch):
-    """The current directory, with runs, and with what is none."""
+def folder(runs, tmp_path, monkeypatch):
+    """The current directory, a copy of that folder."""
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     load = datasets.load
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: load(name) if name.endswith(".npz") else tiny.dataset())
-    for name in ("alien", "begun", "cnn", "done", "empty", "other", "new-cnn", "run"):
-        Path(name).mkdir()
-    configs = {"alien": "{}", "cnn": to_json(as_cnn(tiny.CONFIG))} | dict.fromkeys(("begun", "done", "run"), to_json(tiny.CONFIG))
-    for name, text in configs.items():
-        Path(name, "config.json").write_text(text)
-    for name in ("done/result.json", "file", "new-cnn/metrics.jsonl", "other/metrics.jsonl", "there.safetensors"):
-        Path(name).write_text("{}")
-    np.savez("other.npz", numbers=np.zeros(3))
-    with Checkpoints(Path("run/checkpoints")) as checkpoints:
-        checkpoints.save(6, state)
     return tmp_path
 
 

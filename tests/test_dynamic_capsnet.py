@@ -9,6 +9,7 @@ import pytest
 
 from emcaps import Decoder, DynamicCapsNet, dynamic_routing, margin_loss, reconstruction_loss, squash
 from emcaps.dynamic_capsnet import StridedConv
+from emcaps.reconstruction import masked
 
 SMALL = dict(conv_channels=3, primary_capsules=2, primary_size=4, class_size=5)
 IMAGES = np.random.default_rng(0).uniform(size=(4, 20, 21, 1)).astype(np.float32)
@@ -37,7 +38,7 @@ def test_the_network_is_its_layers():
     )
     vectors = squash((features + params["primary"]["conv"]["bias"]).reshape(4, 2, 3, 2, 4))
     np.testing.assert_allclose(out["primary"], vectors, atol=1e-5)
-    votes = jnp.einsum("bnd,njde->bnje", out["primary"].reshape(4, 12, 4), params["class_caps"]["transforms"])
+    votes = np.einsum("bnd,njde->bnje", np.asarray(out["primary"]).reshape(4, 12, 4), params["class_caps"]["transforms"])
     chex.assert_trees_all_close(out["class_caps"], dynamic_routing(votes, num_iterations=2), atol=1e-5)
 
 
@@ -48,14 +49,14 @@ def test_a_strided_convolution_is_that_of_flax(kernel, stride, sides, x64):
     """Values, and gradients by the input and by the parameters."""
     images = np.random.default_rng(0).normal(size=(2, *sides, 3))
     ours, theirs = StridedConv(4, kernel, stride), nn.Conv(4, (kernel, kernel), stride, padding="VALID", param_dtype=float)
-    variables = theirs.init(jax.random.key(0), images)
-    variables["params"]["bias"] += np.arange(4)
-    chex.assert_trees_all_equal_shapes(variables, ours.init(jax.random.key(0), images))
+    variables = jax.device_get(jax.jit(theirs.init)(jax.random.key(0), images))
+    variables["params"]["bias"] = variables["params"]["bias"] + np.arange(4)
+    chex.assert_trees_all_equal_shapes(variables, jax.eval_shape(ours.init, jax.random.key(0), images))
 
     def value_and_gradients(module):
         apply = lambda variables, images: module.apply(variables, images)  # noqa: E731
         weighted = lambda *given: (apply(*given) ** 2).sum()  # noqa: E731
-        return apply(variables, images), jax.grad(weighted, (0, 1))(variables, images)
+        return jax.jit(lambda *given: (apply(*given), jax.grad(weighted, (0, 1))(*given)))(variables, images)
 
     chex.assert_trees_all_close(value_and_gradients(ours), value_and_gradients(theirs), rtol=1e-10, atol=1e-10)
 
@@ -82,13 +83,18 @@ def test_only_the_chosen_pose_is_decoded(pose):
     random = np.random.default_rng(1)
     poses, chosen = random.normal(size=(3, 4, *pose)).astype(np.float32), np.array([2, 0, 3])
     decoder = Decoder((6, 7, 2), (8, 9))
-    variables = decoder.init(jax.random.key(0), poses, chosen)
-    images = decoder.apply(variables, poses, chosen)
+    variables, decode = jax.jit(decoder.init)(jax.random.key(0), poses, chosen), jax.jit(decoder.apply)
+    images = decode(variables, poses, chosen)
     assert images.shape == (3, 6, 7, 2) and 0 < images.min() < images.max() < 1
     others = poses + random.normal(size=poses.shape).astype(np.float32)
     others[np.arange(3), chosen] = poses[np.arange(3), chosen]
-    np.testing.assert_array_equal(decoder.apply(variables, others, chosen), images)
-    assert (np.asarray(decoder.apply(variables, poses, (chosen + 1) % 4)) != np.asarray(images)).any()
+    np.testing.assert_array_equal(decode(variables, others, chosen), images)
+    assert (np.asarray(decode(variables, poses, (chosen + 1) % 4)) != np.asarray(images)).any()
+
+
+def test_a_pose_is_chosen_among_more_classes_than_a_dtype_can_count():
+    poses = np.ones((1, 300, 2), np.float32)
+    np.testing.assert_array_equal(np.flatnonzero(masked(poses, np.array([20], np.uint8))[0, :, 0]), [20])
 
 
 def test_the_reconstruction_loss_is_a_sum_over_pixels():
@@ -103,10 +109,10 @@ def test_the_reconstruction_loss_is_a_sum_over_pixels():
         (lambda: DynamicCapsNet(3).init(jax.random.key(0), jnp.zeros((1, 8, 20, 1))), ValueError, "conv: its input is 8x20"),
         (lambda: DynamicCapsNet(3).init(jax.random.key(0), jnp.zeros((20, 20, 1))), ValueError, r"got shape \[20, 20, 1\]"),
         (lambda: DynamicCapsNet(3).init(jax.random.key(0), jnp.zeros((1, 20, 20, 1), int)), TypeError, "floating point"),
-        (lambda: decode(np.zeros((2, 3, 5)), np.array([0, 3])), ValueError, r"chosen must lie in \[0, 2\]; got 3"),
-        (lambda: decode(np.zeros((2, 3, 5)), np.array([0.0, 1.0])), TypeError, "chosen must be integers"),
-        (lambda: decode(np.zeros((2, 3, 5)), np.array([0])), ValueError, r"chosen must have shape \[2\]; got shape \[1\]"),
-        (lambda: decode(np.zeros((2, 3)), np.array([0, 1])), ValueError, r"poses must have shape \[B, J, ...\]"),
+        (lambda: decoded(np.zeros((2, 3, 5)), np.array([0, 3])), ValueError, r"chosen must lie in \[0, 2\]; got 3"),
+        (lambda: decoded(np.zeros((2, 3, 5)), np.array([0.0, 1.0])), TypeError, "chosen must be integers"),
+        (lambda: decoded(np.zeros((2, 3, 5)), np.array([0])), ValueError, r"chosen must have shape \[2\]; got shape \[1\]"),
+        (lambda: decoded(np.zeros((2, 3)), np.array([0, 1])), ValueError, r"poses must have shape \[B, J, ...\]"),
         (lambda: reconstruction_loss(IMAGES, IMAGES[:, 1:]), ValueError, "reconstructed must have shape"),
     ],
 )
@@ -115,5 +121,5 @@ def test_wrong_arguments_are_refused(call, error, message):
         call()
 
 
-def decode(poses, chosen):
+def decoded(poses, chosen):
     return Decoder((2, 2, 1)).init(jax.random.key(0), poses, chosen)

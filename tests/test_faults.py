@@ -36,9 +36,11 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def forgotten_tasks_are_collected():
-    """In the test whose they are."""
+    """In the test whose they are, looking only at what is new since it began."""
+    gc.freeze()
     yield
     gc.collect()
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

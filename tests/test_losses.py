@@ -1,5 +1,7 @@
 """The spread loss and its margin, and the margin loss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ def test_spread_loss_is_the_papers(shape, margin, dtype):
     rng = np.random.default_rng(0)
     activations = rng.uniform(size=shape).astype(dtype)
     labels = rng.integers(shape[1], size=shape[0])
-    loss = spread_loss(activations, labels, margin)
+    loss = jax.jit(spread_loss)(activations, labels, margin)
     assert loss.dtype == dtype
     tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype.name]
     expected = reference.spread_loss(activations, labels, margin)
@@ -47,6 +49,17 @@ def test_the_targets_own_activation_is_not_a_wrong_class():
 def test_labels_of_any_integer_dtype(integer):
     expected = spread_loss(ACTIVATIONS, LABELS, 0.9)
     np.testing.assert_array_equal(spread_loss(ACTIVATIONS, LABELS.astype(integer), 0.9), expected)
+
+
+@pytest.mark.parametrize("integer", ["uint8", "int8", "uint16"])
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("loss", [functools.partial(spread_loss, margin=0.9), margin_loss])
+def test_more_classes_than_a_dtype_can_count(loss, array, integer):
+    activations = np.random.default_rng(0).uniform(size=(3, 300)).astype(np.float32)
+    labels = array(np.array([0, 20, 127], integer))
+    expected = jax.jit(loss)(activations, np.array([0, 20, 127], np.int32))
+    np.testing.assert_allclose(loss(activations, labels), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(loss)(activations, labels), expected, rtol=1e-6)
 
 
 def test_jit_and_vmap_change_nothing():
@@ -107,7 +120,7 @@ def test_margin_loss_is_that_of_dynamic_routing(dtype):
         sum(max(0, 0.9 - a) ** 2 if j == label else 0.5 * max(0, a - 0.1) ** 2 for j, a in enumerate(row))
         for row, label in zip(activations.astype(np.float64), labels, strict=True)
     ]
-    loss = margin_loss(activations, labels)
+    loss = jax.jit(margin_loss)(activations, labels)
     assert loss.dtype == dtype
     np.testing.assert_allclose(loss, expected, rtol={"float32": 1e-5, "float64": 1e-12}[dtype.name])
 

@@ -27,7 +27,7 @@ def each_sight(field):
 @pytest.mark.parametrize("field", FIELDS)
 def test_gather_is_what_each_parent_sees(field):
     children = np.random.default_rng(0).normal(size=(2, *field.map_size, 3)).astype(np.float32)
-    seen = np.asarray(field.gather(jnp.asarray(children)))
+    seen = np.asarray(jax.jit(field.gather)(children))
     assert seen.shape == (*field.kernel_size, 2, *field.output_size, 3)
     for offset, parent, child in each_sight(field):
         np.testing.assert_array_equal(seen[(*offset, slice(None), *parent)], children[(slice(None), *child)])
@@ -41,15 +41,15 @@ def test_scatter_combines_what_parents_say_of_a_child(field, method, combine, id
     for offset, parent, child in each_sight(field):
         place = (slice(None), *child)
         expected[place] = combine(expected[place], seen[(*offset, slice(None), *parent)])
-    np.testing.assert_allclose(getattr(field, method)(jnp.asarray(seen)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(getattr(field, method))(seen), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_scatter_sum_is_the_transpose_of_gather(field):
     children = jax.ShapeDtypeStruct((2, *field.map_size, 3), jnp.float32)
     seen = jnp.asarray(np.random.default_rng(2).normal(size=(*field.kernel_size, 2, *field.output_size, 3)), jnp.float32)
-    (transposed,) = jax.linear_transpose(field.gather, children)(seen)
-    np.testing.assert_allclose(field.scatter_sum(seen), transposed, rtol=1e-5, atol=1e-6)
+    (transposed,) = jax.jit(jax.linear_transpose(field.gather, children))(seen)
+    np.testing.assert_allclose(jax.jit(field.scatter_sum)(seen), transposed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -1,5 +1,6 @@
 """The two vote operators: streamed against dense, each the other's transpose, and the digits that they keep."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ def draw(seed, sizes):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_votes_are_pose_times_transform(x64, sizes):
     poses, transforms, _, _ = draw(0, sizes)
-    votes = np.asarray(dense_votes(poses, transforms).votes)
+    votes = np.asarray(jax.jit(dense_votes)(poses, transforms).votes)
     poses, transforms = np.asarray(poses), np.asarray(transforms)
     expected = np.full_like(votes, np.nan)
     for child, parent, column in np.ndindex(sizes[0], sizes[2], sizes[3]):
@@ -33,17 +34,19 @@ def test_votes_are_pose_times_transform(x64, sizes):
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_streamed_operators_equal_dense(x64, sizes):
-    poses, transforms, weights, (quadratic, linear, centre) = draw(1, sizes)
-    dense, streamed = dense_votes(poses, transforms), StreamedVotes(poses, transforms)
-    close = dict(rtol=1e-11, atol=1e-11)
-    constant, scale = centre[0, 0], weights[:, 0]
-    for arguments in ((weights, centre), (weights, centre, scale)):
-        for ours, theirs in zip(streamed.moments(*arguments), dense.moments(*arguments), strict=True):
-            np.testing.assert_allclose(ours, theirs, **close)
-    np.testing.assert_allclose(streamed.scores(constant, quadratic, centre), dense.scores(constant, quadratic, centre), **close)
-    forms = constant, quadratic, centre, linear
-    np.testing.assert_allclose(streamed.scores(*forms), dense.scores(*forms), **close)
-    np.testing.assert_allclose(streamed.weighted_sum(scale), dense.weighted_sum(scale), **close)
+    def operators(hold, poses, transforms, weights, coefficients):
+        votes, (quadratic, linear, centre) = hold(poses, transforms), coefficients
+        constant, scale = centre[0, 0], weights[:, 0]
+        return {
+            "moments": votes.moments(weights, centre),
+            "scaled moments": votes.moments(weights, centre, scale),
+            "scores": votes.scores(constant, quadratic, centre),
+            "scores with a linear part": votes.scores(constant, quadratic, centre, linear),
+            "weighted sum": votes.weighted_sum(scale),
+        }
+
+    streamed, dense = (jax.jit(operators, static_argnums=0)(hold, *draw(1, sizes)) for hold in (StreamedVotes, dense_votes))
+    chex.assert_trees_all_close(streamed, dense, rtol=1e-11, atol=1e-11)
 
 
 def test_vmap_leaves_the_places_of_children_alone():
@@ -84,9 +87,10 @@ def test_gradient_is_that_of_the_scores(x64, sizes):
         VoteTerms(jnp.stack([weights, 2 * weights]), None, *forms),
         VoteTerms(jnp.stack([weights, weights]), scale, *forms),
     )
-    expected = jax.grad(objective, argnums=(0, 1))(poses, transforms)
-    for ours, theirs in zip(StreamedVotes(poses, transforms).gradient(groups, centre), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+    expected = jax.jit(jax.grad(objective, argnums=(0, 1)))(poses, transforms)
+    ours = jax.jit(lambda *held: StreamedVotes(*held).gradient(groups, centre))(poses, transforms)
+    for mine, theirs in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-11)
 
 
 def test_second_moments_keep_their_digits_when_the_variance_is_a_millionth_of_the_squared_mean():
