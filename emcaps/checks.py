@@ -166,14 +166,15 @@ def check_range(
     open_low, open_high = open_low or low == -np.inf, open_high or high == np.inf
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     expected = f"{name} must {'be finite' if (low, high) == (-np.inf, np.inf) else f'lie in {interval}'}"
+    ends = low, high, open_low, open_high
     if isinstance(value, Tracer):
-        _check_when_run(*_search_outside(value, low, high, open_low, open_high), f"{expected}; got {{first_wrong}}")
+        _check_when_run(_all_inside(value, *ends), _first_outside(value, *ends), f"{expected}; got {{first_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
-        search = _search_outside_at_once if isinstance(value, jax.Array) else _search_outside
-        right, first_wrong = search(value, low, high, open_low, open_high)
-        if not right:
-            raise ValueError(f"{expected}; got {float(first_wrong):g}")
+        values = value if isinstance(value, jax.Array) else np.asarray(value)
+        all_inside = _all_inside_at_once if isinstance(value, jax.Array) else _all_inside
+        if not all_inside(values, *ends):
+            raise ValueError(f"{expected}; got {float(_first_outside(values, *ends)):g}")
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -181,14 +182,21 @@ def check_finite(name: str, array: Any) -> None:
     check_range(name, array, -np.inf)
 
 
-def _search_outside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> tuple[Any, Any]:
-    """Whether all values lie in an interval, and the first that does not, if there is one."""
-    values = values if isinstance(values, jax.Array) else np.asarray(values)
-    right = (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
-    return right.all(), values.reshape(-1)[right.reshape(-1).argmin()]
+def _inside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> Any:
+    """Which values lie in an interval."""
+    return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
 
 
-_search_outside_at_once = jax.jit(_search_outside, static_argnames=("open_low", "open_high"))  # one program, not one per operation
+def _all_inside(values: Any, *ends: Any) -> Any:
+    return _inside(values, *ends).all()
+
+
+_all_inside_at_once = jax.jit(_all_inside, static_argnums=(3, 4))  # one program, not one for each operation
+
+
+def _first_outside(values: Any, *ends: Any) -> Any:
+    """The first value that does not lie in an interval; the first of all if there is none."""
+    return values.reshape(-1)[_inside(values, *ends).reshape(-1).argmin()]
 
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)

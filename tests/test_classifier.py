@@ -23,6 +23,7 @@ from experiments.toynorb.shapes import toy
 from experiments.views import test_view as central_view
 
 PARAMETERS = {"mnist": 68_308, "toynorb": 68_618}
+EXAMPLES = {"mnist": 0, "toynorb": 5}
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,10 @@ def test_the_weights_that_come_with_the_package_are_small_and_know_their_example
     classifier = load_classifier(name)
     assert (emcaps.classifier.WEIGHTS / f"{name}.safetensors").stat().st_size < 1e6
     assert sum(leaf.size for leaf in jax.tree.leaves(classifier.params)) == PARAMETERS[name]
-    np.testing.assert_array_equal(classifier.predict(classifier.examples.images).classes, classifier.examples.labels)
+    images, labels = classifier.examples
+    assert len(labels) == EXAMPLES[name]
+    if len(labels):
+        np.testing.assert_array_equal(classifier.predict(images).classes, labels)
 
 
 def wrong_share(classifier, images, labels):

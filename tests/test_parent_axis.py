@@ -56,7 +56,7 @@ def test_gradients_are_of_the_sum_over_the_devices(name, x64):
         return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
 
     places = range(len(arrays))
-    expected = jax.grad(total, places)(*arrays)
+    expected = jax.jit(jax.grad(total, places))(*arrays)
 
     def here(*shares):
         gradients = jax.grad(functools.partial(total, parent_axis="types"), places)(*shares)
@@ -89,7 +89,7 @@ def test_specs_divide_the_convolutional_capsules_and_nothing_else():
 def test_a_layer_gives_all_devices_all_of_its_parents(x64):
     random = np.random.default_rng(0)
     children = emcaps.Capsules(random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2)))
-    params = ConvCaps(4).init(jax.random.key(0), children)["params"]
+    params = jax.jit(ConvCaps(4).init)(jax.random.key(0), children)["params"]
     params["beta_u"] = random.normal(size=4)
     here = lambda *shares: tuple(  # noqa: E731
         ConvCaps(4, parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
