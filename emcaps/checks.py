@@ -168,13 +168,14 @@ def check_range(
     expected = f"{name} must {'be finite' if (low, high) == (-np.inf, np.inf) else f'lie in {interval}'}"
     ends = low, high, open_low, open_high
     if isinstance(value, Tracer):
-        _check_when_run(_all_inside(value, *ends), _first_outside(value, *ends), f"{expected}; got {{first_wrong}}")
+        right = _inside(value, *ends)
+        _check_when_run(right.all(), _first_wrong(value, right), f"{expected}; got {{first_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
         values = value if isinstance(value, jax.Array) else np.asarray(value)
         all_inside = _all_inside_at_once if isinstance(value, jax.Array) else _all_inside
         if not all_inside(values, *ends):
-            raise ValueError(f"{expected}; got {float(_first_outside(values, *ends)):g}")
+            raise ValueError(f"{expected}; got {float(_first_wrong(values, _inside(values, *ends))):g}")
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -194,9 +195,9 @@ def _all_inside(values: Any, *ends: Any) -> Any:
 _all_inside_at_once = jax.jit(_all_inside, static_argnums=(3, 4))  # one program, not one for each operation
 
 
-def _first_outside(values: Any, *ends: Any) -> Any:
-    """The first value that does not lie in an interval; the first of all if there is none."""
-    return values.reshape(-1)[_inside(values, *ends).reshape(-1).argmin()]
+def _first_wrong(values: Any, right: Any) -> Any:
+    """The first value that is not right; the first of all if there is none."""
+    return values.reshape(-1)[right.reshape(-1).argmin()]
 
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)

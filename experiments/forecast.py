@@ -1,9 +1,9 @@
 """How long a training step should take on accelerators that nobody here has: computed, not measured.
 
 A step is the longer of its arithmetic and its memory traffic, then the steps of its loops, each of which costs a launch, and then
-the all-reduce of the gradients, which nothing hides. Multiply-adds are those that cannot be done without (benchmark.py); the share
-of a machine's rate that they reach is the one measured on a CPU. Bytes are those of the loops of `votes.py`, each array read and
-written in each step of a loop. The network is the paper's in kind, with the paper's three iterations.
+the all-reduce of the gradients, which nothing hides. Multiply-adds are those that cannot be done without (benchmark_layer.py); the
+share of a machine's rate that they reach is the one measured on a CPU. Bytes are those of the loops of `votes.py`, each array read
+and written in each step of a loop. The network is the paper's in kind, with the paper's three iterations.
 """
 
 import functools

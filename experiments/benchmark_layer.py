@@ -1,0 +1,211 @@
+"""How fast is one layer: formulations side by side, the parts of one against their multiply-adds, and how its cost grows.
+
+`python -m experiments.benchmark --parts layer kernels sweeps`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+import emcaps
+from emcaps import em, layout
+from emcaps.votes import StreamedVotes, VoteTerms
+from experiments import textbook
+from experiments.configs import check_positive
+from experiments.parallel import REPLICATED, SHARDED, device_mesh
+from experiments.timing import Measurement, measure, multiply_adds, small_numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of convolutional capsules."""
+
+    batch: int = 16
+    """Examples."""
+    size: int = 14
+    """Height and width of the children's map."""
+    kernel: int = 3
+    """Kernel size."""
+    stride: int = 2
+    """Stride."""
+    children: int = 8
+    """Child capsule types."""
+    parents: int = 16
+    """Parent capsule types."""
+    iterations: int = 3
+    """Routing iterations."""
+
+    def __post_init__(self):
+        check_positive(self, *(field.name for field in dataclasses.fields(self)))
+        if self.kernel > self.size:
+            raise ValueError(f"kernel must be at most size, {self.size}; got {self.kernel}")
+
+    @property
+    def positions(self) -> int:
+        """Parent positions."""
+        return ((self.size - self.kernel) // self.stride + 1) ** 2
+
+    @property
+    def pairs(self) -> int:
+        """(child, parent) pairs that the layer routes."""
+        return self.batch * self.positions * self.kernel**2 * self.children * self.parents
+
+
+def layer_arguments(layer: Layer) -> tuple[jax.Array, ...]:
+    """Random poses, activations, transforms, beta_u and beta_a."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    children = (layer.batch, layer.size, layer.size, layer.children)
+    transforms = (layer.kernel, layer.kernel, layer.children, layer.parents, 4, 4)
+    return (
+        jax.random.normal(keys[0], (*children, 4, 4)),
+        jax.random.uniform(keys[1], children),
+        jnp.eye(4) + 0.3 * jax.random.normal(keys[2], transforms),
+        jax.random.normal(keys[3], (layer.parents,)),
+        jax.random.normal(keys[4], (layer.parents,)),
+    )
+
+
+def routings(layer: Layer) -> dict[str, Callable]:
+    """The three formulations, each from a layer's arguments to `(poses, activations)`."""
+    static = {"stride": layer.stride, "num_iterations": layer.iterations}
+
+    def ours(implementation: str, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return emcaps.conv_em_routing(*arguments, **static, implementation=implementation)[:2]
+
+    return {
+        "textbook": functools.partial(textbook.conv_em_routing, **static),
+        "dense": functools.partial(ours, "dense"),
+        "streamed": functools.partial(ours, "streamed"),
+    }
+
+
+def with_gradient(routing: Callable) -> Callable:
+    """The gradient for all arguments of a loss on what `routing` returns."""
+
+    def loss(*arguments: jax.Array) -> jax.Array:
+        return sum(((array**2).sum() for array in routing(*arguments)), jnp.zeros(()))
+
+    return jax.grad(loss, argnums=tuple(range(5)))
+
+
+def on_all_devices(function: Callable) -> Callable:
+    """A layer function with the batch divided among the devices; gradients of what they share are summed."""
+    in_specs = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
+
+    def local(*arguments: jax.Array) -> tuple[jax.Array, ...]:
+        poses, activations, *shared = function(*arguments)
+        return poses, activations, *(jax.lax.psum(array, "data") for array in shared)
+
+    def specs(number: int) -> tuple:
+        return in_specs[:number]
+
+    def mapped(*arguments: jax.Array) -> Any:
+        number = len(jax.eval_shape(function, *arguments))
+        return jax.shard_map(local, mesh=device_mesh(jax.devices()), in_specs=in_specs, out_specs=specs(number), check_vma=False)(
+            *arguments
+        )
+
+    return mapped
+
+
+def place_on_all_devices(arguments: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """A layer's arguments where `on_all_devices` wants them."""
+    mesh = device_mesh(jax.devices())
+    specs = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
+    return tuple(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arguments, specs, strict=True))
+
+
+def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measurement]]:
+    """One layer, forward and with the gradient, each formulation on one device, streamed on all of them as well."""
+    arguments = layer_arguments(layer)
+    results = {}
+    for direction, transform in (("forward", lambda routing: routing), ("gradient", with_gradient)):
+        contenders = {name: (transform(routing), arguments) for name, routing in routings(layer).items()}
+        streamed = contenders["streamed"][0]
+        contenders["streamed, all devices"] = (on_all_devices(streamed), place_on_all_devices(arguments))
+        results[direction] = measure(contenders, repeats)
+    return results
+
+
+def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]:
+    """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their multiply-adds.
+
+    A vote costs 64 multiply-adds; each operator 32 more; the gradient of the votes, over 2T - 1 terms, 16 for each term and
+    128 for its two products. The whole has 2T - 1 operators forward, as many back, and one gradient of the votes.
+    """
+    block = max(1, layout.BLOCK_COLUMNS // layer.positions)
+    small = dataclasses.replace(layer, batch=block)
+    poses, activations, transforms, beta_u, beta_a = layer_arguments(small)
+    field = emcaps.ReceptiveField((small.size, small.size), (small.kernel, small.kernel), small.stride)
+    num_children, columns = small.kernel**2 * small.children, small.positions * block
+    votes = StreamedVotes(
+        field.gather(poses.transpose(3, 4, 5, 1, 2, 0)).reshape(num_children, 4, 4, columns),
+        transforms.transpose(0, 1, 2, 4, 5, 3).reshape(num_children, 4, 4, small.parents),
+    )
+    weights = jax.random.uniform(jax.random.key(2), (num_children, small.parents, columns))
+    coefficients = jax.random.normal(jax.random.key(3), (4, 4, small.parents, columns))
+    operators = num_terms = 2 * small.iterations - 1
+
+    def terms(number: int, scale: jax.Array | None) -> VoteTerms:
+        forms = jnp.stack([coefficients] * number)
+        return VoteTerms(jnp.stack([weights] * number), scale, forms, forms + 1)
+
+    groups = terms(small.iterations, weights[:, 0]), terms(small.iterations - 1, None)
+    gradient_cost = 64 + 16 * num_terms + 128
+    chain, chain_cost = multiply_adds()
+    static = {"stride": small.stride, "num_iterations": small.iterations}
+    whole = functools.partial(emcaps.conv_em_routing, **static)
+    arguments = (poses, activations, transforms, beta_u, beta_a)
+    contenders = {
+        "moments": (lambda v, w, c: v.moments(w, c, w[:, 0]), (votes, weights, coefficients)),
+        "scores": (lambda v, q, c: v.scores(q[0, 0], q, c), (votes, coefficients, coefficients)),
+        "vote gradient": (lambda v, g, c: v.gradient(g, c), (votes, groups, coefficients)),
+        "softmax over parents": (lambda w: em.compete(w, em.Geometry(field, small.iterations)), (weights,)),
+        "whole forward": (lambda *a: whole(*a)[:2], arguments),
+        "whole with gradient": (with_gradient(lambda *a: whole(*a)[:2]), arguments),
+        "multiply-adds": (chain, (small_numbers(1 << 13),)),
+    }
+    results = measure(contenders, 3 * repeats)
+    rate = chain_cost / results["multiply-adds"].seconds
+    floors = {
+        "moments": 96,
+        "scores": 96,
+        "vote gradient": gradient_cost,
+        "softmax over parents": 0,
+        "whole forward": 96 * operators,
+        "whole with gradient": 2 * 96 * operators + gradient_cost,
+    }
+    rows = {}
+    for name, cost in floors.items():
+        nanoseconds = 1e9 * results[name].seconds / small.pairs
+        floor = 1e9 * cost / rate
+        rows[name] = {"ns_per_pair": nanoseconds, "floor_ns": floor, "times_floor": nanoseconds / floor if cost else 0.0}
+    rows["multiply-adds"] = {"per_second": rate}
+    return rows
+
+
+def benchmark_sweeps(layer: Layer, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of a streamed layer with its gradient, on one device, while one size at a time grows."""
+    sizes = {
+        "batch": [8, 16, 32, 64, 128, 256],
+        "children": [2, 4, 8, 16, 32],
+        "parents": [4, 8, 16, 32, 64],
+        "size": [6, 10, 14, 18, 22],
+        "iterations": [1, 2, 3, 4, 5],
+    }
+    sweeps = {}
+    for name, values in sizes.items():
+        contenders, amounts = {}, []
+        for value in values:
+            grown = dataclasses.replace(layer, **{name: value})
+            contenders[str(value)] = (with_gradient(routings(grown)["streamed"]), layer_arguments(grown))
+            amounts.append(grown.positions if name == "size" else value)
+        results = measure(contenders, repeats)
+        seconds = [results[str(value)].seconds for value in values]
+        sweeps["positions" if name == "size" else name] = {"sizes": amounts, "seconds": seconds}
+    return sweeps
