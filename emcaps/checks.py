@@ -74,10 +74,8 @@ def check_labels(name: str, array: Any, shape: tuple[int, ...], number: int) -> 
         raise TypeError(f"{name} must be integers; got {array.dtype}")
     if np.shape(array) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got shape {list(np.shape(array))}")
-    if array.dtype.itemsize < 4:  # JAX would take a number modulo 256 to compare it with uint8
-        array = array.astype(np.int32)
     check_range(name, array, 0, number - 1)
-    return array
+    return _widened(array)
 
 
 def _check_array(name: str, array: Any) -> None:
@@ -185,7 +183,14 @@ def check_finite(name: str, array: Any) -> None:
 
 def _inside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> Any:
     """Which values lie in an interval."""
+    values = _widened(values)
     return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
+
+
+def _widened(array: Any) -> Any:
+    """Integers in a dtype with room for what they are compared with: JAX would take 300 modulo 256 to compare it with uint8."""
+    narrow = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.itemsize < 4
+    return array.astype(np.int32) if narrow else array
 
 
 def _all_inside(values: Any, *ends: Any) -> Any:
@@ -202,7 +207,7 @@ def _first_wrong(values: Any, right: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)
 def _check_when_run(right: jax.Array, first_wrong: jax.Array, message: str) -> None:
-    """Leave a check in the program for the debug mode: if values are traced, it is up to who runs it whether they are right."""
+    """Leave a check in the program, for who runs it in debug mode."""
     # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit` has each traced once,
     # so that the same program, traced again, is found in caches of compiled ones.
     checkify.debug_check(right, message, first_wrong=first_wrong)

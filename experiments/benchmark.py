@@ -86,9 +86,9 @@ def kernels_part(config: BenchmarkConfig) -> Any:
 
 
 def sweeps_part(config: BenchmarkConfig) -> Any:
-    record = {}
+    record, sweeps = {}, benchmark_sweeps(config.layer, max(3, config.repeats // 2))
     print("\nStreamed with gradient, one device: how cost grows")
-    for name, sweep in benchmark_sweeps(config.layer, max(3, config.repeats // 2)).items():
+    for name, sweep in sweeps.items():
         exponent = fit_exponent(sweep["sizes"], sweep["seconds"])
         record[name] = {**sweep, "exponent": exponent}
         costs = "  ".join(f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True))

@@ -34,13 +34,20 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(training, "draw_figures", lambda *_: None)
 
 
-@pytest.fixture(autouse=True)
-def forgotten_tasks_are_collected():
-    """In the test whose they are, looking only at what is new since it began."""
+@pytest.fixture(autouse=True, scope="module")
+def earlier_objects_are_not_looked_through():
+    """To collect them, too, after each of these tests would take longer than many of the tests."""
+    gc.collect()
     gc.freeze()
     yield
-    gc.collect()
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def forgotten_tasks_are_collected():
+    """In the test whose they are."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

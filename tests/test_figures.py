@@ -122,6 +122,8 @@ def test_the_command_says_what_it_cannot_draw(trained, capsys, flags, message):
 
 
 def test_pyplot_is_not_involved():
+    data = tiny.dataset()
+    run_figures.samples(data.test_images, data.test_labels, data.class_names).savefig(io.BytesIO())
     assert "matplotlib.pyplot" not in sys.modules
 
 

@@ -11,7 +11,7 @@ from experiments import views
 from experiments.configs import NORB_IMAGES, ImageConfig
 from experiments.views import crop_places
 
-# Jitted, as whoever calls them has it.
+# Jitted: as operations one by one they would take longer to compile.
 prepare, central_view, training_view = (
     jax.jit(function, static_argnums=0) for function in (views.prepare, views.test_view, views.training_view)
 )
