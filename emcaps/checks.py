@@ -170,8 +170,7 @@ def check_range(
         _check_when_run(right.all(), _first_wrong(value, right), f"{expected}; got {{first_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
-        values = value if isinstance(value, jax.Array) else np.asarray(value)
-        all_inside = _all_inside_at_once if isinstance(value, jax.Array) else _all_inside
+        values, all_inside = (value, _all_inside_at_once) if isinstance(value, jax.Array) else (np.asarray(value), _all_inside)
         if not all_inside(values, *ends):
             raise ValueError(f"{expected}; got {float(_first_wrong(values, _inside(values, *ends))):g}")
 

@@ -20,6 +20,9 @@ from experiments.configs import check_positive
 from experiments.parallel import REPLICATED, SHARDED, device_mesh
 from experiments.timing import Measurement, measure, multiply_adds, small_numbers
 
+# How devices share a layer's arguments; of its results, the poses and activations are shared as those, and so are gradients.
+ARGUMENT_SPECS = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -95,20 +98,15 @@ def with_gradient(routing: Callable) -> Callable:
 
 def on_all_devices(function: Callable) -> Callable:
     """A layer function with the batch divided among the devices; gradients of what they share are summed."""
-    in_specs = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
 
     def local(*arguments: jax.Array) -> tuple[jax.Array, ...]:
         poses, activations, *shared = function(*arguments)
         return poses, activations, *(jax.lax.psum(array, "data") for array in shared)
 
-    def specs(number: int) -> tuple:
-        return in_specs[:number]
-
     def mapped(*arguments: jax.Array) -> Any:
-        number = len(jax.eval_shape(function, *arguments))
-        return jax.shard_map(local, mesh=device_mesh(jax.devices()), in_specs=in_specs, out_specs=specs(number), check_vma=False)(
-            *arguments
-        )
+        out_specs = ARGUMENT_SPECS[: len(jax.eval_shape(function, *arguments))]
+        mesh = device_mesh(jax.devices())
+        return jax.shard_map(local, mesh=mesh, in_specs=ARGUMENT_SPECS, out_specs=out_specs, check_vma=False)(*arguments)
 
     return mapped
 
@@ -116,8 +114,7 @@ def on_all_devices(function: Callable) -> Callable:
 def place_on_all_devices(arguments: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """A layer's arguments where `on_all_devices` wants them."""
     mesh = device_mesh(jax.devices())
-    specs = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
-    return tuple(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arguments, specs, strict=True))
+    return jax.device_put(arguments, tuple(NamedSharding(mesh, spec) for spec in ARGUMENT_SPECS))
 
 
 def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measurement]]:
@@ -140,7 +137,8 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     """
     block = max(1, layout.BLOCK_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
-    poses, activations, transforms, beta_u, beta_a = layer_arguments(small)
+    arguments = layer_arguments(small)
+    poses, _, transforms, *_ = arguments
     field = emcaps.ReceptiveField((small.size, small.size), (small.kernel, small.kernel), small.stride)
     num_children, columns = small.kernel**2 * small.children, small.positions * block
     votes = StreamedVotes(
@@ -158,16 +156,14 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     groups = terms(small.iterations, weights[:, 0]), terms(small.iterations - 1, None)
     gradient_cost = 64 + 16 * num_terms + 128
     chain, chain_cost = multiply_adds()
-    static = {"stride": small.stride, "num_iterations": small.iterations}
-    whole = functools.partial(emcaps.conv_em_routing, **static)
-    arguments = (poses, activations, transforms, beta_u, beta_a)
+    whole = routings(small)["streamed"]
     contenders = {
         "moments": (lambda v, w, c: v.moments(w, c, w[:, 0]), (votes, weights, coefficients)),
         "scores": (lambda v, q, c: v.scores(q[0, 0], q, c), (votes, coefficients, coefficients)),
         "vote gradient": (lambda v, g, c: v.gradient(g, c), (votes, groups, coefficients)),
         "softmax over parents": (lambda w: em.compete(w, em.Geometry(field, small.iterations)), (weights,)),
-        "whole forward": (lambda *a: whole(*a)[:2], arguments),
-        "whole with gradient": (with_gradient(lambda *a: whole(*a)[:2]), arguments),
+        "whole forward": (whole, arguments),
+        "whole with gradient": (with_gradient(whole), arguments),
         "multiply-adds": (chain, (small_numbers(1 << 13),)),
     }
     results = measure(contenders, 3 * repeats)

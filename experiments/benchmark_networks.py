@@ -52,20 +52,13 @@ def benchmark_step(batch: int, repeats: int, iterations: int) -> dict[str, Measu
         name: (functools.partial(step, network), (params, images, labels)) for name, network in networks.items()
     }
 
-    def sharded_step(params: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def local(params: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
-            return jax.lax.pmean(step(networks["streamed"], params, *batch), "data")
+    def shared_step(*arguments: Any) -> Any:
+        return jax.lax.pmean(step(networks["streamed"], *arguments), "data")
 
-        mesh = device_mesh(jax.devices())
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=REPLICATED, check_vma=False)
-        return mapped(params, (images, labels))
-
-    mesh = device_mesh(jax.devices())
-    placed = (
-        jax.device_put(params, NamedSharding(mesh, REPLICATED)),
-        *(jax.device_put(array, NamedSharding(mesh, SHARDED)) for array in (images, labels)),
-    )
-    contenders["streamed, all devices"] = (sharded_step, placed)
+    mesh, specs = device_mesh(jax.devices()), (REPLICATED, SHARDED, SHARDED)
+    placed = jax.device_put((params, images, labels), tuple(NamedSharding(mesh, spec) for spec in specs))
+    on_all_devices = jax.shard_map(shared_step, mesh=mesh, in_specs=specs, out_specs=REPLICATED, check_vma=False)
+    contenders["streamed, all devices"] = (on_all_devices, placed)
     return measure(contenders, repeats)
 
 
