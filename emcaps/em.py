@@ -7,7 +7,7 @@ among all the parents that it reaches, of all types and at all positions).
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -17,7 +17,7 @@ from jax import lax
 
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_ENTRIES
-from emcaps.votes import Moments
+from emcaps.votes import Moments, VoteTerms
 
 COMPETITIONS = ("all", "types", "positions")
 INITIAL_ASSIGNMENTS = ("reachable", "types")
@@ -27,11 +27,30 @@ MOST_CANCELLATION = 100.0
 
 
 class Votes(Protocol):
-    """The two operators of `votes.py`, and the weighted sum to start from."""
+    """The two operators of `votes.py`, the weighted sum to start from, and moments taken again (`votes.retake_if_lost`)."""
 
     def weighted_sum(self, weights: jax.Array, /) -> jax.Array: ...
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array, /) -> Moments: ...
+    def retake(
+        self, lost: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments], /
+    ) -> tuple[jax.Array, Moments]: ...
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, /) -> jax.Array: ...
+
+
+class RecomputedVotes(Votes, Protocol):
+    """Votes that are formed where they are used: a tree of their poses and transforms, which can tell the gradient for these.
+
+    Attributes:
+        UNROLL: whether iterations shall follow one another in the program, rather than be the turns of a loop.
+    """
+
+    UNROLL: bool
+
+    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None, /) -> Moments: ...
+    def scores(
+        self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None, /
+    ) -> jax.Array: ...
+    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array, /) -> tuple[jax.Array, jax.Array]: ...
 
 
 class Parents(NamedTuple):
@@ -285,21 +304,24 @@ def next_iteration(
 ) -> Iteration:
     """An E-step and an M-step about the previous means.
 
-    Where parents have moved so far that their variances lose digits, the M-step is done again, about the means that it gave.
+    Where parents have moved so far that their variances lose digits, moments are taken again, about the means that they gave.
     """
     old_means = previous.parents.means
     assignments = e_step(votes, previous.parents, constants, geometry)
+    centre = lax.stop_gradient(old_means)
+    moments = votes.moments(assignments, centre, activations)
+    lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
+    centre, moments = votes.retake(lost, assignments, means, activations, (centre, moments))
+    parents = fit_gaussians(moments, centre, old_means, constants, geometry, iteration)
+    return Iteration(assignments, centre, moments, parents)
 
-    def fit(centre: jax.Array) -> tuple[jax.Array, Moments, Parents]:
-        state = m_step(votes, activations, assignments, centre, old_means, constants, geometry, iteration)
-        return state.centre, state.moments, state.parents
 
-    rough = _, moments, parents = fit(old_means)
-    mean_squares = moments.second / (moments.mass + constants.mass_epsilon)
-    lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * parents.variances).any())
-    if geometry.parent_axis is not None:  # devices that talk to each other in the M-step must agree whether to repeat it
-        lost = lax.psum(lost.astype(jnp.int32), geometry.parent_axis) > 0
-    return Iteration(assignments, *lax.cond(lost, lambda: fit(parents.means), lambda: rough))
+def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
+    """Where variances have lost digits, bool `[J, M]`, because means are far from the centre; and the means, `[4, 4, J, M]`."""
+    total = moments.mass + constants.mass_epsilon
+    shift, mean_squares = moments.first / total, moments.second / total
+    variances = mean_squares - shift**2 + constants.min_variance
+    return (mean_squares > MOST_CANCELLATION * variances).any((0, 1)), centre + shift
 
 
 def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:

@@ -21,6 +21,7 @@ from emcaps.em import (
     Constants,
     Geometry,
     Parents,
+    RecomputedVotes,
     compete_derivative,
     first_iteration,
     fit_gaussians,
@@ -28,7 +29,7 @@ from emcaps.em import (
     next_iteration,
     route,
 )
-from emcaps.votes import Moments, StreamedVotes, VoteTerms
+from emcaps.votes import Moments, VoteTerms
 
 FIRST_ORDER_ONLY = (
     'implementation="streamed" has first derivatives in reverse mode only (jax.grad, jax.vjp); '
@@ -78,7 +79,7 @@ class _Gradients(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def route_streamed(
-    votes: StreamedVotes, activations: jax.Array, constants: Constants, geometry: Geometry
+    votes: RecomputedVotes, activations: jax.Array, constants: Constants, geometry: Geometry
 ) -> tuple[Parents, jax.Array]:
     """`em.route`, with a gradient that streams the votes as well. First order and reverse mode only."""
     return route(votes, activations, constants, geometry)
@@ -98,7 +99,7 @@ def _forth(votes, activations, constants, geometry):
 
     first = first_iteration(*given)
     state = first, _stack(record(first, jnp.zeros_like(first.centre)), geometry.num_iterations)
-    last, history = lax.fori_loop(1, geometry.num_iterations, iterate, state)
+    last, history = lax.fori_loop(1, geometry.num_iterations, iterate, state, unroll=votes.UNROLL)
     return (last.parents, last.assignments), (votes, activations, constants, history, last.parents.means)
 
 
@@ -179,11 +180,11 @@ def _back(geometry, residuals, result_gradients):
         data_forms=_stack((nothing, nothing), repeats),
         score_forms=_stack((nothing, nothing), max(repeats - 1, 1)),
     )
-    gradients = m_step_back(lax.fori_loop(0, repeats - 1, iterate, gradients), 0)
+    gradients = m_step_back(lax.fori_loop(0, repeats - 1, iterate, gradients, unroll=votes.UNROLL), 0)
     terms = [VoteTerms(history.assignments, activations, *gradients.data_forms)]
     if repeats > 1:
         terms.append(VoteTerms(gradients.scores, None, *gradients.score_forms))
-    return StreamedVotes(*votes.gradient(terms, last_means)), gradients.activations, gradients.constants
+    return type(votes)(*votes.gradient(terms, last_means)), gradients.activations, gradients.constants
 
 
 route_streamed.defvjp(_forth, _back)

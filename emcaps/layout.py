@@ -6,23 +6,45 @@ a block of the batch at a time where the votes are streamed, and brings the resu
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.em import route
+from emcaps import kernels
+from emcaps.em import Parents, route
 from emcaps.em_gradient import route_streamed
+from emcaps.fused import FusedVotes
+from emcaps.kernels import KernelVotes
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
 
-# How the votes are held, and the routing that goes with it.
-IMPLEMENTATIONS = {"dense": (dense_votes, route), "streamed": (StreamedVotes, route_streamed)}
+IMPLEMENTATIONS = ("streamed", "dense", "fused", "kernels")
 
-# Streamed routing takes the batch in blocks of about so many columns (parent position x example): on a CPU, so that arrays fit in a
-# cache; on accelerators, which want many columns, so that they fit in memory.
-BLOCK_COLUMNS = 144
-ACCELERATOR_BLOCK_COLUMNS = 8192
+
+class Form(NamedTuple):
+    """A way to hold the votes, and how much of the batch is routed at a time.
+
+    Attributes:
+        hold_votes: from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]`.
+        route: the routing that goes with it.
+        columns: about so many (parent position x example) in a block; None: all of them.
+        multiple: of which a block's columns must be.
+    """
+
+    hold_votes: Callable[[jax.Array, jax.Array], Any]
+    route: Callable[..., tuple[Parents, jax.Array]]
+    columns: int | None
+    multiple: int = 1
+
+
+DENSE = Form(dense_votes, route, None)
+# On a CPU, so many columns that arrays fit in a cache; on accelerators, which want many, so that they fit in memory.
+CHUNKED = Form(StreamedVotes, route_streamed, 144)
+FUSED = Form(FusedVotes, route_streamed, 65536)
+KERNELS = Form(KernelVotes, route_streamed, 65536, kernels.COLUMNS)
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -77,32 +99,54 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
         (poses, activations, transforms, constants), compute_dtype(poses, activations, transforms)
     )
 
+    def route_in(form):
+        return functools.partial(_route_blocks, geometry=geometry, form=form, remat=remat)
+
+    given = poses, activations, transforms, constants
+    if implementation == "dense":
+        result = route_in(DENSE)(*given)
+    elif implementation == "fused":
+        result = route_in(FUSED)(*given)
+    elif implementation == "streamed":
+        result = lax.platform_dependent(*given, cpu=route_in(CHUNKED), default=route_in(FUSED))
+    else:
+        result = lax.platform_dependent(*given, cpu=route_in(CHUNKED), cuda=route_in(KERNELS), default=route_in(FUSED))
+    return _outer_dtypes(result, dtype)
+
+
+def _route_blocks(poses, activations, transforms, constants, *, geometry, form, remat) -> RoutingResult:
+    """Route a block of the batch after the other."""
+
     def route_block(children):
-        return _route_patches(children, transforms, constants, geometry, implementation)
+        return _route_patches(children, transforms, constants, geometry, form)
 
     if remat:
         route_block = jax.checkpoint(route_block, prevent_cse=False)
     batch = poses.shape[0]
-    block = batch if implementation == "dense" else _block_size(batch, math.prod(geometry.field.output_size))
+    block = _block_size(batch, math.prod(geometry.field.output_size), form)
     if block == batch:
-        result = route_block((poses, activations))
+        return route_block((poses, activations))
+    num_blocks = -(-batch // block)
+    children = jax.tree.map(
+        lambda array: _pad_batch(array, num_blocks * block).reshape(num_blocks, block, *array.shape[1:]),
+        (poses, activations),
+    )
+    if num_blocks == 1:
+        result = jax.tree.map(lambda array: array[None], route_block(jax.tree.map(lambda array: array[0], children)))
     else:
-        num_blocks = -(-batch // block)
-        children = jax.tree.map(
-            lambda array: _pad_batch(array, num_blocks * block).reshape(num_blocks, block, *array.shape[1:]),
-            (poses, activations),
-        )
         result = lax.map(route_block, children)
-        result = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
-    return _outer_dtypes(result, dtype)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
 
 
-def _block_size(batch: int, positions: int) -> int:
+def _block_size(batch: int, positions: int, form: Form) -> int:
     """Examples in a block: about so many columns, rather a little fewer than leaving the last block partly empty."""
-    columns = BLOCK_COLUMNS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_COLUMNS
-    most = min(batch, max(1, columns // positions))
+    if form.columns is None:
+        return batch
+    multiple = form.multiple // math.gcd(positions, form.multiple)
+    most = min(batch, max(1, form.columns // positions))
     divisor = max(size for size in range(1, most + 1) if batch % size == 0)
-    return divisor if 2 * divisor > most else -(-batch // -(-batch // most))
+    block = divisor if 2 * divisor > most else -(-batch // -(-batch // most))
+    return -(-block // multiple) * multiple
 
 
 def _pad_batch(array: jax.Array, size: int) -> jax.Array:
@@ -110,16 +154,16 @@ def _pad_batch(array: jax.Array, size: int) -> jax.Array:
     return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
 
 
-def _route_patches(children, transforms, constants, geometry, implementation) -> RoutingResult:
+def _route_patches(children, transforms, constants, geometry, form) -> RoutingResult:
     """Gather the children of every patch into the inner layout, route, and bring the result back to batch-first."""
-    (poses, activations), (hold_votes, route) = children, IMPLEMENTATIONS[implementation]
+    poses, activations = children
     field = geometry.field
     seen_poses = field.gather(poses.transpose(3, 4, 5, 1, 2, 0))  # [KH, KW, I, 4, Q, OH, OW, B]
     seen_activations = field.gather(activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
     kernel, positions = seen_activations.shape[:3], seen_activations.shape[3:]
     num_children, num_inner = math.prod(kernel), poses.shape[-1]
-    parents, assignments = route(
-        hold_votes(
+    parents, assignments = form.route(
+        form.hold_votes(
             seen_poses.reshape(num_children, POSE_SIZE, num_inner, -1),
             transforms.transpose(0, 1, 2, 4, 5, 3).reshape(num_children, num_inner, POSE_SIZE, -1),
         ),

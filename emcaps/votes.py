@@ -52,6 +52,25 @@ class VoteTerms(NamedTuple):
     linear: jax.Array
 
 
+def retake_if_lost(
+    votes: Any, lost: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
+) -> tuple[jax.Array, Moments]:
+    """Moments about another centre than they were taken about, if any of them has lost digits; otherwise as they are.
+
+    Args:
+        votes: of the children.
+        lost: where digits were lost, bool `[J, M]`.
+        weights: as of `moments`.
+        centre: to take them about, `[4, 4, J, M]`.
+        scale: as of `moments`.
+        taken: the centre of before and the moments about it.
+
+    Returns:
+        A centre, and the moments about it.
+    """
+    return lax.cond(lost.any(), lambda: (centre, votes.moments(weights, centre, scale)), lambda: taken)
+
+
 class DenseVotes(NamedTuple):
     """Votes held in memory: the readable twin, and differentiable to any order.
 
@@ -67,7 +86,7 @@ class DenseVotes(NamedTuple):
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """Moments about `centre` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
-        weights = _scaled(weights, scale)
+        weights = scaled(weights, scale)
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
             vote, weight = child
@@ -77,6 +96,8 @@ class DenseVotes(NamedTuple):
         nothing = jnp.zeros_like(centre)
         (first, second), _ = lax.scan(add_child, (nothing, nothing), (self.votes, weights))
         return Moments(weights.sum(0), first, second)
+
+    retake = retake_if_lost
 
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """Quadratic forms in the offsets from `centre`: a constant `[J, M]`, coefficients `[4, 4, J, M]`. Returns `[N, J, M]`."""
@@ -107,6 +128,8 @@ class StreamedVotes(NamedTuple):
     poses: jax.Array
     transforms: jax.Array
 
+    UNROLL = False  # a loop is compiled once for all iterations
+
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
         return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms)
@@ -118,7 +141,7 @@ class StreamedVotes(NamedTuple):
             (sums, mass), (poses, transforms, weights) = state, chunk
             first = second = jnp.zeros((), centre.dtype)
             for pose, transform, weight in zip(poses, transforms, weights, strict=True):
-                offsets = _form_votes(pose, transform) - centre
+                offsets = form_votes(pose, transform) - centre
                 weighted = weight * offsets
                 first += weighted
                 second += weighted * offsets
@@ -130,9 +153,11 @@ class StreamedVotes(NamedTuple):
             step,
             (nothing, jnp.zeros(weights.shape[1:], centre.dtype)),
             (self.poses, self.transforms, weights, scale),
-            prepare=lambda poses, transforms, weights, scale: (poses, transforms, _scaled(weights, scale)),
+            prepare=lambda poses, transforms, weights, scale: (poses, transforms, scaled(weights, scale)),
         )
         return Moments(mass, sums.real, sums.imag)
+
+    retake = retake_if_lost
 
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`."""
@@ -169,7 +194,7 @@ class StreamedVotes(NamedTuple):
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
                     slope += weight[:, None, None] * quadratic
                     intercept += weight[:, None, None] * linear
-            return 2 * slope * (_form_votes(poses, transforms) - centre) + intercept
+            return 2 * slope * (form_votes(poses, transforms) - centre) + intercept
 
         def step(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             poses, transforms, *_ = chunk
@@ -185,12 +210,12 @@ class StreamedVotes(NamedTuple):
             (self.poses, self.transforms, *[(terms.weights, terms.scale) for terms in groups]),
             most=3,
             axes=(0, 0, *[(1, 0)] * len(groups)),
-            prepare=lambda poses, transforms, *weights: (poses, transforms, *(_scaled(*pair) for pair in weights)),
+            prepare=lambda poses, transforms, *weights: (poses, transforms, *(scaled(*pair) for pair in weights)),
         )
         return to_poses, to_transforms.transpose(0, 3, 1, 2)
 
 
-def _form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
+def form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
     """`[..., 4, Q, M]` and `[..., Q, 4, J]` to `[..., 4, 4, J, M]`. Q is too small to call a matrix product."""
     return _sum(poses[..., :, k, None, None, :] * transforms[..., None, k, :, :, None] for k in range(poses.shape[-2]))
 
@@ -199,7 +224,7 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _scaled(weights: jax.Array, scale: jax.Array | None) -> jax.Array:
+def scaled(weights: jax.Array, scale: jax.Array | None) -> jax.Array:
     """Weights `[..., N, J, M]` times a scale `[N, M]`, or as they are."""
     return weights if scale is None else weights * scale[:, None]
 
@@ -210,7 +235,7 @@ def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Arra
 
 
 def _product_transpose(poses: jax.Array, transforms: jax.Array, votes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of `_form_votes` for a gradient `[n, 4, 4, J, M]` of its result, as matrix products, one for each row.
+    """Gradients of `form_votes` for a gradient `[n, 4, 4, J, M]` of its result, as matrix products, one for each row.
 
     Returns:
         For the poses, `[n, 4, Q, M]`, and for the transforms, `[n, 4, J, Q]`: the order that XLA:CPU multiplies fast.

@@ -1,0 +1,84 @@
+"""Votes for accelerators: formed inside reductions that a compiler makes into one kernel, and never stored.
+
+The same operators as in `votes.py`, without a loop. On a GPU or TPU each pass over the votes is a reduction whose operand is a
+broadcast product; XLA forms that operand in registers. It must be kept from two things: to store what several passes have in
+common, and to take the votes out of a loop in which they do not change. `_not_shared` is for that.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from emcaps.votes import Moments, VoteTerms, form_votes, retake_if_lost, scaled
+
+# Bytes of the votes' gradient that are held at a time: what stays in the cache of a large accelerator.
+GRADIENT_BYTES = 128_000_000
+
+
+class FusedVotes(NamedTuple):
+    """As `StreamedVotes`, for accelerators.
+
+    Attributes:
+        poses: `[N, 4, Q, M]`.
+        transforms: `[N, Q, 4, J]`.
+    """
+
+    poses: jax.Array
+    transforms: jax.Array
+
+    UNROLL = True  # a GPU's loops are driven by its host
+
+    def weighted_sum(self, weights: jax.Array) -> jax.Array:
+        """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
+        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms, precision="highest")
+
+    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
+        """As `DenseVotes.moments`: one reduction with two results."""
+        weights = scaled(weights, scale)
+        offsets = form_votes(*_not_shared(self, weights)) - centre
+        weighted = weights[:, None, None] * offsets
+        zero = jnp.zeros((), centre.dtype)
+        first, second = lax.reduce((weighted, weighted * offsets), (zero, zero), lambda sums, terms: (sums[0] + terms[0], sums[1] + terms[1]), (0,))
+        return Moments(weights.sum(0), first, second)
+
+    retake = retake_if_lost
+
+    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+        """As `DenseVotes.scores`: one reduction over the pose entries."""
+        offsets = form_votes(*_not_shared(self, quadratic)) - centre
+        slope = quadratic * offsets if linear is None else quadratic * offsets + linear
+        return constant + (slope * offsets).sum((1, 2))
+
+    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `StreamedVotes.gradient`, a chunk of children at a time."""
+        num_children = self.poses.shape[0]
+        most = max(1, GRADIENT_BYTES // (centre.size * centre.dtype.itemsize))
+        size = max(size for size in range(1, min(most, num_children) + 1) if num_children % size == 0)
+
+        def chunk_gradient(start):
+            poses, transforms = (lax.dynamic_slice_in_dim(array, start, size) for array in self)
+            slope = intercept = jnp.zeros((), centre.dtype)
+            for terms in groups:
+                weights = lax.dynamic_slice_in_dim(terms.weights, start, size, 1)
+                weights = scaled(weights, None if terms.scale is None else lax.dynamic_slice_in_dim(terms.scale, start, size))
+                for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
+                    slope += weight[:, None, None] * quadratic
+                    intercept += weight[:, None, None] * linear
+            votes = 2 * slope * (form_votes(poses, transforms) - centre) + intercept
+            return (
+                jnp.einsum("nkhj,nihjm->nikm", transforms, votes, precision="highest"),
+                jnp.einsum("nihjm,nikm->nkhj", votes, poses, precision="highest"),
+            )
+
+        starts = jnp.arange(0, num_children, size)
+        chunks = lax.map(chunk_gradient, starts)
+        return tuple(chunk.reshape(num_children, *chunk.shape[2:]) for chunk in chunks)
+
+
+def _not_shared(votes: FusedVotes, of_this_pass: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Poses and transforms as known only with something of this pass, so that no two passes have votes in common."""
+    poses, transforms, _ = lax.optimization_barrier((*votes, of_this_pass))
+    return poses, transforms

@@ -1,0 +1,362 @@
+"""Votes for NVIDIA GPUs: one hand-written kernel a pass over the votes, which live in registers (Pallas, lowered by Triton).
+
+The operators of `votes.py` once more. Each thread keeps what belongs to its parents (or, for the votes' gradient, to its
+children), walks over all the others, and adds up by itself. Long walks are divided among programs, so that there are enough of
+these to hide how long memory takes; XLA adds up what they found. Sizes are static, and nothing is masked: the number of columns
+is a multiple of `COLUMNS`.
+
+Computed in float32, with fused multiply-adds, which XLA and Triton would not form by themselves.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from emcaps.votes import Moments, VoteTerms
+
+COLUMNS = 32  # of a program: each thread of a warp has one
+TYPES = 4  # parent types in a program of moments or scores, a warp each; all read the same poses
+SCORED_CHILDREN = 8  # in a program of scores, one after the other
+POSE_CHILDREN = 4  # in a program of the gradient for the poses, all in each thread
+TRANSFORM_CHILDREN = 2  # the same for the transforms
+WARPS = 8192  # of a pass, if it can be divided so far: some four for each that a large GPU holds at a time
+
+ROWS = range(4)
+ENTRIES = [(row, column) for row in ROWS for column in ROWS]
+
+Axes = str  # of an array, a letter each; see `_run`
+Tile = tuple[int, int]
+
+
+class KernelVotes(NamedTuple):
+    """As `StreamedVotes`, for NVIDIA GPUs; in float32, of a multiple of `COLUMNS` columns.
+
+    Attributes:
+        poses: `[N, 4, Q, M]`.
+        transforms: `[N, Q, 4, J]`.
+    """
+
+    poses: jax.Array
+    transforms: jax.Array
+
+    UNROLL = True
+
+    def weighted_sum(self, weights: jax.Array) -> jax.Array:
+        """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
+        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None], self.transforms, precision="highest")
+
+    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
+        """As `DenseVotes.moments`: a program has some parent types and columns, and walks over a part of the children."""
+        return self._moments(jnp.ones(centre.shape[-1] // COLUMNS, jnp.int32), weights, centre, scale)
+
+    def retake(
+        self, lost: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
+    ) -> tuple[jax.Array, Moments]:
+        """As `votes.retake_if_lost`, by columns: where nothing was lost, programs end as soon as they begin."""
+        wanted = lost.any(0).reshape(-1, COLUMNS).any(1)
+        again = centre, self._moments(wanted.astype(jnp.int32), weights, centre, scale)
+        return jax.tree.map(functools.partial(jnp.where, jnp.repeat(wanted, COLUMNS)), again, taken)
+
+    def _moments(self, wanted: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array | None) -> Moments:
+        num_children, num_parents, width = self._sizes()
+        types = math.gcd(num_parents, TYPES)
+        children = _part(num_children, WARPS * COLUMNS // (width * num_parents))
+        inputs = [(wanted, "M"), (centre, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj"), (weights, "njm")]
+        first, second, mass = _run(
+            _moments,
+            {"m": COLUMNS, "j": types, "n": children},
+            inputs + ([] if scale is None else [(scale, "nm")]),
+            ["Nihjm", "Nihjm", "Njm"],
+            warps=types,
+        )
+        return Moments(mass.sum(0), first.sum(0), second.sum(0))
+
+    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+        """As `DenseVotes.scores`: a program has some parent types and columns, and walks over a few children."""
+        num_children, num_parents, _ = self._sizes()
+        types = math.gcd(num_parents, TYPES)
+        children = _part(num_children, num_children / SCORED_CHILDREN)
+        inputs = [(constant, "jm"), (quadratic, "ihjm"), (centre, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj")]
+        (scores,) = _run(
+            _scores,
+            {"m": COLUMNS, "j": types, "n": children},
+            inputs + ([] if linear is None else [(linear, "ihjm")]),
+            ["njm"],
+            warps=types,
+        )
+        return scores
+
+    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `StreamedVotes.gradient`, by a kernel each for poses and transforms; a warp has one row of the votes.
+
+        For the poses a program has some children and columns, and walks over the parents; for the transforms it has some children
+        of one parent, and walks over a part of the columns.
+        """
+        num_children, num_parents, width = self._sizes()
+        inputs = [(centre, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj")]
+        for terms in groups:
+            inputs += [(terms.weights, "fnjm"), (terms.quadratic, "fihjm"), (terms.linear, "fihjm")]
+            inputs += [] if terms.scale is None else [(terms.scale, "nm")]
+        have_scale = [terms.scale is not None for terms in groups]
+        (to_poses,) = _run(
+            functools.partial(_pose_gradient, have_scale),
+            {"m": COLUMNS, "n": math.gcd(num_children, POSE_CHILDREN)},
+            inputs,
+            ["nikm"],
+            warps=len(ROWS),
+        )
+        children = math.gcd(num_children, TRANSFORM_CHILDREN)
+        programs = num_parents * num_children // children
+        columns = COLUMNS * _part(width // COLUMNS, WARPS / (len(ROWS) * programs))
+        (to_transforms,) = _run(
+            functools.partial(_transform_gradient, have_scale),
+            {"n": children, "j": 1, "m": columns},
+            inputs,
+            ["Mnkhj"],
+            warps=len(ROWS),
+        )
+        return to_poses, to_transforms.sum(0)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.poses.shape[0], self.transforms.shape[-1], self.poses.shape[-1]
+
+
+def _part(number: int, parts: float) -> int:
+    """The size of equal parts of a number of things, at least so many parts if there are as many divisors."""
+    return next((number // count for count in range(1, number + 1) if number % count == 0 and count >= parts), 1)
+
+
+def _run(
+    kernel: Callable, grid: Mapping[str, int], inputs: Sequence[tuple[jax.Array, Axes]], outputs: Sequence[Axes], warps: int
+) -> list[jax.Array]:
+    """Run a program of `kernel(multiply_add, *inputs, *outputs)` for each block of the grid; interpreted where there is no GPU.
+
+    Args:
+        kernel: of references to its blocks.
+        grid: how much a program has of each axis, by its letter; the first letter's programs follow one another.
+        inputs: arrays, with a letter for each axis. Axes that the grid does not name are whole, and so are those of size 1. A
+            capital letter is an axis along which each program of that letter has one place, which its block lacks.
+        outputs: the same of what is returned, in the dtype of the first floating input.
+        warps: of a program.
+    """
+    sizes = {letter: size for array, axes in inputs for letter, size in zip(axes, array.shape, strict=True) if size > 1}
+    sizes |= {letter.upper(): sizes.get(letter, 1) // block for letter, block in grid.items()}
+    letters = list(grid)
+
+    def spec(axes: Axes, shape: Sequence[int]) -> pl.BlockSpec:
+        def index(*place: Any) -> tuple[Any, ...]:
+            return tuple(place[letters.index(a.lower())] if divided(a, s) else 0 for a, s in zip(axes, shape, strict=True))
+
+        def divided(letter: str, size: int) -> bool:
+            return letter.isupper() or (letter in grid and size > 1)
+
+        block = [None if a.isupper() else grid[a] if divided(a, s) else s for a, s in zip(axes, shape, strict=True)]
+        return pl.BlockSpec(block, index)
+
+    dtype = inputs[1][0].dtype
+    shapes = [[sizes.get(letter, 1) for letter in axes] for axes in outputs]
+
+    def run(interpret: bool, *arrays: jax.Array) -> list[jax.Array]:
+        multiply_add = _multiply_add if interpret else _fused_multiply_add
+        options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=1)}
+        call = pl.pallas_call(
+            functools.partial(kernel, multiply_add),
+            grid=tuple(sizes[letter.upper()] for letter in letters),
+            in_specs=[spec(axes, array.shape) for array, axes in inputs],
+            out_specs=[spec(axes, shape) for axes, shape in zip(outputs, shapes, strict=True)],
+            out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in shapes],
+            interpret=interpret,
+            name="em" + kernel_name(kernel),
+            **options,
+        )
+        return call(*arrays)
+
+    arrays = [array for array, _ in inputs]
+    return lax.platform_dependent(*arrays, cuda=functools.partial(run, False), default=functools.partial(run, True))
+
+
+def kernel_name(kernel: Callable) -> str:
+    return getattr(kernel, "func", kernel).__name__
+
+
+def _multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    return a * b + c
+
+
+def _fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    shape = jnp.broadcast_shapes(a.shape, b.shape, c.shape)
+    (result,) = triton.elementwise_inline_asm(
+        "fma.rn.f32 $0, $1, $2, $3;",
+        args=[jnp.broadcast_to(array, shape) for array in (a, b, c)],
+        constraints="=f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
+    )
+    return result
+
+
+def _offset(fma: Callable, negative_centre: jax.Array, pose_row: Sequence[jax.Array], transform_column: Sequence[jax.Array]) -> jax.Array:
+    """An entry of vote - centre."""
+    for pose, transform in zip(pose_row, transform_column, strict=True):
+        negative_centre = fma(pose, transform, negative_centre)
+    return negative_centre
+
+
+def _walk_children(fma: Callable, poses: Any, transforms: Any, centre: Any, stop: Any, visit: Callable, state: Any) -> Any:
+    """`state = visit(child, offsets, state)` for each child, with its votes' offsets from the centre, of `ENTRIES`."""
+    start = [-centre[row, column] for row, column in ENTRIES]
+    inner = range(poses.shape[2])
+
+    def body(child: jax.Array, state: Any) -> Any:
+        pose = [[poses[child, row, k][None] for k in inner] for row in ROWS]
+        transform = [[transforms[child, k, column][:, None] for k in inner] for column in ROWS]
+        offsets = [_offset(fma, at, pose[row], transform[column]) for at, (row, column) in zip(start, ENTRIES, strict=True)]
+        return visit(child, offsets, state)
+
+    return lax.fori_loop(0, stop, body, state)
+
+
+def _moments(fma, wanted, centre, poses, transforms, weights, *rest):
+    *scale, first_out, second_out, mass_out = rest
+
+    def add_child(child, offsets, sums):
+        first, second, mass = sums
+        weight = weights[child]
+        for factor in scale:
+            weight = weight * factor[child][None]
+        weighted = [weight * offset for offset in offsets]
+        first = [total + term for total, term in zip(first, weighted, strict=True)]
+        second = [fma(term, offset, total) for total, term, offset in zip(second, weighted, offsets, strict=True)]
+        return first, second, mass + weight
+
+    zero = jnp.zeros(centre.shape[2:], centre.dtype)
+    nothing = [zero] * len(ENTRIES), [zero] * len(ENTRIES), jnp.zeros(mass_out.shape, centre.dtype)
+    first, second, mass = _walk_children(fma, poses, transforms, centre, wanted[...] * poses.shape[0], add_child, nothing)
+    for place, (row, column) in enumerate(ENTRIES):
+        first_out[row, column] = first[place]
+        second_out[row, column] = second[place]
+    mass_out[...] = mass
+
+
+def _scores(fma, constant, quadratic, centre, poses, transforms, *rest):
+    *linear, out = rest
+    total_of_none = constant[...]
+    squares = [quadratic[row, column] for row, column in ENTRIES]
+    slopes = [[coefficients[row, column] for row, column in ENTRIES] for coefficients in linear]
+
+    def score(child, offsets, state):
+        total = total_of_none
+        for place, offset in enumerate(offsets):
+            slope = fma(squares[place], offset, slopes[0][place]) if slopes else squares[place] * offset
+            total = fma(slope, offset, total)
+        out[child] = total
+        return state
+
+    _walk_children(fma, poses, transforms, centre, poses.shape[0], score, 0)
+
+
+def _vote_terms(have_scale: Sequence[bool], arrays: Sequence[Any]) -> Iterator[tuple[int, VoteTerms]]:
+    """Each term of the groups that the arrays are of: its place in its group, and the group."""
+    arrays = list(arrays)
+    for has_scale in have_scale:
+        weights, quadratic, linear, *arrays = arrays
+        scale = arrays.pop(0) if has_scale else None
+        for place in range(weights.shape[0]):
+            yield place, VoteTerms(weights, scale, quadratic, linear)
+
+
+def _weights(terms: Sequence[tuple[int, VoteTerms]], child: int, parent: Any, columns: Any) -> list[jax.Array]:
+    """Of each term the weights of one child for one parent, scaled, `[1, columns]`."""
+
+    def scaled(place: int, term: VoteTerms) -> jax.Array:
+        weight = term.weights[place, child, parent, columns]
+        return (weight if term.scale is None else weight * term.scale[child, columns])[None]
+
+    return [scaled(*term) for term in terms]
+
+
+def _column_gradients(
+    fma: Callable,
+    terms: Sequence[tuple[int, VoteTerms]],
+    weights: Sequence[Sequence[jax.Array]],
+    offsets: Callable[[int, jax.Array], jax.Array],
+    centre: Any,
+    column: int,
+    parent: Any,
+    columns: Any,
+) -> list[jax.Array]:
+    """The gradient of one column of the votes for a parent, of each child whose weights are given, `[4, columns]`."""
+    at = -centre[:, column, parent, columns]
+    slopes = [jnp.zeros_like(at)] * len(weights)
+    intercepts = [jnp.zeros_like(at)] * len(weights)
+    for number, (place, term) in enumerate(terms):
+        quadratic = term.quadratic[place, :, column, parent, columns]
+        linear = term.linear[place, :, column, parent, columns]
+        for child, weight in enumerate(weights):
+            slopes[child] = fma(weight[number], quadratic, slopes[child])
+            intercepts[child] = fma(weight[number], linear, intercepts[child])
+    return [
+        fma(2 * slope, offsets(child, at), intercept)
+        for child, (slope, intercept) in enumerate(zip(slopes, intercepts, strict=True))
+    ]
+
+
+def _pose_gradient(have_scale, fma, centre, poses, transforms, *rest):
+    *arrays, out = rest
+    terms = list(_vote_terms(have_scale, arrays))
+    children, inner, columns = range(poses.shape[0]), range(poses.shape[2]), slice(None)
+    pose = [[poses[child, :, k] for k in inner] for child in children]
+
+    def add_parent(parent, sums):
+        weights = [_weights(terms, child, parent, columns) for child in children]
+        sums = list(sums)
+        for column in ROWS:
+            transform = [[transforms[child, k, column, parent] for k in inner] for child in children]
+            gradients = _column_gradients(
+                fma, terms, weights, lambda child, at: _offset(fma, at, pose[child], transform[child]), centre, column, parent, columns
+            )
+            for child in children:
+                for k in inner:
+                    place = child * len(inner) + k
+                    sums[place] = fma(gradients[child], transform[child][k], sums[place])
+        return sums
+
+    zero = jnp.zeros(out.shape[1::2], centre.dtype)
+    sums = lax.fori_loop(0, transforms.shape[-1], add_parent, [zero] * (len(children) * len(inner)))
+    for place, total in enumerate(sums):
+        out[place // len(inner), :, place % len(inner)] = total
+
+
+def _transform_gradient(have_scale, fma, centre, poses, transforms, *rest):
+    *arrays, out = rest
+    terms = list(_vote_terms(have_scale, arrays))
+    children, inner = range(poses.shape[0]), range(poses.shape[2])
+    transform = [[[transforms[child, k, column, 0] for k in inner] for column in ROWS] for child in children]
+
+    def add_columns(tile, sums):
+        columns = pl.ds(tile * COLUMNS, COLUMNS)
+        pose = [[poses[child, :, k, columns] for k in inner] for child in children]
+        weights = [_weights(terms, child, 0, columns) for child in children]
+        sums = [list(of_child) for of_child in sums]
+        for column in ROWS:
+            gradients = _column_gradients(
+                fma, terms, weights, lambda child, at: _offset(fma, at, pose[child], transform[child][column]), centre, column, 0, columns
+            )
+            for child in children:
+                for k in inner:
+                    place = k * len(ROWS) + column
+                    sums[child][place] = fma(gradients[child], pose[child][k], sums[child][place])
+        return sums
+
+    zero = jnp.zeros((len(ROWS), COLUMNS), centre.dtype)
+    sums = lax.fori_loop(0, poses.shape[-1] // COLUMNS, add_columns, [[zero] * (len(inner) * len(ROWS))] * len(children))
+    for child in children:
+        for place, total in enumerate(sums[child]):
+            out[child, place // len(ROWS), place % len(ROWS), 0] = total.sum()
