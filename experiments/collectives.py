@@ -11,16 +11,12 @@ import jax.numpy as jnp
 
 from experiments.batches import Batch
 from experiments.configs import TrainConfig
+from experiments.hlo import Instruction, parse_program
 from experiments.learner import init_state, make_model, make_train_step
 from experiments.parallel import SHARDED, Execution, parallelize, shardings
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
-_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CALLED = re.compile(r"(?:to_apply|calls|(?:true|false)_computation|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
 _BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "bf16": 2, "f16": 2, "c64": 8, "s64": 8}
 
 
@@ -51,30 +47,22 @@ def collectives(hlo: str) -> list[Collective]:
     Raises:
         ValueError: a collective is in a loop whose number of runs is not known, or does not say who takes part.
     """
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        if header := _COMPUTATION.match(line):
-            name = header[1]
-            bodies[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name:
-            bodies[name].append(line)
+    entry, computations = parse_program(hlo)
 
     @functools.cache
     def of(computation: str) -> tuple[Collective, ...]:
-        found: list[Collective] = []
-        for line in bodies.get(computation, []):
-            if operation := _INSTRUCTION.search(line):
-                found.append(_read(operation[2], operation[1], line))
-            if loop := _LOOP.search(line):
-                inside, trips = of(loop[1]), _TRIPS.search(line)
-                if inside and trips is None:
-                    raise ValueError(f"the loop {loop[1]} has collectives, and nobody knows how often it runs")
-                found += [one._replace(times=one.times * int(trips[1])) for one in inside if trips]
-            elif not operation:
-                found += [one for names in _CALLED.findall(line) for name in names.split(", ") for one in of(name[1:])]
-        return tuple(found)
+        return tuple(one for instruction in computations.get(computation, []) for one in within(instruction))
+
+    def within(instruction: Instruction) -> list[Collective]:
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            return [_read(kind, instruction.shapes, instruction.line)]
+        if kind != "while":
+            return [one for name in instruction.called for one in of(name)]
+        inside = of(instruction.body)
+        if inside and instruction.trips is None:
+            raise ValueError(f"the loop {instruction.body} has collectives, and nobody knows how often it runs")
+        return [one._replace(times=one.times * (instruction.trips or 1)) for one in inside]
 
     return list(of(entry))
 

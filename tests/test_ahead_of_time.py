@@ -1,0 +1,91 @@
+"""What compiled programs launch, and compiling for devices that are not here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.ahead_of_time import compile_for, h100_devices
+from experiments.errors import RunnerError
+from experiments.hlo import count_launches, parse_program
+
+PROGRAM = """HloModule example
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %s = f32[8]{0} sine(%p)
+}
+
+%inner (i: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %i = (s32[], f32[8]{0}) parameter(0)
+  %v = f32[8]{0} get-tuple-element(%i), index=1
+  %a = f32[8]{0} fusion(%v), kind=kLoop, calls=%fused
+  %b = f32[8]{0} copy(%a)
+  ROOT %t = (s32[], /*index=1*/f32[8]{0}) tuple(%v, %b)
+}
+
+%outer (o: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %o = (s32[], f32[8]{0}) parameter(0)
+  ROOT %w = (s32[], f32[8]{0}) while(%o), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
+}
+
+%short (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8]{0} parameter(0)
+}
+
+%long (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %z = (f32[8]{0}, s8[64]{0}) custom-call(%p), custom_call_target="__cublas$gemm"
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %t = (s32[], f32[8]{0}) tuple(%x, %x)
+  %w = (s32[], f32[8]{0}) while(%t), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"3"}}
+  %y = f32[8]{0} get-tuple-element(%w), index=1
+  %r = f32[8]{0} all-reduce-start(%y), replica_groups={{0,1}}, to_apply=%add
+  %d = f32[8]{0} all-reduce-done(%r)
+  %q = f32[8]{0} conditional(%p, %d, %d), branch_computations={%short, %long}
+  ROOT %k = f32[8]{0} call(%q), to_apply=%long
+}
+"""
+
+
+def test_launches_of_loops_count_as_often_as_they_run():
+    inner = 2
+    outer = 1 + 5 * inner
+    assert count_launches(PROGRAM) == (1 + 3 * outer) + 1 + (1 + 1) + 1
+
+
+def test_a_loop_without_a_known_end_is_not_counted():
+    with pytest.raises(ValueError, match="nobody knows how often the loop inner runs"):
+        count_launches(PROGRAM.replace('"known_trip_count":{"n":"5"}', ""))
+
+
+def looped(x, trips):
+    return jax.lax.fori_loop(0, trips, lambda _, x: jnp.sin(x @ x), x).sum()
+
+
+def test_each_trip_of_a_compiled_loop_costs_the_same():
+    def launches(trips):
+        return count_launches(jax.jit(looped, static_argnums=1).lower(jnp.ones((64, 64)), trips).compile().as_text())
+
+    of_fifty = launches(150) - launches(100)
+    assert of_fifty == launches(100) - launches(50) and of_fifty >= 50 * 2
+
+
+@pytest.fixture
+def h100():
+    try:
+        return h100_devices(2)
+    except RunnerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_an_h100_runs_a_product_and_what_follows_it_in_one_kernel(h100, optimized):
+    assert len(h100) == 2 and h100[0].device_kind == "NVIDIA H100 80GB HBM3"
+    compiled = compile_for(h100[0], lambda x: jnp.sin(x @ x) + 1, jnp.ones((64, 64)))
+    entry, computations = parse_program(compiled.as_text())
+    assert [instruction.opcode for instruction in computations[entry]] == ["parameter", "fusion"]
+    assert count_launches(compiled.as_text()) == 1
+    assert compiled.memory_analysis().argument_size_in_bytes == 4 * 64 * 64
