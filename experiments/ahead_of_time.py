@@ -13,10 +13,7 @@ from jax.experimental import topologies
 
 from experiments.errors import RunnerError, first_line
 
-INSTALL = {
-    "cuda": f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}",
-    "tpu": "pip install --no-deps libtpu",
-}
+INSTALL = {extra: f'pip install "jax[{extra}]=={jax.__version__}"' for extra in ("cuda13-local", "tpu")}
 # An H100 SXM as XLA describes it (openxla/xla, xla/backends/gpu/target_config/specs), where it decides about kernels.
 H100 = """
 gpu_device_info {
@@ -43,30 +40,41 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# Without these libtpu asks a Google Cloud machine which TPU it has.
-TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+# Slices of each kind of TPU, by their number of chips.
+SLICES = {
+    "v5e": {1: "1x1", 4: "2x2", 8: "2x4"},
+    "v5p": {1: "1x1x1", 4: "2x2x1", 8: "2x2x2"},
+    "v6e": {1: "1x1", 4: "2x2", 8: "2x4"},
+}
+# Without these libtpu asks a Google Cloud machine which TPU it has, and lets only one process in, as if it were to use it.
+TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
-def h100_devices(count: int = 1) -> Sequence[Any]:
-    """So many H100 in one host. Raises RunnerError, with what to install, where the compiler is missing."""
-    return _described("cuda", "h100", target_config=H100, topology=f"1x{count}x1")
+def described_devices(accelerator: str, chips: int = 1) -> Sequence[Any]:
+    """Devices that can be compiled for, and for nothing else.
 
+    Args:
+        accelerator: `h100`, or one of `SLICES`.
+        chips: H100 in one host, any number; of a TPU those of `SLICES`.
 
-def tpu_devices(name: str) -> Sequence[Any]:
-    """The TPU cores of a slice, for example `v5e:2x2`; otherwise as `h100_devices`."""
-    for variable, value in TPU_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    return _described("tpu", name)
-
-
-def _described(platform: str, name: str, **options: Any) -> Sequence[Any]:
-    """The devices of a topology."""
+    Raises:
+        RunnerError: there is no compiler for them here; it says what to install.
+    """
     try:
-        return topologies.get_topology_desc(name, platform, **options).devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise RunnerError(
-            f"there is no compiler for {platform} {name} here ({first_line(error)}); it needs: {INSTALL[platform]}"
-        ) from error
+        if accelerator == "h100":
+            extra = "cuda13-local"
+            return topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x{chips}x1").devices
+        extra = "tpu"
+        for variable, value in TPU_ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
+        return topologies.get_topology_desc(f"{accelerator}:{SLICES[accelerator][chips]}", "tpu").devices
+    except (RuntimeError, NotImplementedError) as error:
+        raise RunnerError(f"no compiler for {accelerator} here ({first_line(error)}); it comes with: {INSTALL[extra]}") from error
 
 
 def compile_for(device: Any, function: Callable, *arguments: Any) -> Any:

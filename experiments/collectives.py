@@ -51,7 +51,7 @@ def collectives(hlo: str) -> list[Collective]:
 
     @functools.cache
     def of(computation: str) -> tuple[Collective, ...]:
-        return tuple(one for instruction in computations.get(computation, []) for one in within(instruction))
+        return tuple(one for instruction in computations.get(computation, {}).values() for one in within(instruction))
 
     def within(instruction: Instruction) -> list[Collective]:
         kind = instruction.opcode.removesuffix("-start")
@@ -59,9 +59,10 @@ def collectives(hlo: str) -> list[Collective]:
             return [_read(kind, instruction.shapes, instruction.line)]
         if kind != "while":
             return [one for name in instruction.called for one in of(name)]
-        inside = of(instruction.body)
+        _, body = instruction.loop
+        inside = of(body)
         if inside and instruction.trips is None:
-            raise ValueError(f"the loop {instruction.body} has collectives, and nobody knows how often it runs")
+            raise ValueError(f"the loop {body} has collectives, and nobody knows how often it runs")
         return [one._replace(times=one.times * (instruction.trips or 1)) for one in inside]
 
     return list(of(entry))
@@ -86,11 +87,21 @@ def _group_size(line: str) -> int:
     raise ValueError(f"who takes part in this collective is written in a way that nobody here knows: {line.strip()[:200]}")
 
 
-def compiled_step(config: TrainConfig, execution: Execution, image_shape: tuple[int, ...], num_classes: int) -> Any:
-    """The compiled training step of a network on simulated devices; nothing is run."""
-    network, shared = (make_model(config.model, num_classes, axis) for axis in (None, execution.parent_axis))
+def compiled_step(
+    config: TrainConfig, execution: Execution, image_shape: tuple[int, ...], num_classes: int, network: Any = None
+) -> Any:
+    """The compiled training step of a network on simulated or described devices; nothing is run.
+
+    Args:
+        config: of the network and of its training.
+        execution: the devices, and how they share the step.
+        image_shape: `(H, W, C)`.
+        num_classes: of the data set.
+        network: takes the place of the config's own; with its parameters.
+    """
+    whole, shared = (make_model(config.model, num_classes, axis) for axis in (None, execution.parent_axis))
     images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
-    state = jax.eval_shape(functools.partial(init_state, config, network), images, jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, config, whole), images, jax.random.key(0))
     mesh = execution.mesh
 
     def placed(tree: Any, places: Any) -> Any:
@@ -98,7 +109,7 @@ def compiled_step(config: TrainConfig, execution: Execution, image_shape: tuple[
 
     batch = Batch(images, jax.ShapeDtypeStruct((config.batch_size,), jnp.int32))  # pyright: ignore[reportArgumentType]
     batch = placed(batch, jax.tree.map(lambda _: jax.NamedSharding(mesh, SHARDED), batch))
-    step = parallelize(make_train_step(config, shared), execution).step
+    step = parallelize(make_train_step(config, network or shared), execution).step
     return step.lower(placed(state, shardings(state, mesh)), batch).compile()
 
 

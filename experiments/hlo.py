@@ -5,11 +5,13 @@ import re
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"= (.*?) ([a-z][\w\-]*)\(")
-_BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_INDEX = re.compile(r"index=(\d+)")
 _CALLED = re.compile(r"(?:to_apply|calls|(?:true|false)_computation|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
-# What is there for the compiler's sake, and the ends of what was started before.
+# What is there for the compiler's sake.
 _NOT_LAUNCHED = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "opt-barrier")
 
 
@@ -19,30 +21,35 @@ class Instruction(NamedTuple):
     Attributes:
         opcode: `fusion`, `while`, ...
         shapes: of its result, as they are written.
+        given: what is between its parentheses: of a constant its value, otherwise names of instructions.
         line: all of it.
+        trips: how often a `while` runs; None if nobody knows, or it is none.
     """
 
     opcode: str
     shapes: str
+    given: str
     line: str
+    trips: int | None = None
 
     @property
-    def body(self) -> str:
-        """The computation that a `while` repeats."""
-        loop = _BODY.search(self.line)
-        assert loop is not None
-        return loop[1]
+    def operands(self) -> list[str]:
+        return _NAME.findall(self.given)
 
     @property
-    def trips(self) -> int | None:
-        """How often a `while` does, where that is known."""
-        trips = _TRIPS.search(self.line)
-        return None if trips is None else int(trips[1])
+    def loop(self) -> tuple[str, str]:
+        """The computations of a `while`: its condition, and its body."""
+        names = _LOOP.search(self.line)
+        assert names is not None
+        return names[1], names[2]
 
     @property
     def called(self) -> list[str]:
-        """The other computations that it names: of a fusion, a call, a reduction, the branches of a conditional."""
-        return [name[1:] for names in _CALLED.findall(self.line) for name in names.split(", ")]
+        """Other computations that it names: of a fusion, a call, a reduction, the branches of a conditional."""
+        return [name for names in _CALLED.findall(self.line) for name in _NAME.findall(names)]
+
+
+Computation = dict[str, Instruction]  # by name, in the order in which they run
 
 
 class Program(NamedTuple):
@@ -50,31 +57,54 @@ class Program(NamedTuple):
 
     Attributes:
         entry: the computation that it starts with.
-        computations: the instructions of each.
+        computations: by name.
     """
 
     entry: str
-    computations: dict[str, list[Instruction]]
+    computations: dict[str, Computation]
 
 
 def parse_program(text: str) -> Program:
     """A program, from what `as_text()` of a compiled one gives."""
-    computations: dict[str, list[Instruction]] = {}
+    computations: dict[str, Computation] = {}
     entry = name = ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             name = header[1]
-            computations[name] = []
+            computations[name] = {}
             entry = name if line.startswith("ENTRY") else entry
-        elif name and (found := _INSTRUCTION.search(line)):
-            computations[name].append(Instruction(found[2], found[1], line))
+        elif name and (found := _INSTRUCTION.match(line)):
+            computations[name][found[1]] = Instruction(found[3], found[2], found[4], line)
+    for computation in computations.values():
+        for name, instruction in computation.items():
+            if instruction.opcode == "while":
+                computation[name] = instruction._replace(trips=_trips(instruction, computation, computations))
     return Program(entry, computations)
 
 
+def _trips(loop: Instruction, around: Computation, computations: dict[str, Computation]) -> int | None:
+    """How often a `while` runs: as the compiler says or, where it does not (TPU), as JAX counts, by ones up to a limit."""
+    if said := _TRIPS.search(loop.line):
+        return int(said[1])
+    condition = computations.get(loop.loop[0], {})
+    test = next((one for one in condition.values() if one.opcode == "compare" and "direction=LT" in one.line), None)
+    start = around.get(loop.operands[0])
+    if test is None or start is None or start.opcode != "tuple":
+        return None
+    counter, limit = (condition[name] for name in test.operands)
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or not (index := _INDEX.search(counter.line)):
+        return None
+    first = around.get(start.operands[int(index[1])])
+    while first is not None and first.opcode == "copy":
+        first = around.get(first.operands[0])
+    return None if first is None or first.opcode != "constant" else int(limit.given) - int(first.given)
+
+
 def count_launches(text: str) -> int:
-    """How many kernels, library calls and copies a program starts on a GPU, each loop's as often as it runs.
+    """How many operations a program runs, each loop's as often as it does: on a GPU kernels, library calls, copies, collectives.
 
     A loop and a conditional count as one more each, for their control; of the branches of a conditional the largest is counted.
+    What is started in one place and waited for in another counts once.
 
     Raises:
         ValueError: nobody knows how often a loop runs.
@@ -83,7 +113,7 @@ def count_launches(text: str) -> int:
 
     @functools.cache
     def of(computation: str) -> int:
-        return sum(map(launches, computations[computation]))
+        return sum(map(launches, computations[computation].values()))
 
     def launches(instruction: Instruction) -> int:
         opcode = instruction.opcode
@@ -94,9 +124,10 @@ def count_launches(text: str) -> int:
         if opcode == "conditional":
             return 1 + max(map(of, instruction.called))
         if opcode == "while":
+            _, body = instruction.loop
             if instruction.trips is None:
-                raise ValueError(f"nobody knows how often the loop {instruction.body} runs")
-            return 1 + instruction.trips * of(instruction.body)
+                raise ValueError(f"nobody knows how often the loop {body} runs")
+            return 1 + instruction.trips * of(body)
         return 1
 
     return of(entry)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.ahead_of_time import compile_for, h100_devices
+from experiments.ahead_of_time import compile_for, described_devices
 from experiments.errors import RunnerError
 from experiments.hlo import count_launches, parse_program
 
@@ -61,6 +61,37 @@ def test_a_loop_without_a_known_end_is_not_counted():
         count_launches(PROGRAM.replace('"known_trip_count":{"n":"5"}', ""))
 
 
+TPU_LOOP = """
+%body (i: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %i = (s32[]{:T(128)}, f32[8]{0:T(128)S(1)}) parameter(0)
+  %v = f32[8]{0:T(128)S(1)} get-tuple-element(%i), index=1
+  %a = f32[8]{0:T(128)S(1)} sine(%v)
+  ROOT %t = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%v, %a)
+}
+
+%condition (c: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  %c = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %k = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%k, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[8]) -> (s32[], f32[8]) {
+  %x = f32[8]{0} parameter(0)
+  %first = s32[]{:T(128)} constant(2)
+  %copied = s32[]{:T(128)} copy(%first)
+  %t = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%copied, %x)
+  ROOT %w = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%t), condition=%condition, body=%body
+}
+"""
+
+
+def test_of_a_loop_without_a_number_the_trips_are_read_from_its_condition():
+    assert count_launches(TPU_LOOP) == 1 + 1 + (7 - 2)
+    with pytest.raises(ValueError, match="nobody knows how often the loop body runs"):
+        count_launches(TPU_LOOP.replace("direction=LT", "direction=NE"))
+
+
 def looped(x, trips):
     return jax.lax.fori_loop(0, trips, lambda _, x: jnp.sin(x @ x), x).sum()
 
@@ -76,7 +107,7 @@ def test_each_trip_of_a_compiled_loop_costs_the_same():
 @pytest.fixture
 def h100():
     try:
-        return h100_devices(2)
+        return described_devices("h100", 2)
     except RunnerError as error:
         pytest.skip(str(error))
 
@@ -86,6 +117,6 @@ def test_an_h100_runs_a_product_and_what_follows_it_in_one_kernel(h100, optimize
     assert len(h100) == 2 and h100[0].device_kind == "NVIDIA H100 80GB HBM3"
     compiled = compile_for(h100[0], lambda x: jnp.sin(x @ x) + 1, jnp.ones((64, 64)))
     entry, computations = parse_program(compiled.as_text())
-    assert [instruction.opcode for instruction in computations[entry]] == ["parameter", "fusion"]
+    assert [instruction.opcode for instruction in computations[entry].values()] == ["parameter", "fusion"]
     assert count_launches(compiled.as_text()) == 1
     assert compiled.memory_analysis().argument_size_in_bytes == 4 * 64 * 64
