@@ -42,7 +42,7 @@ class Case(NamedTuple):
     Attributes:
         accelerator: see `described_devices`.
         chips: how many.
-        widths: of the convolution, of the primary capsules, and of each convolutional capsule layer.
+        widths: of the convolution, the primary capsules, and two layers of convolutional capsules.
         divided: all chips share the parent types and see the same examples; otherwise they share the examples.
         routing: an `implementation` of emcaps, or `textbook`.
         examples: on each chip.
@@ -85,9 +85,9 @@ class AotCommand:
     chips: tuple[int, ...] = (1, 8)
     """On how many of them: of TPUs 1, 4 or 8."""
     networks: tuple[str, ...] = ("64/8/16/16", "32/32/32/32")
-    """Widths of networks whose batch the chips share: channels, primary capsules, capsules of each convolutional layer."""
+    """Networks whose batch the chips share, by their widths: channels, primary capsules, two layers of convolutional capsules."""
     divided: tuple[str, ...] = ("320/320/320/320",)
-    """Widths of networks whose parent types the chips share; not compiled for one chip, nor for the textbook."""
+    """Networks whose parent types the chips share; not for one chip, and not by the textbook."""
     routings: tuple[Routing, ...] = ("streamed", "dense", "textbook")
     """Which forms of routing."""
     examples: int = 64
@@ -99,10 +99,15 @@ class AotCommand:
 
     def __post_init__(self):
         check_positive(self, "examples", "iterations")
+        for accelerator in self.accelerators:
+            possible = SLICES.get(accelerator, self.chips)
+            if not set(self.chips) <= set(possible) or min(self.chips, default=1) < 1:
+                raise ValueError(f"chips must be positive, and of a TPU 1, 4 or 8; got {list(self.chips)}")
         if not self.cases():
-            raise ValueError("nothing to compile: give accelerators, chips, networks and routings")
-        if min(self.chips) < 1 or (set(self.accelerators) & set(SLICES) and not set(self.chips) <= {1, 4, 8}):
-            raise ValueError(f"chips must be positive, and of TPUs 1, 4 or 8; got {list(self.chips)}")
+            raise ValueError("there is nothing to compile: give accelerators, chips, networks and routings")
+        for case in self.cases():
+            if case.divided and any(types % case.chips for types in case.widths[2:]):
+                raise ValueError(f"{case.chips} chips cannot share the parent types of {written(case.widths)}")
 
     def cases(self) -> list[Case]:
         """What is to be compiled, in the order of the table."""
@@ -118,10 +123,10 @@ class AotCommand:
 
 
 def read_widths(text: str) -> tuple[int, ...]:
-    """Raises ValueError unless there are three or more positive numbers between slashes."""
+    """Raises ValueError unless there are four positive numbers between slashes."""
     widths = tuple(int(part) if part.isdecimal() else 0 for part in text.split("/"))
-    if len(widths) < 3 or min(widths) < 1:
-        raise ValueError(f"a network is given by its widths, such as 64/8/16/16; got {text}")
+    if len(widths) != 4 or min(widths) < 1:
+        raise ValueError(f"a network is given by four widths, such as 64/8/16/16; got {text}")
     return widths
 
 
@@ -129,15 +134,10 @@ def written(widths: Sequence[int]) -> str:
     return "/".join(map(str, widths))
 
 
-def stay_off_devices() -> None:
-    """Programs for described devices are compiled beside those of the CPU, anew each time."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
-
-
 def measure(case: Case) -> Record:
-    """What the compiler makes of a case, or why it gives up. Bytes are those of one chip."""
-    stay_off_devices()
+    """What the compiler makes of a case, or why it gives up; bytes of one chip. In a process that does nothing else."""
+    jax.config.update("jax_platforms", "cpu")  # devices that are here are left alone
+    jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
     try:
         compiled = case.compiled()
@@ -194,7 +194,6 @@ def table(rows: Sequence[Record]) -> Table:
 def run(command: AotCommand, typed: str) -> None:
     """Compile, print, and write aot.json, which has the cases so far at any time."""
     check_folder(command.output)
-    stay_off_devices()
     for accelerator in command.accelerators:
         described_devices(accelerator)
     command.output.mkdir(parents=True, exist_ok=True)
