@@ -56,7 +56,7 @@ def collectives(hlo: str) -> list[Collective]:
     def within(instruction: Instruction) -> list[Collective]:
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            return [_read(kind, instruction.shapes, instruction.line)]
+            return [_read(kind, instruction)]
         if kind != "while":
             return [one for name in instruction.called for one in of(name)]
         _, body = instruction.loop
@@ -68,11 +68,26 @@ def collectives(hlo: str) -> list[Collective]:
     return list(of(entry))
 
 
-def _read(kind: str, shapes: str, line: str) -> Collective:
+def _read(kind: str, instruction: Instruction) -> Collective:
     """A collective from its line of text."""
+    shapes = instruction.shapes
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        shapes = _parts(shapes)[1]  # the operands are said before the result
     size = sum(_BYTES[dtype] * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in _ARRAY.findall(shapes))
-    group = _group_size(line)
+    group = _group_size(instruction.line)
     return Collective(kind, group, size * group if kind == "reduce-scatter" else size, 1)
+
+
+def _parts(shape: str) -> list[str]:
+    """The parts of a tuple's shape, which may be tuples."""
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _group_size(line: str) -> int:
