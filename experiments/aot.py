@@ -141,18 +141,18 @@ def measure(case: Case) -> Record:
     start = time.perf_counter()
     try:
         compiled = case.compiled()
-    except jax.errors.JaxRuntimeError as error:
+        seconds = time.perf_counter() - start
+        text, memory = compiled.as_text(), compiled.memory_analysis()
+        arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return {
+            "launches": count_launches(text),
+            "scratch_bytes": memory.temp_size_in_bytes,
+            "total_bytes": arguments + results + memory.temp_size_in_bytes,
+            "collectives": totals(collectives(text)),
+            "compile_seconds": seconds,
+        }
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # of the compiler, and of what cannot be counted
         return {"error": first_line(error)}
-    seconds = time.perf_counter() - start
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return {
-        "launches": count_launches(text),
-        "scratch_bytes": memory.temp_size_in_bytes,
-        "total_bytes": arguments + results + memory.temp_size_in_bytes,
-        "collectives": totals(collectives(text)),
-        "compile_seconds": seconds,
-    }
 
 
 def measure_apart(case: Case) -> Record:
