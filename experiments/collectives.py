@@ -11,16 +11,12 @@ import jax.numpy as jnp
 
 from experiments.batches import Batch
 from experiments.configs import TrainConfig
+from experiments.hlo import Instruction, parse_program
 from experiments.learner import init_state, make_model, make_train_step
 from experiments.parallel import SHARDED, Execution, parallelize, shardings
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
-_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CALLED = re.compile(r"(?:to_apply|calls|(?:true|false)_computation|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
 _BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "bf16": 2, "f16": 2, "c64": 8, "s64": 8}
 
 
@@ -51,39 +47,47 @@ def collectives(hlo: str) -> list[Collective]:
     Raises:
         ValueError: a collective is in a loop whose number of runs is not known, or does not say who takes part.
     """
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        if header := _COMPUTATION.match(line):
-            name = header[1]
-            bodies[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name:
-            bodies[name].append(line)
+    entry, computations = parse_program(hlo)
 
     @functools.cache
     def of(computation: str) -> tuple[Collective, ...]:
-        found: list[Collective] = []
-        for line in bodies.get(computation, []):
-            if operation := _INSTRUCTION.search(line):
-                found.append(_read(operation[2], operation[1], line))
-            if loop := _LOOP.search(line):
-                inside, trips = of(loop[1]), _TRIPS.search(line)
-                if inside and trips is None:
-                    raise ValueError(f"the loop {loop[1]} has collectives, and nobody knows how often it runs")
-                found += [one._replace(times=one.times * int(trips[1])) for one in inside if trips]
-            elif not operation:
-                found += [one for names in _CALLED.findall(line) for name in names.split(", ") for one in of(name[1:])]
-        return tuple(found)
+        return tuple(one for instruction in computations.get(computation, {}).values() for one in within(instruction))
+
+    def within(instruction: Instruction) -> list[Collective]:
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            return [_read(kind, instruction)]
+        if kind != "while":
+            return [one for name in instruction.called for one in of(name)]
+        _, body = instruction.loop
+        inside = of(body)
+        if inside and instruction.trips is None:
+            raise ValueError(f"the loop {body} has collectives, and nobody knows how often it runs")
+        return [one._replace(times=one.times * (instruction.trips or 1)) for one in inside]
 
     return list(of(entry))
 
 
-def _read(kind: str, shapes: str, line: str) -> Collective:
+def _read(kind: str, instruction: Instruction) -> Collective:
     """A collective from its line of text."""
+    shapes = instruction.shapes
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        shapes = _parts(shapes)[1]  # the operands are said before the result
     size = sum(_BYTES[dtype] * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in _ARRAY.findall(shapes))
-    group = _group_size(line)
+    group = _group_size(instruction.line)
     return Collective(kind, group, size * group if kind == "reduce-scatter" else size, 1)
+
+
+def _parts(shape: str) -> list[str]:
+    """The parts of a tuple's shape, which may be tuples."""
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _group_size(line: str) -> int:
@@ -98,11 +102,21 @@ def _group_size(line: str) -> int:
     raise ValueError(f"who takes part in this collective is written in a way that nobody here knows: {line.strip()[:200]}")
 
 
-def compiled_step(config: TrainConfig, execution: Execution, image_shape: tuple[int, ...], num_classes: int) -> Any:
-    """The compiled training step of a network on simulated devices; nothing is run."""
-    network, shared = (make_model(config.model, num_classes, axis) for axis in (None, execution.parent_axis))
+def compiled_step(
+    config: TrainConfig, execution: Execution, image_shape: tuple[int, ...], num_classes: int, network: Any = None
+) -> Any:
+    """The compiled training step of a network on simulated or described devices; nothing is run.
+
+    Args:
+        config: of the network and of its training.
+        execution: the devices, and how they share the step.
+        image_shape: `(H, W, C)`.
+        num_classes: of the data set.
+        network: takes the place of the config's own; with its parameters.
+    """
+    whole, shared = (make_model(config.model, num_classes, axis) for axis in (None, execution.parent_axis))
     images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
-    state = jax.eval_shape(functools.partial(init_state, config, network), images, jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, config, whole), images, jax.random.key(0))
     mesh = execution.mesh
 
     def placed(tree: Any, places: Any) -> Any:
@@ -110,7 +124,7 @@ def compiled_step(config: TrainConfig, execution: Execution, image_shape: tuple[
 
     batch = Batch(images, jax.ShapeDtypeStruct((config.batch_size,), jnp.int32))  # pyright: ignore[reportArgumentType]
     batch = placed(batch, jax.tree.map(lambda _: jax.NamedSharding(mesh, SHARDED), batch))
-    step = parallelize(make_train_step(config, shared), execution).step
+    step = parallelize(make_train_step(config, network or shared), execution).step
     return step.lower(placed(state, shardings(state, mesh)), batch).compile()
 
 

@@ -4,7 +4,7 @@ Votes by einsum in memory, batch-first with the pose entries last, scan over the
 The procedure and the results are those of `emcaps.conv_em_routing`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,16 @@ def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> 
         offsets=offsets,
     )
     return routed[1][:, 0, 0]
+
+
+class TextbookNetwork(NamedTuple):
+    """`model` with textbook routing, as the training step of learner.py takes a network: it gives class logits."""
+
+    model: emcaps.CapsNet
+
+    def apply(self, variables: Any, images: jax.Array) -> tuple[None, dict[str, jax.Array]]:
+        activations = class_activations(self.model, variables["params"], images)
+        return None, {"classes": jax.scipy.special.logit(activations)}
 
 
 def nn_conv(images: jax.Array, layer: Any, stride: int) -> jax.Array:

@@ -26,6 +26,7 @@ jax.monitoring.register_event_duration_secs_listener(
 REQUIRED = {
     "ablation": "",
     "adversarial": "",
+    "aot": "",
     "benchmark": "",
     "equality": "--output new.npz",
     "equivariance": "",
@@ -42,6 +43,7 @@ REQUIRED = {
 WRONG_TYPES = {
     "ablation": "--steps",
     "adversarial": "--num-images",
+    "aot": "--chips",
     "benchmark": "--repeats",
     "equality": "--precision",
     "equivariance": "--num-views",
@@ -65,6 +67,10 @@ MISTAKES = [
     ("ablation --study nosuch", "study must be of"),
     ("ablation --iterations 0 --dataset mnist --holdout 5", "num_iterations must be at least 1"),
     ("adversarial --epsilons 0.2 0.1", "epsilons must be"),
+    ("aot --examples 0", "examples must be positive; got 0"),
+    ("aot --chips", "there is nothing to compile"),
+    ("aot --chips 0", "chips must be positive"),
+    ("aot --networks 32/8", "a network is given by four widths, such as 64/8/16/16; got 32/8"),
     ("benchmark --stride 0", "stride must be positive; got 0"),
     ("benchmark --kernel 15", "kernel must be at most size, 14; got 15"),
     ("benchmark --repeats 0", "repeats must be positive; got 0"),
@@ -85,6 +91,8 @@ MISTAKES = [
     # impossible combinations
     ("ablation --causes --study default --dataset mnist --holdout 5 --flags=--model=cnn", "--causes"),
     ("adversarial --seeds 1 1", "seeds must be one or more different numbers; got [1, 1]"),
+    ("aot --accelerators v5e --chips 2", "of a TPU 1, 4 or 8; got [2]"),
+    ("aot --chips 8 --divided 8/8/8/12", "8 chips cannot share the parent types of 8/8/8/12"),
     ("equality --output new.npz --num-processes 2", "num_processes and process_id go with an address as coordinator"),
     ("equivariance --dataset mnist", "dataset must be toynorb"),
     ("equivariance --flags=--holdout-instances=8", "--flags"),
@@ -115,6 +123,7 @@ MISTAKES = [
     # folders that cannot be used
     ("ablation --output file", "file is not a folder"),
     ("adversarial --runs file", "file is not a folder"),
+    ("aot --output file", "file is not a folder"),
     ("benchmark --output file", "file is not a folder"),
     ("equivariance --runs file", "file is not a folder"),
     ("evaluate --workdir empty", "empty holds no run"),
