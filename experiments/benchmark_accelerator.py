@@ -5,10 +5,12 @@ side by side, what matters most first, and what is not done in time is left out 
 """
 
 import gzip
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,7 +24,7 @@ from experiments.benchmark_layer import costs, layer_arguments, routings, with_g
 from experiments.benchmark_networks import Widths, step_arguments, steps
 from experiments.errors import first_line
 from experiments.run_directory import Record, read_lines
-from experiments.timing import Ceilings, Program, available_bytes, compile_program, time_in_turns
+from experiments.timing import Ceilings, Program, available_bytes, lower, time_in_turns
 
 TASKS = ("step", "layer, gradient", "layer, forward")
 # The first that are compiled; dense, which is slowest and largest, is the last.
@@ -94,29 +96,34 @@ def benchmark_accelerator(loads: Sequence[Workload], ceilings: Ceilings, repeats
         repeats: samples of each.
         limit: seconds after which nothing more is compiled.
     """
+    end = time.monotonic() + limit
     pool = ThreadPoolExecutor(os.cpu_count())
     arguments = {load: load.arguments() for load in loads}
-    compiling: dict[tuple[Workload, str], Future[Program]] = {
-        (load, name): pool.submit(compile_program, load.functions()[name], arguments[load]) for name in ORDER for load in loads
-    }
-    wait(compiling.values(), limit)
+    compiling: dict[tuple[Workload, str], Future[Program]] = {}
+    for name, load in itertools.product(ORDER, loads):
+        if time.monotonic() < end:
+            compiling[load, name] = pool.submit(lower(load.functions()[name], arguments[load]).compile)
+    wait(compiling.values(), max(0.0, end - time.monotonic()))
     pool.shutdown(wait=False, cancel_futures=True)
     for load in loads:
         programs, rows = {}, []
         for name in ORDER:
-            why = why_not(compiling[load, name])
+            why = why_not(compiling.get((load, name)))
             if why is None:
                 programs[name] = compiling[load, name].result()
             else:
                 rows.append(load.missing(name, why))
-        for name, found in time_in_turns(programs, repeats).items():
-            rows.append(load.row(name, ceilings, **found._asdict()))
+        try:
+            measured = time_in_turns(programs, repeats)
+            rows += [load.row(name, ceilings, **found._asdict()) for name, found in measured.items()]
+        except RuntimeError as error:  # what others left in memory may be too much after all
+            rows += [load.missing(name, first_line(error)) for name in programs]
         yield rows
 
 
-def why_not(compiling: Future[Program]) -> str | None:
+def why_not(compiling: Future[Program] | None) -> str | None:
     """Why a program cannot be measured, or None if it can."""
-    if not compiling.done() or compiling.cancelled():
+    if compiling is None or not compiling.done() or compiling.cancelled():
         return "not compiled in time"
     try:
         program = compiling.result()
@@ -165,7 +172,7 @@ def benchmark_torch(
 def profile_step(widths: Widths, batch: int, folder: Path) -> list[Path]:
     """A profile of some streamed steps (for XProf or TensorBoard) and the compiled program's text, as packed files in a folder."""
     arguments = step_arguments(widths, batch)
-    program = compile_program(steps(widths)["streamed"], arguments)
+    program = lower(steps(widths)["streamed"], arguments).compile()
     program.sample(PROFILED_STEPS)
     with jax.profiler.trace(str(folder / "trace")):
         program.sample(PROFILED_STEPS)

@@ -70,8 +70,13 @@ class Widths(NamedTuple):
 def step_arguments(widths: Widths, batch: int) -> tuple[Any, jax.Array, jax.Array]:
     """Parameters, images and labels."""
     images = jax.random.uniform(jax.random.key(1), (batch, *IMAGE_SHAPE))
-    params = jax.jit(widths.model().init)(jax.random.key(0), images[:1])["params"]
-    return params, images, jnp.arange(batch) % NUM_CLASSES
+    return initial_params(widths), images, jnp.arange(batch) % NUM_CLASSES
+
+
+@functools.cache
+def initial_params(widths: Widths) -> Any:
+    """The network's parameters before training."""
+    return jax.jit(widths.model().init)(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
 
 
 def steps(widths: Widths, iterations: int = 3) -> dict[str, Callable]:

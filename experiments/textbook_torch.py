@@ -88,7 +88,7 @@ def class_activations(params: Mapping[str, Any], images: Any, offsets: Any, num_
     return conv_em_routing(*capsules, **layer, stride=1, num_iterations=num_iterations, offsets=offsets)[1][:, 0, 0]
 
 
-def class_offsets(model: emcaps.CapsNet, image_size: tuple[int, int]) -> np.ndarray:
+def class_offsets(model: emcaps.CapsNet, image_size: tuple[int, ...]) -> np.ndarray:
     """What coordinate addition adds to the votes for the class capsules, `[H, W, 4, 4]`."""
     rows, columns = (emcaps.receptive_field_centers(size, model.layer_geometry()) for size in image_size)
     offsets = np.zeros((len(rows), len(columns), 4, 4), np.float32)
