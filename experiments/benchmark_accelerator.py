@@ -102,7 +102,7 @@ def benchmark_accelerator(loads: Sequence[Workload], ceilings: Ceilings, repeats
     compiling: dict[tuple[Workload, str], Future[Program]] = {}
     for name, load in itertools.product(ORDER, loads):
         if time.monotonic() < end:
-            compiling[load, name] = pool.submit(lower(load.functions()[name], arguments[load]).compile)
+            compiling[load, name] = start_compiling(pool, load.functions()[name], arguments[load])
     wait(compiling.values(), max(0.0, end - time.monotonic()))
     pool.shutdown(wait=False, cancel_futures=True)
     for load in loads:
@@ -121,6 +121,16 @@ def benchmark_accelerator(loads: Sequence[Workload], ceilings: Ceilings, repeats
         yield rows
 
 
+def start_compiling(pool: ThreadPoolExecutor, function: Callable, arguments: tuple) -> Future[Program]:
+    """Trace here, which threads cannot do side by side, and compile there; an error is part of the result."""
+    try:
+        return pool.submit(lower(function, arguments).compile)
+    except Exception as error:
+        failed: Future[Program] = Future()
+        failed.set_exception(error)
+        return failed
+
+
 def why_not(compiling: Future[Program] | None) -> str | None:
     """Why a program cannot be measured, or None if it can."""
     if compiling is None or not compiling.done() or compiling.cancelled():
@@ -130,7 +140,7 @@ def why_not(compiling: Future[Program] | None) -> str | None:
         if program.bytes > 0.95 * available_bytes():
             return f"needs {program.bytes / 1e9:.0f} GB"
         program.sample(1)
-    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is one: out of memory, most likely
+    except Exception as error:  # out of memory, most likely; the others are measured all the same
         return first_line(error)
     return None
 
