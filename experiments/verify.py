@@ -8,7 +8,6 @@ import dataclasses
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,12 +17,11 @@ import jax
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.equality import Division, as_arrays, differences, take_steps
-from experiments.errors import first_line
 from experiments.hardware import describe, split_cpu
 from experiments.parallel import Execution
 from experiments.run_directory import check_folder, write_atomically
 from experiments.verify_memory import check_memory
-from experiments.verify_routing import Finding, check_divided, check_precision, check_routing
+from experiments.verify_routing import Finding, check_divided, check_precision, check_routing, failed
 
 Check = Literal["routing", "precision", "divided", "steps", "memory"]
 STEPS = 10
@@ -60,8 +58,12 @@ def check_steps(number: int = STEPS) -> Iterator[list[Finding]]:
     expected = steps_on(Execution([host]))
     divisions = [Division(devices), Division(devices, "pmap")] + [Division(devices, model_axis=devices)] * (devices > 1)
     for division in divisions:
-        arrays = steps_on(Execution(jax.devices()[:devices], division.parallel, division.model_axis))
         name = f"{number} steps, {division}"
+        try:
+            arrays = steps_on(Execution(jax.devices()[:devices], division.parallel, division.model_axis))
+        except Exception as error:
+            yield [failed("steps", name, error)]
+            continue
         found = differences(arrays, expected)
         findings = [Finding("steps", f"{name}: {part}", found[part], bound) for part, bound in STEP_BOUNDS.items()]
         yield [*findings, Finding("steps", f"{name}: compiled", float(arrays[".programs"]), 1, "programs")]
@@ -98,8 +100,7 @@ def findings(command: VerifyCommand) -> Iterator[Finding]:
                     yield Finding(check, "the rest of it", None, note=f"the {command.seconds} seconds were over")
                     break
         except Exception as error:
-            traceback.print_exc()
-            yield Finding(check, "failed", None, note=f"{type(error).__name__}: {first_line(error)}")
+            yield failed(check, "the check itself", error)
 
 
 def line(finding: Finding) -> str:

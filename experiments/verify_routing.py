@@ -9,8 +9,9 @@ import itertools
 import math
 import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ import emcaps
 from emcaps.layout import IMPLEMENTATIONS
 from experiments import textbook
 from experiments.benchmark_layer import Layer, layer_arguments
+from experiments.errors import first_line
 
 NAMES = ("poses", "activations", "transforms", "beta_u", "beta_a")
 Arrays = tuple[np.ndarray, ...]
@@ -52,6 +54,12 @@ class Finding(NamedTuple):
     def passed(self) -> bool:
         """Whether it is as it must be: what is not a number is not."""
         return self.found is not None and (self.bound is None or self.found <= self.bound)
+
+
+def failed(check: str, case: str, error: Exception) -> Finding:
+    """An error is a finding too, which has not passed; its traceback goes to stderr."""
+    traceback.print_exception(error)
+    return Finding(check, case, None, note=f"{type(error).__name__}: {first_line(error)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,19 +180,24 @@ def compare(check: str, case: str, outcome: Outcome, reference: Outcome, bounds:
 
 
 def check_routing(cases: Sequence[Case] = CASES) -> Iterator[list[Finding]]:
-    """Every case, implementation and precision on the first device, compiled side by side, since that takes most of the time."""
-    pool = ThreadPoolExecutor(os.cpu_count())
+    """Every case, implementation and precision on the first device, in the order in which they are done.
+
+    They are compiled side by side, since that takes most of the time, by not so many threads that all wait for tracing.
+    """
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        references, pending = {}, []
-        for case in cases:
+        references, pending = {}, {}
+        for case, implementation in itertools.product(cases, sorted(IMPLEMENTATIONS, reverse=True)):
             for dtype in case.dtypes:
-                references[case, dtype] = pool.submit(on_host, case, rounded(case.arguments(), dtype))
-        for case, implementation in itertools.product(cases, IMPLEMENTATIONS):
-            for dtype in case.dtypes:
+                if (case, dtype) not in references:
+                    references[case, dtype] = pool.submit(on_host, case, rounded(case.arguments(), dtype))
                 given = case, implementation, dtype, references[case, dtype]
-                pending.append(pool.submit(compare_with_host, *given))
-        for found in pending:
-            yield found.result()
+                pending[pool.submit(compare_with_host, *given)] = f"{case}; {implementation}, {dtype}"
+        for future in as_completed(pending):
+            try:
+                yield future.result()
+            except Exception as error:
+                yield [failed("routing", pending[future], error)]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
