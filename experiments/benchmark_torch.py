@@ -4,12 +4,13 @@
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -50,56 +51,71 @@ def tensors(tree: Any, grad: bool = True) -> Any:
     return jax.tree.map(tensor, tree)
 
 
-def runner(load: Workload, mode: str) -> tuple[Callable[[], Any], float]:
-    """A call of the workload, and how far its values are from ours for a few examples, relative to the largest."""
-    compiled: Callable = torch.compile(dynamic=False) if mode == "compile" else lambda function: function
-    if load.task == "step":
-        arguments = step_arguments(load.widths, load.batch)
-        params, images, labels = tensors(arguments[0]), tensors(arguments[1], grad=False), tensors(arguments[2])
-        leaves = jax.tree.leaves(params)
-        model = load.widths.model()
-        offsets = tensors(textbook_torch.class_offsets(model, arguments[1].shape[1:3]), grad=False)
-        iterations = model.layer_routing()[0].num_iterations
+class Contender(NamedTuple):
+    """A workload in PyTorch.
 
-        @compiled
-        def loss(params: Any, images: Any, labels: Any) -> Any:
-            activations = textbook_torch.class_activations(params, images, offsets, iterations)
-            return textbook_torch.spread_loss(activations, labels, MARGIN).mean()
+    Attributes:
+        call: makes one, by the loss or the routing that it is given, plain or compiled. Returns tensors.
+        function: this loss or routing.
+        off: how far its values are from ours for a few examples, relative to the largest.
+    """
 
-        def step() -> Any:
-            gradients = torch.autograd.grad(loss(params, images, labels), leaves)
-            with torch.no_grad():
-                return torch._foreach_add(leaves, gradients, alpha=-LEARNING_RATE)
+    call: Callable[[Callable], Sequence[Any]]
+    function: Callable
+    off: float
 
+
+def training_step(load: Workload) -> Contender:
+    """A training step; it returns the gradient."""
+    arguments = step_arguments(load.widths, load.batch)
+    params, images, labels = tensors(arguments[0]), tensors(arguments[1], grad=False), tensors(arguments[2])
+    leaves = jax.tree.leaves(params)
+    model = load.widths.model()
+    offsets = tensors(textbook_torch.class_offsets(model, arguments[1].shape[1:3]), grad=False)
+    iterations = model.layer_routing()[0].num_iterations
+
+    def loss(params: Any, images: Any, labels: Any) -> Any:
+        activations = textbook_torch.class_activations(params, images, offsets, iterations)
+        return textbook_torch.spread_loss(activations, labels, MARGIN).mean()
+
+    def step(loss: Callable) -> Sequence[Any]:
+        gradients = torch.autograd.grad(loss(params, images, labels), leaves)
         with torch.no_grad():
-            theirs = textbook_torch.class_activations(params, images[:CHECKED], offsets, iterations)
-        ours = jax.jit(lambda *given: model.apply(*given)[0].activations)({"params": arguments[0]}, arguments[1][:CHECKED])
-        return step, off(theirs, ours)
+            torch._foreach_add(leaves, gradients, alpha=-LEARNING_RATE)
+        return gradients
 
+    with torch.no_grad():
+        theirs = textbook_torch.class_activations(params, images[:CHECKED], offsets, iterations)
+    ours: Any = jax.jit(lambda *given: model.apply(*given)[0].activations)  # pyright: ignore[reportIndexIssue]
+    return Contender(step, loss, off(theirs, ours({"params": arguments[0]}, arguments[1][:CHECKED])))
+
+
+def first_layer(load: Workload) -> Contender:
+    """The first routing layer; it returns what the routing gives, or the gradient."""
     layer = load.widths.first_layer(load.batch)
     arrays = layer_arguments(layer)
-    given = tensors(arrays, grad=load.task == "layer, gradient")
-    static = {"stride": layer.stride, "num_iterations": layer.iterations}
+    differentiated = load.task == "layer, gradient"
+    given = tensors(arrays, grad=differentiated)
+    routing = functools.partial(textbook_torch.conv_em_routing, stride=layer.stride, num_iterations=layer.iterations)
+
+    def forward(*arguments: Any) -> tuple[Any, Any]:
+        return routing(*arguments)
+
+    def call(forward: Callable) -> Sequence[Any]:
+        poses, activations = forward(*given)
+        return torch.autograd.grad((poses**2).sum() + (activations**2).sum(), given) if differentiated else (poses, activations)
+
     with torch.no_grad():
-        theirs, _ = textbook_torch.conv_em_routing(given[0][:CHECKED], given[1][:CHECKED], *given[2:], **static)
+        theirs, _ = routing(given[0][:CHECKED], given[1][:CHECKED], *given[2:])
     few = dataclasses.replace(layer, batch=CHECKED)
     ours, _ = jax.jit(routings(few)["streamed"])(arrays[0][:CHECKED], arrays[1][:CHECKED], *arrays[2:])
-
-    @compiled
-    def forward(*arguments: Any) -> tuple[Any, Any]:
-        return textbook_torch.conv_em_routing(*arguments, **static)
-
-    def gradient() -> Any:
-        poses, activations = forward(*given)
-        return torch.autograd.grad((poses**2).sum() + (activations**2).sum(), given)
-
-    return gradient if load.task == "layer, gradient" else lambda: forward(*given), off(theirs, ours)
+    return Contender(call, forward, off(theirs, ours))
 
 
 def off(theirs: Any, ours: Any) -> float:
     """The largest difference, relative to the largest of ours."""
     expected = np.asarray(ours)
-    return float(np.abs(theirs.cpu().numpy() - expected).max() / np.abs(expected).max())
+    return float(np.abs(theirs.detach().cpu().numpy() - expected).max() / np.abs(expected).max())
 
 
 def sample(call: Callable[[], Any], calls: int) -> float:
@@ -114,8 +130,15 @@ def sample(call: Callable[[], Any], calls: int) -> float:
 
 def measure(load: Workload, command: TorchCommand) -> dict[str, Any]:
     """Seconds of a call, as `timing.time_in_turns` takes them, and the most memory that was in use beside the arguments."""
-    call, difference = runner(load, command.mode)
+    contender = training_step(load) if load.task == "step" else first_layer(load)
+    difference, function = contender.off, contender.function
+    if command.mode == "compile":
+        function = torch.compile(function, dynamic=False)
+    call = functools.partial(contender.call, function)
     compile_seconds = sample(call, 1)
+    if command.mode == "compile":
+        pairs = zip(call(), contender.call(contender.function), strict=True)
+        difference = max(difference, *(off(found, plain.detach().cpu()) for found, plain in pairs))
     sample(call, 2)
     before = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
     if DEVICE == "cuda":

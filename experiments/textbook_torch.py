@@ -29,10 +29,11 @@ def conv_em_routing(
 ) -> tuple[Any, Any]:
     """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of textbook.py."""
     kernel, map_size = transforms.shape[:2], activations.shape[1:3]
+    reach = tuple((size - k) // stride * stride + 1 for size, k in zip(map_size, kernel, strict=True))
 
     def patches(children: Any) -> Any:  # [B, H, W, ...] to [B, OH, OW, KH, KW, ...]
-        seen = children.unfold(1, kernel[0], stride).unfold(2, kernel[1], stride)
-        return torch.movedim(seen, (-2, -1), (3, 4))
+        rows = [children[:, u : u + reach[0] : stride] for u in range(kernel[0])]
+        return torch.stack([torch.stack([row[:, :, v : v + reach[1] : stride] for v in range(kernel[1])], 3) for row in rows], 3)
 
     def children_of(seen: Any) -> Any:  # the transpose of patches, for [B, OH, OW, KH, KW, I]
         columns = seen.permute(0, 5, 3, 4, 1, 2).reshape(len(seen), -1, seen.shape[1] * seen.shape[2])
