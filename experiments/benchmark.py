@@ -6,30 +6,36 @@ It measures one layer, forward and with its gradient, and a training step of a w
 routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size. At last
 the class capsules of dynamic routing, with votes in memory and without, and the strided convolution below them; and what a run
 costs beside its steps.
+
+Three parts are for accelerators and have to be asked for, `--parts accelerator torch profile`: two whole networks and their first
+routing layers at several batch sizes; the same in PyTorch, where it is installed; and a profile of the training step.
 """
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
-from experiments import run_figures
+from experiments import benchmark_accelerator, run_figures
 from experiments.benchmark_layer import Layer, benchmark_kernels, benchmark_layer, benchmark_sweeps
+from experiments.benchmark_loop import CONFIG as LOOP
 from experiments.benchmark_loop import benchmark_loop
-from experiments.benchmark_networks import benchmark_dynamic, benchmark_step
+from experiments.benchmark_networks import Widths, benchmark_dynamic, benchmark_step
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.hardware import choose_devices, split_cpu
-from experiments.run_directory import check_folder
-from experiments.timing import Measurement, fit_exponent
+from experiments.run_directory import Record, check_folder, write_atomically
+from experiments.timing import Ceilings, Measurement, fit_exponent, measure_ceilings
 
-Part = Literal["layer", "step", "kernels", "sweeps", "dynamic", "loop"]
-PARTS: tuple[Part, ...] = get_args(Part)
+CpuPart = Literal["layer", "step", "kernels", "sweeps", "dynamic", "loop"]
+AcceleratorPart = Literal["accelerator", "torch", "profile"]
+Part = Literal[CpuPart, AcceleratorPart]
+PARTS: tuple[CpuPart, ...] = get_args(CpuPart)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +46,25 @@ class BenchmarkConfig:
     parts: tuple[Part, ...] = PARTS
     """Which measurements to make."""
     repeats: int = 7
-    """Runs of each function; the median counts."""
+    """Samples of each function; the median counts."""
+    networks: tuple[str, ...] = ("32/32/32/32", "64/8/16/16")
+    """Widths of the networks on an accelerator."""
+    batches: tuple[int, ...] = (64, 256, 16)
+    """Their batch sizes. What comes first is compiled first."""
+    limit: int = 300
+    """On an accelerator: seconds for compiling, and for each way of running PyTorch; what is not done by then is left out."""
     output: Path = Path("runs/benchmark")
     """Folder for benchmark.json and benchmark.png."""
 
     def __post_init__(self):
-        check_positive(self, "repeats")
-        if not self.parts:
-            raise ValueError(f"parts must be one or more of {', '.join(PARTS)}; got none")
+        check_positive(self, "repeats", "limit")
+        for name, choices in (("parts", get_args(Part)), ("networks", ["widths"]), ("batches", ["batch sizes"])):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be one or more of {', '.join(choices)}; got none")
+        if min(self.batches) < 1:
+            raise ValueError(f"batches must be at least 1; got {min(self.batches)}")
+        for widths in self.networks:
+            Widths.parse(widths)
 
 
 def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int, unit: str) -> None:
@@ -108,8 +125,46 @@ def loop_part(config: BenchmarkConfig) -> Any:
     milliseconds = benchmark_loop(max(3, config.repeats // 2))
     bare, loop = (float(np.median(milliseconds[name])) for name in ("bare", "loop"))
     print("\nTraining, default recipe, 28x28 images, batch 64, a checkpoint every 50 steps, ms a step")
-    print(f"bare step {bare:.1f}, loop {loop:.1f}: {loop / bare - 1:+.1%}")
+    print(f"bare step {bare:.1f}, loop {loop:.1f}: {loop / bare - 1:+.1%}; {1e3 * LOOP.batch_size / loop:.0f} images/s")
     return milliseconds
+
+
+def ceilings_part(config: BenchmarkConfig) -> Ceilings:
+    """What the parts for accelerators are compared with."""
+    ceilings = measure_ceilings(config.repeats)
+    print(f"\n{ceilings.multiply_adds / 1e12:.3f} T element-wise multiply-adds/s, {ceilings.bytes / 1e9:.0f} GB/s", flush=True)
+    return ceilings
+
+
+def accelerator_part(config: BenchmarkConfig) -> Any:
+    ceilings = ceilings_part(config)
+    loads = benchmark_accelerator.workloads(config.networks, config.batches)
+    rows = kept(config, "accelerator", benchmark_accelerator.benchmark_accelerator(loads, ceilings, config.repeats, config.limit))
+    return {"ceilings": ceilings._asdict(), "rows": rows}
+
+
+def torch_part(config: BenchmarkConfig) -> Any:
+    ceilings = ceilings_part(config)
+    given = config.networks, config.batches, ceilings, config.repeats, config.limit, config.output
+    return {"ceilings": ceilings._asdict(), "rows": kept(config, "torch", benchmark_accelerator.benchmark_torch(*given))}
+
+
+def profile_part(config: BenchmarkConfig) -> Any:
+    files = benchmark_accelerator.profile_step(Widths.parse(config.networks[0]), config.batches[0], config.output)
+    print(f"\nprofile of the training step: {', '.join(map(str, files))}")
+    return [file.name for file in files]
+
+
+def kept(config: BenchmarkConfig, name: str, found: Iterable[list[Record]]) -> list[Record]:
+    """All rows; each printed, and kept in a file of one a line, as soon as it is there."""
+    file = config.output / f"{name}.jsonl"
+    file.unlink(missing_ok=True)
+    all_rows = []
+    for rows in found:
+        benchmark_accelerator.report(rows)
+        benchmark_accelerator.append(rows, file)
+        all_rows += rows
+    return all_rows
 
 
 # Each measures, prints what it has found, and returns what benchmark.json shall hold of it.
@@ -120,6 +175,9 @@ MEASURED: dict[Part, Callable[[BenchmarkConfig], Any]] = {
     "sweeps": sweeps_part,
     "dynamic": dynamic_part,
     "loop": loop_part,
+    "accelerator": accelerator_part,
+    "torch": torch_part,
+    "profile": profile_part,
 }
 
 
@@ -137,16 +195,17 @@ def run(config: BenchmarkConfig) -> None:
     check_folder(config.output)
     if {"layer", "step"} & set(config.parts):
         choose_devices(config.layer.batch, len(jax.devices()))
+    config.output.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
         "devices": len(jax.devices()),
+        "device_kind": jax.devices()[0].device_kind,
         "jax_version": jax.__version__,
     }
     for part, measured in MEASURED.items():
         if part in config.parts:
             record[part] = measured(config)
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
+            write_atomically(config.output / "benchmark.json", json.dumps(record, indent=2) + "\n")
     if {"layer", "sweeps"} <= set(config.parts):
         run_figures.benchmark(record).savefig(config.output / "benchmark.png", dpi=120)
     print(f"\nwritten to {config.output}")

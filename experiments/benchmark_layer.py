@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 import emcaps
 from emcaps import em, layout
+from emcaps.layout import IMPLEMENTATIONS
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import textbook
 from experiments.configs import check_positive
@@ -59,6 +60,31 @@ class Layer:
         return self.batch * self.positions * self.kernel**2 * self.children * self.parents
 
 
+class Costs(NamedTuple):
+    """Multiply-adds that routing cannot do without, for a pair of child and parent.
+
+    Attributes:
+        operator: of moments or scores.
+        vote_gradient: of the votes' gradient.
+        forward: of the whole routing.
+        gradient: of the whole routing with its gradient.
+    """
+
+    operator: int
+    vote_gradient: int
+    forward: int
+    gradient: int
+
+
+def costs(iterations: int) -> Costs:
+    """A vote costs 64 multiply-adds, and each operator 32 more; the gradient of the votes 16 for each of its 2T - 1 terms and 128
+    for its two products. The whole has 2T - 1 operators forward, as many back, and one gradient of the votes.
+    """
+    operators = terms = 2 * iterations - 1
+    operator, vote_gradient = 64 + 32, 64 + 16 * terms + 128
+    return Costs(operator, vote_gradient, operators * operator, 2 * operators * operator + vote_gradient)
+
+
 def layer_arguments(layer: Layer) -> tuple[jax.Array, ...]:
     """Random poses, activations, transforms, beta_u and beta_a."""
     keys = jax.random.split(jax.random.key(0), 5)
@@ -74,7 +100,7 @@ def layer_arguments(layer: Layer) -> tuple[jax.Array, ...]:
 
 
 def routings(layer: Layer) -> dict[str, Callable]:
-    """The three formulations, each from a layer's arguments to `(poses, activations)`."""
+    """The textbook's formulation and emcaps' implementations, each from a layer's arguments to `(poses, activations)`."""
     static = {"stride": layer.stride, "num_iterations": layer.iterations}
 
     def ours(implementation: str, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,8 +108,7 @@ def routings(layer: Layer) -> dict[str, Callable]:
 
     return {
         "textbook": functools.partial(textbook.conv_em_routing, **static),
-        "dense": functools.partial(ours, "dense"),
-        "streamed": functools.partial(ours, "streamed"),
+        **{name: functools.partial(ours, name) for name in IMPLEMENTATIONS},
     }
 
 
@@ -130,11 +155,7 @@ def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measureme
 
 
 def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]:
-    """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their multiply-adds.
-
-    A vote costs 64 multiply-adds; each operator 32 more; the gradient of the votes, over 2T - 1 terms, 16 for each term and
-    128 for its two products. The whole has 2T - 1 operators forward, as many back, and one gradient of the votes.
-    """
+    """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their `costs`."""
     block = max(1, layout.BLOCK_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
     arguments = layer_arguments(small)
@@ -147,14 +168,13 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     )
     weights = jax.random.uniform(jax.random.key(2), (num_children, small.parents, columns))
     coefficients = jax.random.normal(jax.random.key(3), (4, 4, small.parents, columns))
-    operators = num_terms = 2 * small.iterations - 1
 
     def terms(number: int, scale: jax.Array | None) -> VoteTerms:
         forms = jnp.stack([coefficients] * number)
         return VoteTerms(jnp.stack([weights] * number), scale, forms, forms + 1)
 
     groups = terms(small.iterations, weights[:, 0]), terms(small.iterations - 1, None)
-    gradient_cost = 64 + 16 * num_terms + 128
+    needed = costs(small.iterations)
     chain, chain_cost = multiply_adds()
     whole = routings(small)["streamed"]
     contenders = {
@@ -169,12 +189,12 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     results = measure(contenders, 3 * repeats)
     rate = chain_cost / results["multiply-adds"].seconds
     floors = {
-        "moments": 96,
-        "scores": 96,
-        "vote gradient": gradient_cost,
+        "moments": needed.operator,
+        "scores": needed.operator,
+        "vote gradient": needed.vote_gradient,
         "softmax over parents": 0,
-        "whole forward": 96 * operators,
-        "whole with gradient": 2 * 96 * operators + gradient_cost,
+        "whole forward": needed.forward,
+        "whole with gradient": needed.gradient,
     }
     rows = {}
     for name, cost in floors.items():

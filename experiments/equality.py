@@ -89,22 +89,24 @@ class Steps(NamedTuple):
         losses: of each step.
         gradient: of the first step, a tree.
         params: after the last step, likewise.
+        programs: how many programs the step was compiled to; one, whatever it is given.
     """
 
     losses: np.ndarray
     gradient: Any
     params: Any
+    programs: np.ndarray
 
 
-def take_steps(execution: Execution, precision: str) -> Steps:
-    """The same few steps as on any other devices: parameters, images and labels are those of fixed keys."""
+def take_steps(execution: Execution, precision: str, number: int = STEPS) -> Steps:
+    """The same steps as on any other devices, so many: parameters, images and labels are those of fixed keys."""
     with jax.enable_x64(precision == "float64"):
         cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(precision) if leaf.dtype == jnp.float32 else leaf)
         # Without a dtype of its own the network computes in that of its parameters.
         network, shared = (make_model(CONFIG.model, NUM_CLASSES, axis).clone(dtype=None) for axis in (None, execution.parent_axis))
-        keys = jax.random.split(jax.random.key(0), STEPS + 1)
+        keys = jax.random.split(jax.random.key(0), number + 1)
         init = jax.jit(functools.partial(init_state, CONFIG, network))
-        first = jax.device_get(cast(init(jnp.zeros((1, 13, 13, 1), jnp.float32), keys[STEPS])))
+        first = jax.device_get(cast(init(jnp.zeros((1, 13, 13, 1), jnp.float32), keys[number])))
 
         def batch(step: int) -> Batch:
             return Batch(
@@ -129,12 +131,12 @@ def take_steps(execution: Execution, precision: str) -> Steps:
 
         on_devices = parallelize(step_and_gradient, execution)
         state, found = on_devices.replicate(first), []
-        for step in range(STEPS):
+        for step in range(number):
             state, result = on_devices.step(state, on_devices.shard(batch(step)))
             found.append(result)
         losses = np.array([float(loss) for loss, _ in found])
         gradient, params = jax.tree.map(hosts.fetch, (found[0][1], state.params))
-        return Steps(losses, gradient, params)
+        return Steps(losses, gradient, params, np.array(on_devices.step._cache_size()))
 
 
 def as_arrays(steps: Steps) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import emcaps
@@ -78,6 +79,24 @@ def conv_em_routing(
     return mean.reshape(*mean.shape[:-1], 4, 4), jax.nn.sigmoid(logit)
 
 
+def class_em_routing(
+    poses: jax.Array,
+    activations: jax.Array,
+    transforms: jax.Array,
+    beta_u: jax.Array,
+    beta_a: jax.Array,
+    *,
+    coordinates: jax.Array,
+    num_iterations: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The classes' poses `[B, 1, 1, J, 4, 4]` and activations `[B, 1, 1, J]`; arguments as of `emcaps.class_em_routing`."""
+    height, width = activations.shape[1:3]
+    everywhere = jnp.broadcast_to(transforms, (height, width, *transforms.shape))
+    offsets = jnp.zeros((height, width, 4, 4), poses.dtype).at[:, :, :2, 3].set(coordinates)
+    given = poses, activations, everywhere, beta_u, beta_a
+    return conv_em_routing(*given, stride=1, num_iterations=num_iterations, offsets=offsets)
+
+
 def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> jax.Array:
     """`model.apply({"params": params}, images)` with textbook routing of the paper's procedure: activations `[B, J]`."""
     out = nn_conv(images, params["conv"], 2)
@@ -87,21 +106,10 @@ def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> 
     for index, (_, stride) in enumerate(model.layer_geometry()[2:], start=1):
         layer = params[f"conv_caps_{index}"]
         capsules = conv_em_routing(*capsules, **layer, stride=stride, num_iterations=iterations)
-    layer = params["class_caps"]
-    height, width = capsules[1].shape[1:3]
-    transforms = jnp.broadcast_to(layer["transforms"], (height, width, *layer["transforms"].shape))
-    offsets = jnp.zeros((height, width, 4, 4))
-    rows, columns = (jnp.asarray(emcaps.receptive_field_centers(size, model.layer_geometry())) for size in images.shape[1:3])
-    offsets = offsets.at[:, :, 0, 3].set(rows[:, None]).at[:, :, 1, 3].set(columns)
-    routed = conv_em_routing(
-        *capsules,
-        transforms,
-        layer["beta_u"],
-        layer["beta_a"],
-        stride=1,
-        num_iterations=iterations,
-        offsets=offsets,
-    )
+    coordinates = (emcaps.receptive_field_centers(size, model.layer_geometry()) for size in images.shape[1:3])
+    rows, columns = np.meshgrid(*coordinates, indexing="ij")
+    where = jnp.asarray(np.stack([rows, columns], -1), images.dtype)
+    routed = class_em_routing(*capsules, **params["class_caps"], coordinates=where, num_iterations=iterations)
     return routed[1][:, 0, 0]
 
 
