@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps import kernels
 from emcaps.em import Parents, route
 from emcaps.em_gradient import route_streamed
 from emcaps.fused import FusedVotes
-from emcaps.kernels import KernelVotes
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
 
@@ -44,7 +42,13 @@ DENSE = Form(dense_votes, route, None)
 # On a CPU, so many columns that arrays fit in a cache; on accelerators, which want many, so that they fit in memory.
 CHUNKED = Form(StreamedVotes, route_streamed, 144)
 FUSED = Form(FusedVotes, route_streamed, 65536)
-KERNELS = Form(KernelVotes, route_streamed, 65536, kernels.COLUMNS)
+
+
+def kernel_form() -> Form:
+    """NVIDIA's, in float32. What it is written in is imported only for who asks: JAX may take it away."""
+    from emcaps.kernels import COLUMNS, KernelVotes
+
+    return Form(KernelVotes, route_streamed, 65536, COLUMNS)
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -107,10 +111,10 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
         result = route_in(DENSE)(*given)
     elif implementation == "fused":
         result = route_in(FUSED)(*given)
-    elif implementation == "streamed":
-        result = lax.platform_dependent(*given, cpu=route_in(CHUNKED), default=route_in(FUSED))
     else:
-        result = lax.platform_dependent(*given, cpu=route_in(CHUNKED), cuda=route_in(KERNELS), default=route_in(FUSED))
+        with_kernels = implementation == "kernels" and poses.dtype == jnp.float32
+        nvidia = {"cuda": route_in(kernel_form())} if with_kernels else {}
+        result = lax.platform_dependent(*given, cpu=route_in(CHUNKED), default=route_in(FUSED), **nvidia)
     return _outer_dtypes(result, dtype)
 
 

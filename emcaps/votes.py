@@ -82,7 +82,7 @@ class DenseVotes(NamedTuple):
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, 4, J, M]`."""
-        return jnp.einsum("nm,nihjm->ihjm", weights, self.votes)
+        return jnp.einsum("nm,nihjm->ihjm", weights, self.votes, precision="highest")
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """Moments about `centre` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
@@ -112,7 +112,7 @@ class DenseVotes(NamedTuple):
 
 def dense_votes(poses: jax.Array, transforms: jax.Array) -> DenseVotes:
     """Every child's vote for every parent, from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]` (as `StreamedVotes`)."""
-    return DenseVotes(jnp.einsum("nikm,nkhj->nihjm", poses, transforms))
+    return DenseVotes(jnp.einsum("nikm,nkhj->nihjm", poses, transforms, precision="highest"))
 
 
 class StreamedVotes(NamedTuple):
@@ -132,7 +132,7 @@ class StreamedVotes(NamedTuple):
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
-        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms)
+        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms, precision="highest")
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
@@ -245,8 +245,8 @@ def _product_transpose(poses: jax.Array, transforms: jax.Array, votes: jax.Array
     votes = votes.reshape(num_children, rows, columns * num_parents, width)
     transforms = transforms.reshape(num_children, 1, -1, columns * num_parents)
     transforms = jnp.broadcast_to(transforms, (num_children, rows, *transforms.shape[2:]))
-    to_poses = jnp.einsum("nikx,nixm->nikm", transforms, votes)
-    to_transforms = jnp.einsum("nixm,nikm->nixk", votes, poses).sum(1)
+    to_poses = jnp.einsum("nikx,nixm->nikm", transforms, votes, precision="highest")
+    to_transforms = jnp.einsum("nixm,nikm->nixk", votes, poses, precision="highest").sum(1)
     return to_poses, to_transforms.reshape(num_children, columns, num_parents, -1)
 
 
