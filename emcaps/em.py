@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from emcaps.receptive_field import ReceptiveField
+from emcaps.sharding import vary_alike
 from emcaps.types import POSE_ENTRIES
 from emcaps.votes import Moments
 
@@ -220,6 +221,7 @@ def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> 
     field = geometry.field
     reached = np.maximum(field.num_parent_positions(), 1) * num_types
     shares = field.gather(jnp.asarray(1 / reached, activations.dtype)[None, :, :, None])
+    shares, _ = vary_alike((shares, activations))
     types = activations.shape[0] // math.prod(field.kernel_size)
     batch = activations.shape[1] // math.prod(field.output_size)
     shape = (*field.kernel_size, types, *field.output_size, batch)

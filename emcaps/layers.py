@@ -1,7 +1,6 @@
 """Flax modules: they own the parameters and call the functions of `routing.py`."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.layout import IMPLEMENTATIONS
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
+from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
 
 
@@ -261,8 +261,8 @@ class ConvCaps(nn.Module):
         if self.parent_axis is None:
             return routed
         type_axes = (3, 3, 3, 3, 6)  # of the fields of a RoutingResult. Nobody pays for a field that nobody uses.
-        gather = functools.partial(lax.all_gather, axis_name=self.parent_axis, tiled=True)
-        return RoutingResult(*(gather(field, axis=axis) for field, axis in zip(routed, type_axes, strict=True)))
+        gathered = (gather_shards(field, self.parent_axis, axis) for field, axis in zip(routed, type_axes, strict=True))
+        return RoutingResult(*gathered)
 
     def _devices(self) -> int:
         """Over how many devices the parent types are divided."""

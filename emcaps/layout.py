@@ -100,7 +100,10 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
 def _block_size(batch: int, positions: int) -> int:
     """Examples in a block: about so many columns, rather a little fewer than leaving the last block partly empty."""
     columns = BLOCK_COLUMNS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_COLUMNS
-    most = min(batch, max(1, columns // positions))
+    most = max(1, columns // positions)
+    if not isinstance(batch, int):  # symbolic, in what `jax.export` makes for any batch
+        return most
+    most = min(batch, most)
     divisor = max(size for size in range(1, most + 1) if batch % size == 0)
     return divisor if 2 * divisor > most else -(-batch // -(-batch // most))
 

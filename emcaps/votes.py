@@ -125,10 +125,10 @@ class StreamedVotes(NamedTuple):
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
             return sums + lax.complex(first, second), mass + _sum(weights)
 
-        nothing = jnp.zeros(centre.shape, jnp.promote_types(centre.dtype, jnp.complex64))
+        nothing = jnp.zeros_like(centre, jnp.promote_types(centre.dtype, jnp.complex64))
         sums, mass = _for_chunks(
             step,
-            (nothing, jnp.zeros(weights.shape[1:], centre.dtype)),
+            (nothing, jnp.zeros_like(centre, shape=weights.shape[1:])),
             (self.poses, self.transforms, weights, scale),
             prepare=lambda poses, transforms, weights, scale: (poses, transforms, _scaled(weights, scale)),
         )
@@ -153,7 +153,7 @@ class StreamedVotes(NamedTuple):
         def step(scores: jax.Array, index: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
             return _put_chunk(scores, chunk_scores(*chunk), index)
 
-        nothing = jnp.zeros((self.poses.shape[0], *centre.shape[2:]), centre.dtype)
+        nothing = jnp.zeros_like(centre, shape=(self.poses.shape[0], *centre.shape[2:]))
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
     def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -178,7 +178,7 @@ class StreamedVotes(NamedTuple):
 
         num_children, inner, columns, num_parents = self.transforms.shape
         to_poses = jnp.zeros_like(self.poses)
-        to_transforms = jnp.zeros((num_children, columns, num_parents, inner), centre.dtype)
+        to_transforms = jnp.zeros_like(centre, shape=(num_children, columns, num_parents, inner))
         to_poses, to_transforms = _for_chunks(
             step,
             (to_poses, to_transforms),
