@@ -183,7 +183,8 @@ def check_finite(name: str, array: Any) -> None:
 def _inside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> Any:
     """Which values lie in an interval."""
     values = _widened(values)
-    return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
+    with jax.numpy_dtype_promotion("standard"):  # of integers it is asked in floating point, whatever else the caller allows
+        return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
 
 
 def _widened(array: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emcaps.checks import check_data, check_positive_int
-from emcaps.layout import compute_dtype
+from emcaps.layout import common_dtype, compute_dtype
 from emcaps.sharding import for_each_shard
 
 
@@ -119,7 +119,7 @@ def _route_votes(votes: jax.Array, num_iterations: int) -> DynamicRoutingResult:
 
 @functools.partial(jax.jit, static_argnames="num_iterations")
 def _route_children(children: jax.Array, transforms: jax.Array, num_iterations: int) -> DynamicRoutingResult:
-    dtype = jnp.result_type(children, transforms)
+    dtype = common_dtype(children, transforms)
     children, transforms = (array.astype(compute_dtype(children, transforms)) for array in (children, transforms))
     *batch, num_children, size = children.shape
     num_parents, parent_size = transforms.shape[1], transforms.shape[3]

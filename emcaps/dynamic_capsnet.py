@@ -56,7 +56,7 @@ class StridedConv(nn.Module):
             "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return convolved + bias.astype(images.dtype)
+        return convolved + bias.astype(images.dtype)[None, None, None]
 
 
 class PrimaryVectorCaps(nn.Module):

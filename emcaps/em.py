@@ -127,7 +127,7 @@ def fit_gaussians(
         geometry: see `Geometry`.
         iteration: t, which chooses lambda.
     """
-    mass, first, second = moments
+    first, second, mass = moments.first, moments.second, moments.mass[None, None]
     total = mass + constants.mass_epsilon
     shift = (first - constants.mass_epsilon * centre) / total
     if geometry.damping:
@@ -137,7 +137,7 @@ def fit_gaussians(
     squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
     information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 1))
-    cost = information * mass * constants.mass_scale
+    cost = information * moments.mass * constants.mass_scale
     if geometry.normalize_costs:
         cost = _standardize_over_types(cost, geometry)
     logits = constants.inverse_temperature[iteration] * (constants.beta_a[:, None] - cost)
@@ -269,7 +269,7 @@ def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, 
     shares = first_shares(activations, geometry, num_types * devices)
     # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
-    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)
+    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
     state = m_step(votes, activations, shares[:, None], centre, None, constants, geometry, 0)
     return state._replace(
         assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
@@ -297,7 +297,7 @@ def next_iteration(
         return state.centre, state.moments, state.parents
 
     rough = _, moments, parents = fit(old_means)
-    mean_squares = moments.second / (moments.mass + constants.mass_epsilon)
+    mean_squares = moments.second / (moments.mass + constants.mass_epsilon)[None, None]
     lost = lax.stop_gradient((mean_squares > MOST_CANCELLATION * parents.variances).any())
     if geometry.parent_axis is not None:  # devices that talk to each other in the M-step must agree whether to repeat it
         lost = lax.psum(lost.astype(jnp.int32), geometry.parent_axis) > 0

@@ -23,7 +23,7 @@ from emcaps.checks import (
     check_shapes,
 )
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
-from emcaps.layout import IMPLEMENTATIONS
+from emcaps.layout import IMPLEMENTATIONS, common_dtype
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
@@ -142,7 +142,8 @@ class CapsuleInit:
 
     def transforms(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         """Initialiser of transforms `[..., 4, 4]`."""
-        return self.identity * jnp.eye(POSE_SIZE, dtype=dtype) + self.transform_stddev * jax.random.normal(key, shape, dtype)
+        identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
+        return self.identity * identity + self.transform_stddev * jax.random.normal(key, shape, dtype)
 
     def betas(self, layer: nn.Module, num_parents: int) -> tuple[jax.Array, jax.Array]:
         """Make the parameters `beta_u` and `beta_a` `[num_parents]` of a layer that is being called."""
@@ -311,7 +312,7 @@ class ClassCaps(nn.Module):
         height, width, child_types = sizes["H"], sizes["W"], sizes["I"]
         transforms = self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE))
         # Of capsules in low precision too, classes are told apart, and coordinates read, in that of the parameters.
-        dtype = jnp.promote_types(children.poses.dtype, transforms.dtype)
+        dtype = common_dtype(children.poses, transforms)
         children = jax.tree.map(lambda array: array.astype(dtype), children)
         coordinates = None
         if self.add_coordinates:

@@ -6,6 +6,7 @@ a block of the batch at a time where the votes are streamed, and brings the resu
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,13 @@ ACCELERATOR_BLOCK_COLUMNS = 8192
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
     """What the routing computes in: float32 for low precision, otherwise the arrays' own."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return common_dtype(*arrays, jnp.float32)
+
+
+def common_dtype(*given: Any) -> jnp.dtype:
+    """What arrays and dtypes promote to, also where the caller lets nothing be promoted implicitly."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*given)
 
 
 def _cast(tree, dtype):
@@ -42,7 +49,7 @@ def _outer_dtypes(result: RoutingResult, dtype: jnp.dtype) -> RoutingResult:
 @functools.partial(jax.jit, static_argnames=("geometry",))
 def route_votes(votes, activations, constants, *, geometry):
     """`em_routing` behind the door: one patch of children, one parent position."""
-    dtype = jnp.result_type(votes, activations)
+    dtype = common_dtype(votes, activations)
     votes, activations, constants = _cast((votes, activations, constants), compute_dtype(votes, activations))
     *batch, num_children, num_parents, _ = votes.shape
     votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
@@ -72,7 +79,7 @@ def route_votes(votes, activations, constants, *, geometry):
 @functools.partial(jax.jit, static_argnames=("geometry", "implementation", "remat"))
 def route_capsules(poses, activations, transforms, constants, *, geometry, implementation, remat):
     """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
-    dtype = jnp.result_type(poses, activations, transforms)
+    dtype = common_dtype(poses, activations, transforms)
     poses, activations, transforms, constants = _cast(
         (poses, activations, transforms, constants), compute_dtype(poses, activations, transforms)
     )

@@ -71,7 +71,7 @@ class DenseVotes(NamedTuple):
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
             vote, weight = child
-            weighted = weight * (vote - centre)
+            weighted = weight[None, None] * (vote - centre)
             return (sums[0] + weighted, sums[1] + weighted * (vote - centre)), None
 
         nothing = jnp.zeros_like(centre)
@@ -119,16 +119,16 @@ class StreamedVotes(NamedTuple):
             first = second = jnp.zeros((), centre.dtype)
             for pose, transform, weight in zip(poses, transforms, weights, strict=True):
                 offsets = _form_votes(pose, transform) - centre
-                weighted = weight * offsets
+                weighted = weight[None, None] * offsets
                 first += weighted
                 second += weighted * offsets
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
             return sums + lax.complex(first, second), mass + _sum(weights)
 
-        nothing = jnp.zeros_like(centre, jnp.promote_types(centre.dtype, jnp.complex64))
+        nothing = jnp.zeros_like(centre)
         sums, mass = _for_chunks(
             step,
-            (nothing, jnp.zeros_like(centre, shape=weights.shape[1:])),
+            (lax.complex(nothing, nothing), jnp.zeros_like(centre, shape=weights.shape[1:])),
             (self.poses, self.transforms, weights, scale),
             prepare=lambda poses, transforms, weights, scale: (poses, transforms, _scaled(weights, scale)),
         )
@@ -143,10 +143,10 @@ class StreamedVotes(NamedTuple):
             for row in range(4):
                 for column in range(4):
                     vote = _sum(poses[:, row, k, None] * transforms[:, k, column, :, None] for k in range(poses.shape[2]))
-                    offset = vote - centre[row, column]
-                    slope = quadratic[row, column] * offset
+                    offset = vote - centre[None, row, column]
+                    slope = quadratic[None, row, column] * offset
                     if linear is not None:
-                        slope += linear[row, column]
+                        slope += linear[None, row, column]
                     total += slope * offset
             return total
 
@@ -167,9 +167,9 @@ class StreamedVotes(NamedTuple):
             slope = intercept = jnp.zeros((), centre.dtype)
             for terms, weights in zip(groups, group_weights, strict=True):
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
-                    slope += weight[:, None, None] * quadratic
-                    intercept += weight[:, None, None] * linear
-            return 2 * slope * (_form_votes(poses, transforms) - centre) + intercept
+                    slope += weight[:, None, None] * quadratic[None]
+                    intercept += weight[:, None, None] * linear[None]
+            return 2 * slope * (_form_votes(poses, transforms) - centre[None]) + intercept
 
         def step(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             poses, transforms, *_ = chunk
@@ -201,7 +201,7 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 
 def _scaled(weights: jax.Array, scale: jax.Array | None) -> jax.Array:
     """Weights `[..., N, J, M]` times a scale `[N, M]`, or as they are."""
-    return weights if scale is None else weights * scale[:, None]
+    return weights if scale is None else weights * jnp.expand_dims(scale, (*range(weights.ndim - 3), -2))
 
 
 def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Array:
