@@ -104,7 +104,7 @@ def _forth(votes, activations, constants, geometry):
 
 @jax.custom_jvp
 def first_order_only(tree):
-    """What a backward pass is given, which raises TypeError if it is differentiated itself."""
+    """What a pass of first order is given; TypeError if it is differentiated once more."""
     return tree
 
 

@@ -57,6 +57,7 @@ def _forth(function, batched, shared):
         # again on the way back. What stands for it is no number that could be used unseen.
         return function(batched, shared), [jnp.full(array.shape, _useless(array.dtype), array.dtype) for array in kept[0]]
 
+    batched, shared = first_order_only((batched, shared))
     result, intermediates = _partitioned(on_one, on_shard, (True, False), (True, False))(batched, shared)
     return result, (jax.tree.unflatten(kept[1], intermediates), batched, shared)
 
@@ -93,6 +94,11 @@ def _partitioned(on_one: Callable, on_shard: Callable, divided: Any, divided_res
         divided_results: which of the results.
     """
     flags = []
+    x64, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_one_of_several(*given):
+        with jax.enable_x64(x64), jax.default_matmul_precision(precision):  # the compiler asks from another thread
+            return on_shard(*given)
 
     def describe(*arguments):
         results = on_one(*arguments)
@@ -111,7 +117,7 @@ def _partitioned(on_one: Callable, on_shard: Callable, divided: Any, divided_res
             jax.tree.unflatten(jax.tree.structure(tree), [place[yes] for yes in divided])
             for tree, divided in zip((results, arguments), reversed(flags), strict=True)
         ]
-        return mesh, functools.partial(on_shard, axes), *places
+        return mesh, functools.partial(on_one_of_several, axes), *places
 
     def rule(mesh, arguments, results):
         """Axis 0 of all that is divided is one factor; every other axis is one by itself, and whole on each device."""
