@@ -80,7 +80,7 @@ def em_routing(
         assignment_gradient: whether derivatives go through the E-step; False makes the assignments constants. Static.
         parent_axis: name of a mapped axis (of `jax.shard_map`, `jax.pmap`) over whose devices the parent types are divided
             evenly; J is then the number of those here, the children are the same on all of its devices, and what a child gives
-            to parents elsewhere is counted. Gradients are as of a sum over the devices: see `partition_specs`. Static.
+            to parents elsewhere is counted. What its gradients are: see `partition_specs`. Static.
 
     Returns:
         A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`. Logits

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import emcaps
 from experiments.collectives import collectives
 from experiments.command_line import exit_code, parse
+from experiments.errors import UsageError
 from experiments.hardware import split_cpu
 from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.sections import Table
@@ -118,7 +119,7 @@ def cases() -> Iterator[Case]:
     share = lambda *shape: random.uniform(0.1, 0.9, shape).astype(np.float32)  # noqa: E731
     options = {"inverse_temperature": np.linspace(0.5, 1, 3, dtype=np.float32), "min_variance": 0.1, "mass_scale": 0.1}
     betas, transforms = (normal(3), normal(3)), normal(2, 2, 2, 3, 4, 4)
-    children = emcaps.Capsules(normal(BATCH, 4, 3, 2, 4, 4), share(BATCH, 4, 3, 2))
+    children = emcaps.Capsules(jnp.asarray(normal(BATCH, 4, 3, 2, 4, 4)), jnp.asarray(share(BATCH, 4, 3, 2)))
     routed = lambda route: lambda batch, shared: route(*batch, *shared, **options)  # noqa: E731
     yield Case("em_routing", routed(emcaps.em_routing), (normal(BATCH, 5, 3, 16), share(BATCH, 5)), betas)
     for implementation in ("streamed", "dense"):
@@ -136,13 +137,12 @@ def cases() -> Iterator[Case]:
     pair = images, images[::-1].copy()
     yield Case("reconstruction_loss", lambda batch, _: emcaps.reconstruction_loss(*batch), pair, ())
     yield Case("View", lambda images, _: emcaps.View(2, True, 6)(images), images, ())
-    small = {"num_classes": 3, "conv_channels": 4, "primary_capsules": 2}
     yield from (
         _module("PrimaryCaps", emcaps.PrimaryCaps(2), normal(BATCH, 4, 3, 5)),
         _module("ConvCaps", emcaps.ConvCaps(3), children),
         _module("ClassCaps", emcaps.ClassCaps(3), children),
-        _module("CapsNet", emcaps.CapsNet(**small, conv_capsules=(3, 2)), images),
-        _module("CapsNet, bfloat16", emcaps.CapsNet(**small, conv_capsules=(3,), dtype=jnp.bfloat16), images),
+        _module("CapsNet", emcaps.CapsNet(3, 4, 2, (3, 2)), images),
+        _module("CapsNet, bfloat16", emcaps.CapsNet(3, 4, 2, (3,), dtype=jnp.bfloat16), images),
         _module("PrimaryVectorCaps", emcaps.PrimaryVectorCaps(2, 4), normal(BATCH, 10, 10, 3)),
         _module("VectorClassCaps", emcaps.VectorClassCaps(3, 4), normal(BATCH, 5, 4)),
         _module("DynamicCapsNet", emcaps.DynamicCapsNet(3, 8, 2, 4, 4), images),
@@ -174,10 +174,9 @@ def result_and_gradient(function: Callable[[Any, Any], Any]) -> Callable[[Any, A
         floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
         def loss(given: Sequence[Any]) -> Any:
-            given = iter(given)
-            result = function(
-                *structure.unflatten([next(given) if yes else leaf for yes, leaf in zip(floating, leaves, strict=True)])
-            )
+            rest = iter(given)
+            filled = [next(rest) if yes else leaf for yes, leaf in zip(floating, leaves, strict=True)]
+            result = function(*structure.unflatten(filled))
             means = [jnp.sin(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(result)]
             return sum(means), result
 
@@ -187,9 +186,8 @@ def result_and_gradient(function: Callable[[Any, Any], Any]) -> Callable[[Any, A
     return both
 
 
-def compare(case: Case, way: Way, number: int) -> Record:
-    """Run a case in one way on so many devices, and in one call on one device."""
-    expected = jax.jit(result_and_gradient(case.function))(case.batch, case.shared)
+def compare(case: Case, expected: Any, way: Way, number: int) -> Record:
+    """Run a case in one way on so many devices; what is expected is its result and gradient in one call on one."""
     mesh = jax.make_mesh((number,), ("data",), axis_types=(way.kind or AxisType.Auto,), devices=jax.devices()[:number])
     batch, shared = case.batch, case.shared
     if way.kind is not None:
@@ -197,7 +195,7 @@ def compare(case: Case, way: Way, number: int) -> Record:
     compiled = jax.jit(result_and_gradient(way.divide(case.function, mesh))).lower(batch, shared).compile()
     found = compiled(batch, shared)
     kinds: dict[str, int] = {}
-    for one in collectives(compiled.as_text()):
+    for one in collectives(compiled.as_text() or ""):
         kinds[one.kind] = kinds.get(one.kind, 0) + one.times
     off = max(map(_difference, jax.tree.leaves(found), jax.tree.leaves(expected)))
     part = BATCH // (number if way.kind is not None else 1)
@@ -215,20 +213,19 @@ def _difference(ours: Any, theirs: Any) -> float:
 def compare_all(command: "MeshesCommand") -> list[Record]:
     """A record for each case, way and number of devices; a case that cannot be run has an error in place of numbers."""
     rows: list[Record] = []
-    chosen = [case for case in cases() if not command.cases or case.name in command.cases]
-    plan = [
-        (case, name, number)
-        for case in chosen
-        for name in command.ways
-        for number in (command.devices if WAYS[name].kind is not None else (1,))
-    ]
-    for case, name, number in tqdm(plan, "comparing"):
-        row: Record = {"case": case.name, "way": name, "devices": number}
-        try:
-            row |= compare(case, WAYS[name], number)
-        except Exception as error:  # whatever it is, it belongs in the table
-            row |= {"right": False, "error": f"{type(error).__name__}: {error}"[:500]}
-        rows.append(row)
+    known = {case.name: case for case in cases()}
+    if unknown := set(command.cases) - set(known):
+        raise UsageError(f"cases must be some of {', '.join(map(repr, known))}; got {', '.join(map(repr, sorted(unknown)))}")
+    for case in tqdm([known[name] for name in command.cases or known], "comparing"):
+        expected = jax.jit(result_and_gradient(case.function))(case.batch, case.shared)
+        for name in command.ways:
+            for number in command.devices if WAYS[name].kind is not None else (1,):
+                row: Record = {"case": case.name, "way": name, "devices": number}
+                try:
+                    row |= compare(case, expected, WAYS[name], number)
+                except Exception as error:  # whatever it is, it belongs in the table
+                    row |= {"right": False, "error": f"{type(error).__name__}: {error}"[:500]}
+                rows.append(row)
     return rows
 
 
