@@ -54,6 +54,11 @@ def gather_shards(array: jax.Array, axis_name: str, axis: int) -> jax.Array:
     return lax.all_gather(array, axis_name, axis=axis, tiled=True, to="invarying" if tracked else "varying")
 
 
+def is_sharded(array: Any) -> bool:
+    """Whether an array is sharded over an explicit axis of a mesh."""
+    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
+
+
 def for_each_shard(function: Callable[[Any, Any], Any], batched: Any, shared: Any, batch_axes: int = 1) -> Any:
     """`function(batched, shared)`, run by each device on its own part of the batch.
 
@@ -71,11 +76,10 @@ def for_each_shard(function: Callable[[Any, Any], Any], batched: Any, shared: An
     def route(batched: Any, shared: Any) -> Any:
         return function(*vary_alike((batched, shared)))
 
-    shardings = [jax.typeof(array).sharding for array in jax.tree.leaves((batched, shared))]
-    sharded = [sharding for sharding in shardings if any(axis is not None for axis in sharding.spec)]
+    sharded = [array for array in jax.tree.leaves((batched, shared)) if is_sharded(array)]
     if not sharded:
         return route(batched, shared)
-    mesh, spec = sharded[0].mesh, _batch_spec(batched, batch_axes)
+    mesh, spec = jax.typeof(sharded[0]).sharding.mesh, _batch_spec(batched, batch_axes)
     axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
     whole = PartitionSpec()
 

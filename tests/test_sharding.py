@@ -163,6 +163,16 @@ def test_losses_and_decoder_take_a_sharded_batch():
     np.testing.assert_allclose(jax.jit(function)(*place(given, mesh, BATCH)), function(*given), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_classifier_takes_sharded_images():
+    classifier = emcaps.load_classifier("mnist")
+    images = np.random.default_rng(0).uniform(size=(4, *classifier.image_shape)).astype(np.float32)
+    found = classifier.predict(place(images, two_devices(AxisType.Explicit), BATCH))
+    for ours, theirs in zip(found, classifier.predict(images), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        assert len(ours.sharding.device_set) == 2
+
+
 @pytest.mark.parametrize("name", ["conv-streamed", pytest.param("conv-dense", marks=SLOW), pytest.param("em", marks=SLOW)])
 def test_gradients_of_divided_types_come_summed_where_jax_tracks_what_varies(name, x64):
     """With `check_vma`, the default, no device has to add anything."""
