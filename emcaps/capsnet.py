@@ -117,10 +117,12 @@ class CapsNet(nn.Module):
 def partition_specs(tree: Any, parent_axis: str) -> Any:
     """How the parameters of a `CapsNet` with this `parent_axis` are divided over its devices: a tree of `PartitionSpec`.
 
-    Inside `jax.shard_map(..., check_vma=False)` each device differentiates its own loss, but what it finds is the gradient of the
-    sum over all devices. Of a mean over them, and so of the network's loss, which is the same on all devices of the axis, the
-    gradient of a divided parameter is therefore what a device finds, divided by their number, and that of any other parameter the
-    mean over them.
+    Inside `jax.shard_map`, as it is by default, a device that differentiates the network's loss, the same on all devices of the
+    axis, finds the gradient of its own share of the divided parameters, and the whole gradient of all others.
+
+    With `check_vma=False`, and in `jax.pmap`, it differentiates its own loss, but what it finds is the gradient of the sum over all
+    devices. Of a mean over them, and so of the network's loss, the gradient of a divided parameter is then what a device finds,
+    divided by their number, and that of any other parameter the mean over them.
 
     Args:
         tree: the parameters, or a tree with branches like them: a gradient, an optimiser's state. Everything else is not divided.

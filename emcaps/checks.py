@@ -167,12 +167,12 @@ def check_range(
     ends = low, high, open_low, open_high
     if isinstance(value, Tracer):
         right = _inside(value, *ends)
-        _check_when_run(right.all(), _first_wrong(value, right), f"{expected}; got {{first_wrong}}")
+        _check_when_run(right.all(), _a_wrong(value, right), f"{expected}; got {{a_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
         values, all_inside = (value, _all_inside_at_once) if isinstance(value, jax.Array) else (np.asarray(value), _all_inside)
         if not all_inside(values, *ends):
-            raise ValueError(f"{expected}; got {float(_first_wrong(values, _inside(values, *ends))):g}")
+            raise ValueError(f"{expected}; got {float(_a_wrong(values, _inside(values, *ends))):g}")
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -183,7 +183,8 @@ def check_finite(name: str, array: Any) -> None:
 def _inside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> Any:
     """Which values lie in an interval."""
     values = _widened(values)
-    return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
+    with jax.numpy_dtype_promotion("standard"):  # of integers it is asked in floating point, whatever else the caller allows
+        return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
 
 
 def _widened(array: Any) -> Any:
@@ -199,14 +200,15 @@ def _all_inside(values: Any, *ends: Any) -> Any:
 _all_inside_at_once = jax.jit(_all_inside, static_argnums=(3, 4))  # one program, not one for each operation
 
 
-def _first_wrong(values: Any, right: Any) -> Any:
-    """The first value that is not right; the first of all if there is none."""
-    return values.reshape(-1)[right.reshape(-1).argmin()]
+def _a_wrong(values: Any, right: Any) -> Any:
+    """A value that is not right: NaN, or the largest. A reduction can be had of sharded values too, the first one cannot."""
+    least = -np.inf if jnp.issubdtype(values.dtype, jnp.floating) else jnp.iinfo(values.dtype).min
+    return values.max(where=~right, initial=least)
 
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)
-def _check_when_run(right: jax.Array, first_wrong: jax.Array, message: str) -> None:
+def _check_when_run(right: jax.Array, a_wrong: jax.Array, message: str) -> None:
     """Leave a check in the program, for who runs it in debug mode."""
     # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit` has each traced once,
     # so that the same program, traced again, is found in caches of compiled ones.
-    checkify.debug_check(right, message, first_wrong=first_wrong)
+    checkify.debug_check(right, message, a_wrong=a_wrong)

@@ -17,6 +17,7 @@ from safetensors import numpy as safetensors_numpy
 from emcaps.capsnet import CapsNet, check_network
 from emcaps.checks import check_finite, check_range
 from emcaps.layers import RoutingOptions
+from emcaps.sharding import is_sharded
 from emcaps.views import View
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -75,6 +76,7 @@ class Classifier:
         """Classify images, as many as there are.
 
         What is compiled is for 1, 2, 4, ... or 128 images, whatever N is: more are taken 128 at a time, and fewer are filled up.
+        Images that are sharded over explicit axes of a mesh are taken all at once, as they are, each by the device where it is.
 
         Args:
             images: `[N, H, W, C]` of `image_shape`, uint8, or floating in [0, 1] (checked where they are known).
@@ -87,6 +89,8 @@ class Classifier:
             ValueError: images have another shape, or known values out of range.
         """
         self._check_images(images)
+        if is_sharded(images):
+            return _predict(self.model, self.view, self.params, images)
         number, parts = len(images), []
         for start in range(0, max(number, 1), AT_ONCE):
             part = jnp.asarray(images[start : start + AT_ONCE])

@@ -14,6 +14,7 @@ import numpy as np
 
 from emcaps.capsnet import CapsNet, check_network
 from emcaps.checks import check_choice, check_shapes
+from emcaps.layout import compute_dtype
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 # A parent whose activation is below the first, or above the second, for a whole batch says nothing about an example.
@@ -185,7 +186,7 @@ def _check_result(result: RoutingResult) -> None:
 @jax.jit
 def _diagnose(result: RoutingResult) -> RoutingDiagnostics:
     """`diagnose` behind the door."""
-    dtype = jnp.promote_types(result.activations.dtype, jnp.float32)
+    dtype = compute_dtype(result.activations)
     assignments, activations, logits = (
         array.astype(dtype) for array in (result.assignments, result.activations, result.activation_logits)
     )

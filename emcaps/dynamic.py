@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from emcaps.checks import check_data, check_positive_int
-from emcaps.layout import compute_dtype
+from emcaps.layout import common_dtype, compute_dtype
+from emcaps.sharding import for_each_shard
 
 
 class DynamicRoutingResult(NamedTuple):
@@ -75,7 +76,7 @@ def dynamic_routing(votes: jax.Array, *, num_iterations: int = 3) -> DynamicRout
     """
     check_data({"votes": (votes, "... N J D")})
     check_positive_int("num_iterations", num_iterations)
-    return _route_votes(votes, num_iterations)
+    return for_each_shard(lambda votes, _: _route_votes(votes, num_iterations), votes, (), votes.ndim - 3)
 
 
 def class_dynamic_routing(children: jax.Array, transforms: jax.Array, *, num_iterations: int = 3) -> DynamicRoutingResult:
@@ -97,7 +98,8 @@ def class_dynamic_routing(children: jax.Array, transforms: jax.Array, *, num_ite
     """
     check_data({"children": (children, "... N D"), "transforms": (transforms, "N J D E")})
     check_positive_int("num_iterations", num_iterations)
-    return _route_children(children, transforms, num_iterations)
+    route = functools.partial(_route_children, num_iterations=num_iterations)
+    return for_each_shard(route, children, transforms, children.ndim - 2)
 
 
 @functools.partial(jax.jit, static_argnames="num_iterations")
@@ -111,13 +113,13 @@ def _route_votes(votes: jax.Array, num_iterations: int) -> DynamicRoutingResult:
     def agree(poses: jax.Array) -> jax.Array:
         return jnp.einsum("...jd,...njd->...nj", poses, votes)
 
-    result = _route(gather, agree, jnp.zeros(votes.shape[:-1], votes.dtype), num_iterations)
+    result = _route(gather, agree, jnp.zeros_like(votes, shape=votes.shape[:-1]), num_iterations)
     return jax.tree.map(lambda array: array.astype(dtype), result)
 
 
 @functools.partial(jax.jit, static_argnames="num_iterations")
 def _route_children(children: jax.Array, transforms: jax.Array, num_iterations: int) -> DynamicRoutingResult:
-    dtype = jnp.result_type(children, transforms)
+    dtype = common_dtype(children, transforms)
     children, transforms = (array.astype(compute_dtype(children, transforms)) for array in (children, transforms))
     *batch, num_children, size = children.shape
     num_parents, parent_size = transforms.shape[1], transforms.shape[3]
@@ -128,7 +130,7 @@ def _route_children(children: jax.Array, transforms: jax.Array, num_iterations: 
     @jax.checkpoint
     def gather_one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
         matrix, couplings = given
-        return (couplings[..., None] * children).reshape(len(children), -1) @ matrix
+        return (couplings[..., None] * children).reshape(-1, num_children * size) @ matrix
 
     @jax.checkpoint
     def agree_one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -141,7 +143,7 @@ def _route_children(children: jax.Array, transforms: jax.Array, num_iterations: 
     def agree(poses: jax.Array) -> jax.Array:
         return jnp.moveaxis(jax.lax.map(agree_one, (by_parent, jnp.moveaxis(poses, 1, 0))), 0, -1)
 
-    result = _route(gather, agree, jnp.zeros((len(children), num_children, num_parents), children.dtype), num_iterations)
+    result = _route(gather, agree, jnp.zeros_like(children, shape=(children.shape[0], num_children, num_parents)), num_iterations)
     return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]).astype(dtype), result)
 
 

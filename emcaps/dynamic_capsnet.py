@@ -42,6 +42,7 @@ class StridedConv(nn.Module):
         rows, columns = ((side - self.kernel) // size + blocks for side in sides)
         seen = [(0, number * size - side, 0) for number, side in zip((rows, columns), sides, strict=True)]
         images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *seen, (0, 0, 0)])
+        images = images.reshape(batch, rows, size, columns * size, channels)  # an axis at a time, as sharded arrays ask for
         images = images.reshape(batch, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
         rest = (0, blocks * size - self.kernel)
         kernel = jnp.pad(kernel.astype(images.dtype), (rest, rest, (0, 0), (0, 0)))
@@ -55,7 +56,7 @@ class StridedConv(nn.Module):
             "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return convolved + bias.astype(images.dtype)
+        return convolved + bias.astype(images.dtype)[None, None, None]
 
 
 class PrimaryVectorCaps(nn.Module):
@@ -158,7 +159,7 @@ class DynamicCapsNet(nn.Module):
         layer_field("conv", images.shape[1:3], 9, 1)
         out["conv"] = nn.relu(nn.Conv(self.conv_channels, (9, 9), padding="VALID", name="conv")(images))
         out["primary"] = PrimaryVectorCaps(self.primary_capsules, self.primary_size, name="primary")(out["conv"])
-        children = out["primary"].reshape(len(images), math.prod(out["primary"].shape[1:4]), self.primary_size)
+        children = out["primary"].reshape(images.shape[0], math.prod(out["primary"].shape[1:4]), self.primary_size)
         class_caps = VectorClassCaps(self.num_classes, self.class_size, self.num_iterations, name="class_caps")
         out["class_caps"] = class_caps(children)
         return Capsules(out["class_caps"].poses, out["class_caps"].activations), out

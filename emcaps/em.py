@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from emcaps.receptive_field import ReceptiveField
+from emcaps.sharding import vary_alike
 from emcaps.types import POSE_ENTRIES
 from emcaps.votes import Moments, VoteTerms
 
@@ -145,7 +146,7 @@ def fit_gaussians(
         geometry: see `Geometry`.
         iteration: t, which chooses lambda.
     """
-    mass, first, second = moments
+    first, second, mass = moments.first, moments.second, moments.mass[None, None]
     total = mass + constants.mass_epsilon
     shift = (first - constants.mass_epsilon * centre) / total
     if geometry.damping:
@@ -155,7 +156,7 @@ def fit_gaussians(
     squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
     information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 1))
-    cost = information * mass * constants.mass_scale
+    cost = information * moments.mass * constants.mass_scale
     if geometry.normalize_costs:
         cost = _standardize_over_types(cost, geometry)
     logits = constants.inverse_temperature[iteration] * (constants.beta_a[:, None] - cost)
@@ -239,6 +240,7 @@ def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> 
     field = geometry.field
     reached = np.maximum(field.num_parent_positions(), 1) * num_types
     shares = field.gather(jnp.asarray(1 / reached, activations.dtype)[None, :, :, None])
+    shares, _ = vary_alike((shares, activations))
     types = activations.shape[0] // math.prod(field.kernel_size)
     batch = activations.shape[1] // math.prod(field.output_size)
     shape = (*field.kernel_size, types, *field.output_size, batch)
@@ -286,7 +288,7 @@ def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, 
     shares = first_shares(activations, geometry, num_types * devices)
     # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
     data = shares * activations
-    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)
+    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
     state = m_step(votes, activations, shares[:, None], centre, None, constants, geometry, 0)
     return state._replace(
         assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
@@ -318,7 +320,7 @@ def next_iteration(
 
 def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
     """Where variances have lost digits, bool `[J, M]`, because means are far from the centre; and the means, `[4, 4, J, M]`."""
-    total = moments.mass + constants.mass_epsilon
+    total = (moments.mass + constants.mass_epsilon)[None, None]
     shift, mean_squares = moments.first / total, moments.second / total
     variances = mean_squares - shift**2 + constants.min_variance
     return (mean_squares > MOST_CANCELLATION * variances).any((0, 1)), centre + shift

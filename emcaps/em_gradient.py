@@ -104,17 +104,18 @@ def _forth(votes, activations, constants, geometry):
 
 
 @jax.custom_jvp
-def _first_order_only(tree):
+def first_order_only(tree):
+    """What a pass of first order is given; TypeError if it is differentiated once more."""
     return tree
 
 
-@_first_order_only.defjvp
+@first_order_only.defjvp
 def _refuse(primals, tangents):
     raise TypeError(FIRST_ORDER_ONLY)
 
 
 def _back(geometry, residuals, result_gradients):
-    residuals, result_gradients = _first_order_only((residuals, result_gradients))
+    residuals, result_gradients = first_order_only((residuals, result_gradients))
     votes, activations, constants, history, last_means = residuals
     repeats = geometry.num_iterations
 

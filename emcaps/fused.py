@@ -5,6 +5,7 @@ broadcast product; XLA forms that operand in registers. It must be kept from two
 common, and to take the votes out of a loop in which they do not change. `_not_shared` is for that.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,9 @@ from jax import lax
 
 from emcaps.votes import Moments, VoteTerms, form_votes, retake_if_lost, scaled
 
-# Bytes of the votes' gradient that are held at a time: what stays in the cache of a large accelerator.
+# Bytes of the votes' gradient that are held at a time, of so many columns where their number is not known (a symbolic batch).
 GRADIENT_BYTES = 128_000_000
+SYMBOLIC_COLUMNS = 4096
 
 
 class FusedVotes(NamedTuple):
@@ -33,29 +35,30 @@ class FusedVotes(NamedTuple):
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
-        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms, precision="highest")
+        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None], self.transforms, precision="highest")
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`: one reduction with two results."""
         weights = scaled(weights, scale)
-        offsets = form_votes(*_not_shared(self, weights)) - centre
+        offsets = form_votes(*_not_shared(self, weights)) - centre[None]
         weighted = weights[:, None, None] * offsets
         zero = jnp.zeros((), centre.dtype)
-        first, second = lax.reduce((weighted, weighted * offsets), (zero, zero), lambda sums, terms: (sums[0] + terms[0], sums[1] + terms[1]), (0,))
+        first, second = lax.reduce((weighted, weighted * offsets), (zero, zero), _add_pairs, (0,))
         return Moments(weights.sum(0), first, second)
 
     retake = retake_if_lost
 
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`: one reduction over the pose entries."""
-        offsets = form_votes(*_not_shared(self, quadratic)) - centre
-        slope = quadratic * offsets if linear is None else quadratic * offsets + linear
-        return constant + (slope * offsets).sum((1, 2))
+        offsets = form_votes(*_not_shared(self, quadratic)) - centre[None]
+        slope = quadratic[None] * offsets if linear is None else quadratic[None] * offsets + linear[None]
+        return constant[None] + (slope * offsets).sum((1, 2))
 
     def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
-        num_children = self.poses.shape[0]
-        most = max(1, GRADIENT_BYTES // (centre.size * centre.dtype.itemsize))
+        num_children, (*entries, width) = self.poses.shape[0], centre.shape
+        columns = width if isinstance(width, int) else SYMBOLIC_COLUMNS
+        most = max(1, GRADIENT_BYTES // (math.prod(entries) * columns * centre.dtype.itemsize))
         size = max(size for size in range(1, min(most, num_children) + 1) if num_children % size == 0)
 
         def chunk_gradient(start):
@@ -65,9 +68,9 @@ class FusedVotes(NamedTuple):
                 weights = lax.dynamic_slice_in_dim(terms.weights, start, size, 1)
                 weights = scaled(weights, None if terms.scale is None else lax.dynamic_slice_in_dim(terms.scale, start, size))
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
-                    slope += weight[:, None, None] * quadratic
-                    intercept += weight[:, None, None] * linear
-            votes = 2 * slope * (form_votes(poses, transforms) - centre) + intercept
+                    slope += weight[:, None, None] * quadratic[None]
+                    intercept += weight[:, None, None] * linear[None]
+            votes = 2 * slope * (form_votes(poses, transforms) - centre[None]) + intercept
             return (
                 jnp.einsum("nkhj,nihjm->nikm", transforms, votes, precision="highest"),
                 jnp.einsum("nihjm,nikm->nkhj", votes, poses, precision="highest"),
@@ -76,6 +79,10 @@ class FusedVotes(NamedTuple):
         starts = jnp.arange(0, num_children, size)
         chunks = lax.map(chunk_gradient, starts)
         return tuple(chunk.reshape(num_children, *chunk.shape[2:]) for chunk in chunks)
+
+
+def _add_pairs(sums: tuple[jax.Array, jax.Array], terms: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return sums[0] + terms[0], sums[1] + terms[1]
 
 
 def _not_shared(votes: FusedVotes, of_this_pass: jax.Array) -> tuple[jax.Array, jax.Array]:

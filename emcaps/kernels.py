@@ -26,13 +26,12 @@ TYPES = 4  # parent types in a program of moments or scores, a warp each; all re
 SCORED_CHILDREN = 8  # in a program of scores, one after the other
 POSE_CHILDREN = 4  # in a program of the gradient for the poses, all in each thread
 TRANSFORM_CHILDREN = 2  # the same for the transforms
-WARPS = 8192  # of a pass, if it can be divided so far: some four for each that a large GPU holds at a time
+WARPS = 16384  # of a pass, if it can be divided so far: several for each that a large GPU holds at a time
 
 ROWS = range(4)
 ENTRIES = [(row, column) for row in ROWS for column in ROWS]
 
 Axes = str  # of an array, a letter each; see `_run`
-Tile = tuple[int, int]
 
 
 class KernelVotes(NamedTuple):
@@ -160,21 +159,21 @@ def _run(
         block = [None if a.isupper() else grid[a] if divided(a, s) else s for a, s in zip(axes, shape, strict=True)]
         return pl.BlockSpec(block, index)
 
-    dtype = inputs[1][0].dtype
+    like = jax.typeof(inputs[1][0])
     shapes = [[sizes.get(letter, 1) for letter in axes] for axes in outputs]
 
     def run(interpret: bool, *arrays: jax.Array) -> list[jax.Array]:
         multiply_add = _multiply_add if interpret else _fused_multiply_add
-        options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=1)}
+        compiler_params = None if interpret else triton.CompilerParams(num_warps=warps, num_stages=1)
         call = pl.pallas_call(
             functools.partial(kernel, multiply_add),
             grid=tuple(sizes[letter.upper()] for letter in letters),
             in_specs=[spec(axes, array.shape) for array, axes in inputs],
             out_specs=[spec(axes, shape) for axes, shape in zip(outputs, shapes, strict=True)],
-            out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in shapes],
+            out_shape=[jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=like.manual_axis_type) for shape in shapes],
             interpret=interpret,
-            name="em" + kernel_name(kernel),
-            **options,
+            name="em" + _name(kernel),
+            compiler_params=compiler_params,
         )
         return call(*arrays)
 
@@ -182,7 +181,7 @@ def _run(
     return lax.platform_dependent(*arrays, cuda=functools.partial(run, False), default=functools.partial(run, True))
 
 
-def kernel_name(kernel: Callable) -> str:
+def _name(kernel: Callable) -> str:
     return getattr(kernel, "func", kernel).__name__
 
 
@@ -202,10 +201,10 @@ def _fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     return result
 
 
-def _offset(fma: Callable, negative_centre: jax.Array, pose_row: Sequence[jax.Array], transform_column: Sequence[jax.Array]) -> jax.Array:
-    """An entry of vote - centre."""
-    for pose, transform in zip(pose_row, transform_column, strict=True):
-        negative_centre = fma(pose, transform, negative_centre)
+def _offset(fma: Callable, negative_centre: jax.Array, pose: Sequence[jax.Array], transform: Sequence[jax.Array]) -> jax.Array:
+    """An entry of vote - centre, from a row of the pose and a column of the transform."""
+    for factors in zip(pose, transform, strict=True):
+        negative_centre = fma(*factors, negative_centre)
     return negative_centre
 
 
@@ -286,26 +285,31 @@ def _column_gradients(
     fma: Callable,
     terms: Sequence[tuple[int, VoteTerms]],
     weights: Sequence[Sequence[jax.Array]],
-    offsets: Callable[[int, jax.Array], jax.Array],
+    pose: Sequence[Sequence[jax.Array]],
+    transform: Sequence[Sequence[jax.Array]],
     centre: Any,
-    column: int,
-    parent: Any,
-    columns: Any,
+    place: tuple[Any, ...],
 ) -> list[jax.Array]:
-    """The gradient of one column of the votes for a parent, of each child whose weights are given, `[4, columns]`."""
-    at = -centre[:, column, parent, columns]
-    slopes = [jnp.zeros_like(at)] * len(weights)
-    intercepts = [jnp.zeros_like(at)] * len(weights)
-    for number, (place, term) in enumerate(terms):
-        quadratic = term.quadratic[place, :, column, parent, columns]
-        linear = term.linear[place, :, column, parent, columns]
-        for child, weight in enumerate(weights):
-            slopes[child] = fma(weight[number], quadratic, slopes[child])
-            intercepts[child] = fma(weight[number], linear, intercepts[child])
-    return [
-        fma(2 * slope, offsets(child, at), intercept)
-        for child, (slope, intercept) in enumerate(zip(slopes, intercepts, strict=True))
-    ]
+    """The gradient with respect to one column of the votes, `[4, columns]`, of each child.
+
+    Args:
+        fma: `fma(a, b, c)` is a * b + c.
+        terms: of the gradient.
+        weights: of each child those of each term, `[1, columns]`.
+        pose: of each child the columns of its pose, `[4, columns]`.
+        transform: of each child one column of its transform, numbers.
+        centre: `[4, 4, J, M]`.
+        place: the votes' column, the parent, and the columns of arrays.
+    """
+    rows = slice(None)
+    negative_centre = -centre[rows, *place]
+    slopes = intercepts = [jnp.zeros_like(negative_centre)] * len(weights)
+    for number, (term_place, term) in enumerate(terms):
+        quadratic, linear = (form[term_place, rows, *place] for form in (term.quadratic, term.linear))
+        slopes = [fma(weight[number], quadratic, slope) for weight, slope in zip(weights, slopes, strict=True)]
+        intercepts = [fma(weight[number], linear, intercept) for weight, intercept in zip(weights, intercepts, strict=True)]
+    offsets = [_offset(fma, negative_centre, *factors) for factors in zip(pose, transform, strict=True)]
+    return [fma(2 * slope, *rest) for slope, *rest in zip(slopes, offsets, intercepts, strict=True)]
 
 
 def _pose_gradient(have_scale, fma, centre, poses, transforms, *rest):
@@ -316,47 +320,46 @@ def _pose_gradient(have_scale, fma, centre, poses, transforms, *rest):
 
     def add_parent(parent, sums):
         weights = [_weights(terms, child, parent, columns) for child in children]
-        sums = list(sums)
         for column in ROWS:
             transform = [[transforms[child, k, column, parent] for k in inner] for child in children]
-            gradients = _column_gradients(
-                fma, terms, weights, lambda child, at: _offset(fma, at, pose[child], transform[child]), centre, column, parent, columns
-            )
-            for child in children:
-                for k in inner:
-                    place = child * len(inner) + k
-                    sums[place] = fma(gradients[child], transform[child][k], sums[place])
+            gradients = _column_gradients(fma, terms, weights, pose, transform, centre, (column, parent, columns))
+            sums = [
+                [fma(gradient, factor, total) for factor, total in zip(factors, totals, strict=True)]
+                for gradient, factors, totals in zip(gradients, transform, sums, strict=True)
+            ]
         return sums
 
-    zero = jnp.zeros(out.shape[1::2], centre.dtype)
-    sums = lax.fori_loop(0, transforms.shape[-1], add_parent, [zero] * (len(children) * len(inner)))
-    for place, total in enumerate(sums):
-        out[place // len(inner), :, place % len(inner)] = total
+    zero = jnp.zeros((len(ROWS), COLUMNS), centre.dtype)
+    sums = lax.fori_loop(0, transforms.shape[-1], add_parent, [[zero] * len(inner)] * len(children))
+    for child in children:
+        for k in inner:
+            out[child, :, k] = sums[child][k]
 
 
 def _transform_gradient(have_scale, fma, centre, poses, transforms, *rest):
     *arrays, out = rest
     terms = list(_vote_terms(have_scale, arrays))
     children, inner = range(poses.shape[0]), range(poses.shape[2])
-    transform = [[[transforms[child, k, column, 0] for k in inner] for column in ROWS] for child in children]
+    transform = [[[transforms[child, k, column, 0] for k in inner] for child in children] for column in ROWS]
 
     def add_columns(tile, sums):
         columns = pl.ds(tile * COLUMNS, COLUMNS)
         pose = [[poses[child, :, k, columns] for k in inner] for child in children]
         weights = [_weights(terms, child, 0, columns) for child in children]
-        sums = [list(of_child) for of_child in sums]
-        for column in ROWS:
-            gradients = _column_gradients(
-                fma, terms, weights, lambda child, at: _offset(fma, at, pose[child], transform[child][column]), centre, column, 0, columns
-            )
-            for child in children:
-                for k in inner:
-                    place = k * len(ROWS) + column
-                    sums[child][place] = fma(gradients[child], pose[child][k], sums[child][place])
-        return sums
+
+        def add(column, of_column):
+            gradients = _column_gradients(fma, terms, weights, pose, transform[column], centre, (column, 0, columns))
+            return [
+                [fma(gradient, factor, total) for factor, total in zip(factors, totals, strict=True)]
+                for gradient, factors, totals in zip(gradients, pose, of_column, strict=True)
+            ]
+
+        return [add(column, of_column) for column, of_column in enumerate(sums)]
 
     zero = jnp.zeros((len(ROWS), COLUMNS), centre.dtype)
-    sums = lax.fori_loop(0, poses.shape[-1] // COLUMNS, add_columns, [[zero] * (len(inner) * len(ROWS))] * len(children))
-    for child in children:
-        for place, total in enumerate(sums[child]):
-            out[child, place // len(ROWS), place % len(ROWS), 0] = total.sum()
+    nothing = [[[zero] * len(inner)] * len(children)] * len(ROWS)
+    sums = lax.fori_loop(0, poses.shape[-1] // COLUMNS, add_columns, nothing)
+    for column in ROWS:
+        for child in children:
+            for k in inner:
+                out[child, k, column, 0] = sums[column][child][k].sum()

@@ -1,7 +1,6 @@
 """Flax modules: they own the parameters and call the functions of `routing.py`."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +23,10 @@ from emcaps.checks import (
     check_shapes,
 )
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
-from emcaps.layout import IMPLEMENTATIONS
+from emcaps.layout import IMPLEMENTATIONS, common_dtype
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
+from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
 
 
@@ -142,7 +142,8 @@ class CapsuleInit:
 
     def transforms(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         """Initialiser of transforms `[..., 4, 4]`."""
-        return self.identity * jnp.eye(POSE_SIZE, dtype=dtype) + self.transform_stddev * jax.random.normal(key, shape, dtype)
+        identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
+        return self.identity * identity + self.transform_stddev * jax.random.normal(key, shape, dtype)
 
     def betas(self, layer: nn.Module, num_parents: int) -> tuple[jax.Array, jax.Array]:
         """Make the parameters `beta_u` and `beta_a` `[num_parents]` of a layer that is being called."""
@@ -261,8 +262,8 @@ class ConvCaps(nn.Module):
         if self.parent_axis is None:
             return routed
         type_axes = (3, 3, 3, 3, 6)  # of the fields of a RoutingResult. Nobody pays for a field that nobody uses.
-        gather = functools.partial(lax.all_gather, axis_name=self.parent_axis, tiled=True)
-        return RoutingResult(*(gather(field, axis=axis) for field, axis in zip(routed, type_axes, strict=True)))
+        gathered = (gather_shards(field, self.parent_axis, axis) for field, axis in zip(routed, type_axes, strict=True))
+        return RoutingResult(*gathered)
 
     def _devices(self) -> int:
         """Over how many devices the parent types are divided."""
@@ -311,7 +312,7 @@ class ClassCaps(nn.Module):
         height, width, child_types = sizes["H"], sizes["W"], sizes["I"]
         transforms = self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE))
         # Of capsules in low precision too, classes are told apart, and coordinates read, in that of the parameters.
-        dtype = jnp.promote_types(children.poses.dtype, transforms.dtype)
+        dtype = common_dtype(children.poses, transforms)
         children = jax.tree.map(lambda array: array.astype(dtype), children)
         coordinates = None
         if self.add_coordinates:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.em import Parents, route
+from emcaps.em import route
 from emcaps.em_gradient import route_streamed
 from emcaps.fused import FusedVotes
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
@@ -33,27 +33,36 @@ class Form(NamedTuple):
     """
 
     hold_votes: Callable[[jax.Array, jax.Array], Any]
-    route: Callable[..., tuple[Parents, jax.Array]]
+    route: Callable[..., Any]  # a `custom_vjp` tells type checkers nothing
     columns: int | None
     multiple: int = 1
 
 
+# On a CPU so many columns that arrays fit in a cache; on accelerators, which want many, so that they fit in memory.
+CHUNKED_COLUMNS = 144
+ACCELERATOR_COLUMNS = 65536
+
 DENSE = Form(dense_votes, route, None)
-# On a CPU, so many columns that arrays fit in a cache; on accelerators, which want many, so that they fit in memory.
-CHUNKED = Form(StreamedVotes, route_streamed, 144)
-FUSED = Form(FusedVotes, route_streamed, 65536)
+CHUNKED = Form(StreamedVotes, route_streamed, CHUNKED_COLUMNS)
+FUSED = Form(FusedVotes, route_streamed, ACCELERATOR_COLUMNS)
 
 
 def kernel_form() -> Form:
     """NVIDIA's, in float32. What it is written in is imported only for who asks: JAX may take it away."""
     from emcaps.kernels import COLUMNS, KernelVotes
 
-    return Form(KernelVotes, route_streamed, 65536, COLUMNS)
+    return Form(KernelVotes, route_streamed, ACCELERATOR_COLUMNS, COLUMNS)
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
     """What the routing computes in: float32 for low precision, otherwise the arrays' own."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return common_dtype(*arrays, jnp.float32)
+
+
+def common_dtype(*given: Any) -> jnp.dtype:
+    """What arrays and dtypes promote to, also where the caller lets nothing be promoted implicitly."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*given)
 
 
 def _cast(tree, dtype):
@@ -68,7 +77,7 @@ def _outer_dtypes(result: RoutingResult, dtype: jnp.dtype) -> RoutingResult:
 @functools.partial(jax.jit, static_argnames=("geometry",))
 def route_votes(votes, activations, constants, *, geometry):
     """`em_routing` behind the door: one patch of children, one parent position."""
-    dtype = jnp.result_type(votes, activations)
+    dtype = common_dtype(votes, activations)
     votes, activations, constants = _cast((votes, activations, constants), compute_dtype(votes, activations))
     *batch, num_children, num_parents, _ = votes.shape
     votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
@@ -98,7 +107,7 @@ def route_votes(votes, activations, constants, *, geometry):
 @functools.partial(jax.jit, static_argnames=("geometry", "implementation", "remat"))
 def route_capsules(poses, activations, transforms, constants, *, geometry, implementation, remat):
     """`conv_em_routing` behind the door, block by block. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
-    dtype = jnp.result_type(poses, activations, transforms)
+    dtype = common_dtype(poses, activations, transforms)
     poses, activations, transforms, constants = _cast(
         (poses, activations, transforms, constants), compute_dtype(poses, activations, transforms)
     )
@@ -146,8 +155,11 @@ def _block_size(batch: int, positions: int, form: Form) -> int:
     """Examples in a block: about so many columns, rather a little fewer than leaving the last block partly empty."""
     if form.columns is None:
         return batch
+    most = max(1, form.columns // positions)
+    if not isinstance(batch, int):  # symbolic, in what `jax.export` makes for any batch: it would be padded to a whole block
+        return most if form is CHUNKED else batch
     multiple = form.multiple // math.gcd(positions, form.multiple)
-    most = min(batch, max(1, form.columns // positions))
+    most = min(batch, most)
     divisor = max(size for size in range(1, most + 1) if batch % size == 0)
     block = divisor if 2 * divisor > most else -(-batch // -(-batch // most))
     return -(-block // multiple) * multiple

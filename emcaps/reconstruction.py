@@ -41,11 +41,11 @@ class Decoder(nn.Module):
         """
         check_sizes("image_shape", self.image_shape, 3)
         check_sizes("hidden_units", self.hidden_units)
-        values = masked(poses, chosen).reshape(len(poses), -1)
+        values = masked(poses, chosen).reshape(poses.shape[0], math.prod(poses.shape[1:]))
         for index, units in enumerate(self.hidden_units, start=1):
             values = nn.relu(nn.Dense(units, name=f"hidden_{index}")(values))
         pixels = nn.Dense(math.prod(self.image_shape), name="pixels")(values)
-        return jax.nn.sigmoid(pixels).reshape(len(poses), *self.image_shape)
+        return jax.nn.sigmoid(pixels).reshape(poses.shape[0], *self.image_shape)
 
 
 def masked(poses: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ They check their arguments and leave the rest to `layout.py`. `em_routing` is fo
 `conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ from emcaps.checks import (
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry
 from emcaps.em_gradient import FIRST_ORDER_ONLY
 from emcaps.layout import IMPLEMENTATIONS, compute_dtype, route_capsules, route_votes
+from emcaps.partitioning import divide_examples
 from emcaps.receptive_field import ReceptiveField
+from emcaps.sharding import Bound, for_each_shard
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 
@@ -77,7 +80,7 @@ def em_routing(
         assignment_gradient: whether derivatives go through the E-step; False makes the assignments constants. Static.
         parent_axis: name of a mapped axis (of `jax.shard_map`, `jax.pmap`) over whose devices the parent types are divided
             evenly; J is then the number of those here, the children are the same on all of its devices, and what a child gives
-            to parents elsewhere is counted. Gradients are as of a sum over the devices: see `partition_specs`. Static.
+            to parents elsewhere is counted. What its gradients are: see `partition_specs`. Static.
 
     Returns:
         A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`. Logits
@@ -118,7 +121,12 @@ def em_routing(
         assignment_gradient=assignment_gradient,
         parent_axis=parent_axis,
     )
-    return route_votes(votes, activations, constants, geometry=geometry)
+    return for_each_shard(
+        lambda children, constants: route_votes(*children, constants, geometry=geometry),
+        (votes, activations),
+        constants,
+        batch_axes=activations.ndim - 1,
+    )
 
 
 def conv_em_routing(
@@ -212,7 +220,10 @@ def conv_em_routing(
         assignment_gradient=assignment_gradient,
         parent_axis=parent_axis,
     )
-    return _route_checked(poses, activations, transforms, constants, geometry=geometry, implementation=implementation, remat=remat)
+
+    return _route_map(
+        (poses, activations), (transforms, constants, None), geometry=geometry, implementation=implementation, remat=remat
+    )
 
 
 def class_em_routing(
@@ -292,26 +303,38 @@ def class_em_routing(
         assignment_gradient=assignment_gradient,
         parent_axis=parent_axis,
     )
-    if coordinates is not None:
-        poses, transforms = _append_coordinates(poses, transforms, coordinates)
-    whole_map = jnp.broadcast_to(transforms, (sizes["H"], sizes["W"], *transforms.shape))
-    return _route_checked(poses, activations, whole_map, constants, geometry=geometry, implementation=implementation, remat=remat)
+
+    return _route_map(
+        (poses, activations), (transforms, constants, coordinates), geometry=geometry, implementation=implementation, remat=remat
+    )
 
 
-def _route_checked(*arguments, **static) -> RoutingResult:
-    """`route_capsules`, explaining what JAX says when it is asked for forward mode."""
+def _route_map(children: Any, shared: Any, **static: Any) -> RoutingResult:
+    """Route the children of each example, on the device where it is; explain what JAX says when it is asked for forward mode."""
+    route = Bound(_route_examples, tuple(static.items()))
+    if static["implementation"] == "streamed":
+        route = functools.partial(divide_examples, route)
     try:
-        return route_capsules(*arguments, **static)
+        return for_each_shard(route, children, shared)
     except TypeError as error:
         if "forward-mode" in str(error):
             raise TypeError(FIRST_ORDER_ONLY) from error
         raise
 
 
+def _route_examples(children: Any, shared: Any, *, geometry: Geometry, **static: Any) -> RoutingResult:
+    """`route_capsules`; transforms without kernel axes are those of all positions, and coordinates may join the votes."""
+    (poses, activations), (transforms, constants, coordinates) = children, shared
+    if coordinates is not None:
+        poses, transforms = _append_coordinates(poses, transforms, coordinates)
+    if transforms.ndim == 4:
+        transforms = jnp.broadcast_to(transforms, (*geometry.field.kernel_size, *transforms.shape))
+    return route_capsules(poses, activations, transforms, constants, geometry=geometry, **static)
+
+
 def _append_coordinates(poses: jax.Array, transforms: jax.Array, coordinates: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Make coordinate addition part of the product: `[pose | x] @ [transform; 0 0 0 1]` = vote + x on the last column."""
-    column = jnp.zeros((*coordinates.shape[:2], 1, POSE_SIZE, 1), poses.dtype)
-    column = column.at[:, :, 0, :2, 0].set(coordinates.astype(poses.dtype))
+    column = jnp.pad(coordinates.astype(poses.dtype), [(0, 0), (0, 0), (0, POSE_SIZE - 2)])[:, :, None, :, None]
     column = jnp.broadcast_to(column, (*poses.shape[:-1], 1))
     row = jnp.zeros((*transforms.shape[:-2], 1, POSE_SIZE), transforms.dtype).at[..., -1].set(1)
     return jnp.concatenate([poses, column], -1), jnp.concatenate([transforms, row], -2)

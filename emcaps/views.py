@@ -1,6 +1,7 @@
 """From stored images to what a network sees of them: pure functions, to be jitted by their callers."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def prepare_images(images: jax.Array, *, downsample: int = 1, standardize: bool 
         images -= images.mean((1, 2, 3), keepdims=True)
         variance = (images**2).mean((1, 2, 3), keepdims=True)
         deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1))  # at 0 the root has no slope
-        images /= jnp.maximum(deviation, 1 / 255 / images[0].size ** 0.5)  # what one pixel off by one grey level would make
+        numbers = math.prod(images.shape[1:])
+        images /= jnp.maximum(deviation, 1 / 255 / numbers**0.5)  # what one pixel off by one grey level would make
     return images
 
 

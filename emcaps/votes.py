@@ -90,7 +90,7 @@ class DenseVotes(NamedTuple):
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
             vote, weight = child
-            weighted = weight * (vote - centre)
+            weighted = weight[None, None] * (vote - centre)
             return (sums[0] + weighted, sums[1] + weighted * (vote - centre)), None
 
         nothing = jnp.zeros_like(centre)
@@ -142,16 +142,16 @@ class StreamedVotes(NamedTuple):
             first = second = jnp.zeros((), centre.dtype)
             for pose, transform, weight in zip(poses, transforms, weights, strict=True):
                 offsets = form_votes(pose, transform) - centre
-                weighted = weight * offsets
+                weighted = weight[None, None] * offsets
                 first += weighted
                 second += weighted * offsets
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
             return sums + lax.complex(first, second), mass + _sum(weights)
 
-        nothing = jnp.zeros(centre.shape, jnp.promote_types(centre.dtype, jnp.complex64))
+        nothing = jnp.zeros_like(centre)
         sums, mass = _for_chunks(
             step,
-            (nothing, jnp.zeros(weights.shape[1:], centre.dtype)),
+            (lax.complex(nothing, nothing), jnp.zeros_like(centre, shape=weights.shape[1:])),
             (self.poses, self.transforms, weights, scale),
             prepare=lambda poses, transforms, weights, scale: (poses, transforms, scaled(weights, scale)),
         )
@@ -168,17 +168,17 @@ class StreamedVotes(NamedTuple):
             for row in range(4):
                 for column in range(4):
                     vote = _sum(poses[:, row, k, None] * transforms[:, k, column, :, None] for k in range(poses.shape[2]))
-                    offset = vote - centre[row, column]
-                    slope = quadratic[row, column] * offset
+                    offset = vote - centre[None, row, column]
+                    slope = quadratic[None, row, column] * offset
                     if linear is not None:
-                        slope += linear[row, column]
+                        slope += linear[None, row, column]
                     total += slope * offset
             return total
 
         def step(scores: jax.Array, index: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
             return _put_chunk(scores, chunk_scores(*chunk), index)
 
-        nothing = jnp.zeros((self.poses.shape[0], *centre.shape[2:]), centre.dtype)
+        nothing = jnp.zeros_like(centre, shape=(self.poses.shape[0], *centre.shape[2:]))
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
     def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -192,9 +192,9 @@ class StreamedVotes(NamedTuple):
             slope = intercept = jnp.zeros((), centre.dtype)
             for terms, weights in zip(groups, group_weights, strict=True):
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
-                    slope += weight[:, None, None] * quadratic
-                    intercept += weight[:, None, None] * linear
-            return 2 * slope * (form_votes(poses, transforms) - centre) + intercept
+                    slope += weight[:, None, None] * quadratic[None]
+                    intercept += weight[:, None, None] * linear[None]
+            return 2 * slope * (form_votes(poses, transforms) - centre[None]) + intercept
 
         def step(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             poses, transforms, *_ = chunk
@@ -203,7 +203,7 @@ class StreamedVotes(NamedTuple):
 
         num_children, inner, columns, num_parents = self.transforms.shape
         to_poses = jnp.zeros_like(self.poses)
-        to_transforms = jnp.zeros((num_children, columns, num_parents, inner), centre.dtype)
+        to_transforms = jnp.zeros_like(centre, shape=(num_children, columns, num_parents, inner))
         to_poses, to_transforms = _for_chunks(
             step,
             (to_poses, to_transforms),
@@ -226,7 +226,7 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 
 def scaled(weights: jax.Array, scale: jax.Array | None) -> jax.Array:
     """Weights `[..., N, J, M]` times a scale `[N, M]`, or as they are."""
-    return weights if scale is None else weights * scale[:, None]
+    return weights if scale is None else weights * jnp.expand_dims(scale, (*range(weights.ndim - 3), -2))
 
 
 def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Array:

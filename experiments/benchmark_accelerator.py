@@ -179,7 +179,7 @@ def benchmark_torch(
 
 
 def profile_step(widths: Widths, batch: int, folder: Path) -> list[Path]:
-    """A profile of some steps by kernels (for XProf or TensorBoard) and the compiled program's text, as packed files in a folder."""
+    """A profile of some steps (for XProf or TensorBoard) and the compiled program's text, packed files in a folder."""
     arguments = step_arguments(widths, batch)
     program = lower(steps(widths)["kernels"], arguments).compile()
     program.sample(PROFILED_STEPS)

@@ -156,7 +156,7 @@ def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measureme
 
 def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]:
     """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their `costs`."""
-    block = max(1, layout.BLOCK_COLUMNS // layer.positions)
+    block = max(1, layout.CHUNKED_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
     arguments = layer_arguments(small)
     poses, _, transforms, *_ = arguments

@@ -1,7 +1,8 @@
 """Training on several devices.
 
-First devices share a batch, then also the parent types of the convolutional capsules, and both times the result is that of one
-device. The script takes as many devices as there are. A CPU shows itself as several if it is told to before JAX starts:
+First devices share a batch, by `jax.jit` alone and by `jax.shard_map`, then also the parent types of the convolutional capsules,
+and each time the result is that of one device. The script takes as many devices as there are. A CPU shows itself as several if it
+is told to before JAX starts:
 
     XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m experiments.tutorials.several_devices
 
@@ -16,7 +17,7 @@ device. The script takes as many devices as there are. A CPU shows itself as sev
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from emcaps import CapsNet, RoutingOptions, partition_specs, spread_loss
 
@@ -72,12 +73,8 @@ print("one device:", " ".join(f"{loss:.5f}" for loss in losses))
 # A mesh gives the devices places and names its axes. A `NamedSharding` says which axis of an array lies along which axis of the
 # mesh: the examples along `data`, and nothing of the parameters, which all devices have.
 #
-# With that alone `jax.jit` would divide the work by itself, and rightly. But it divides operation by operation, and inside the
-# routing the batch and the positions are one axis, for which it would gather arrays on all devices. `jax.shard_map` says what each
-# device does instead: it differentiates the loss of its own examples, and the devices tell each other the mean (`pmean`), once in
-# a step.
-#
-# `check_vma=False`: otherwise the gradient of what all devices have would come already summed over them.
+# That is all. The step of one device is compiled for arrays that are so divided; each device routes its own examples, and
+# the devices tell each other the sum of their gradients, once in a step.
 
 
 def place(tree, mesh, specs):
@@ -86,29 +83,41 @@ def place(tree, mesh, specs):
     return jax.tree.map(lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec)), tree, specs)
 
 
-ALL, SHARED = PartitionSpec(), PartitionSpec("data")
-mesh = Mesh(np.array(devices), ("data",))
-
-
-def mean_of_shares(params, images, labels):
-    """Loss and gradient, each the mean over the devices."""
-    return jax.lax.pmean(jax.value_and_grad(loss_of(model))(params, images, labels), "data")
-
-
-shared_gradient = jax.shard_map(mean_of_shares, mesh=mesh, in_specs=(ALL, SHARED, SHARED), out_specs=(ALL, ALL), check_vma=False)
-data_step = jax.jit(make_step(shared_gradient))
-by_data, data_losses = train(data_step, *place(start, mesh, ALL), *place((images, labels), mesh, SHARED))
-
-
 def largest_difference(ours, theirs):
     """Between two trees of arrays, wherever they are."""
     differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), ours, theirs)
     return float(max(jax.tree.leaves(differences)))
 
 
+ALL, SHARED = PartitionSpec(), PartitionSpec("data")
+mesh = jax.make_mesh((len(devices),), ("data",))
+data_step = jax.jit(make_step(jax.value_and_grad(loss_of(model))))
+by_data, data_losses = train(data_step, *place(start, mesh, ALL), *place((images, labels), mesh, SHARED))
 data_difference = largest_difference(by_data, alone)
 print(f"{len(devices)} devices sharing the batch:", " ".join(f"{loss:.5f}" for loss in data_losses))
 print(f"  parameters differ by at most {data_difference:.1e} after {STEPS} steps")
+
+# %%
+# ## What each device does
+#
+# `jax.shard_map` says it outright: a device sees its own examples, and the loss is the mean (`pmean`) of what the devices find.
+# JAX tracks what is the same on all devices, and so the gradient of the parameters is already that of the mean.
+
+
+def loss_over(model, axis):
+    """The mean of the devices' losses, as a function of the parameters, and of the examples of each device."""
+    loss = loss_of(model)
+    return lambda params, images, labels: jax.lax.pmean(loss(params, images, labels), axis)
+
+
+mapped_gradient = jax.shard_map(
+    jax.value_and_grad(loss_over(model, "data")), mesh=mesh, in_specs=(ALL, SHARED, SHARED), out_specs=(ALL, ALL)
+)
+mapped_step = jax.jit(make_step(mapped_gradient))
+by_shares, share_losses = train(mapped_step, *place(start, mesh, ALL), *place((images, labels), mesh, SHARED))
+share_difference = largest_difference(by_shares, alone)
+print(f"{len(devices)} devices, by shard_map:", " ".join(f"{loss:.5f}" for loss in share_losses))
+print(f"  parameters differ by at most {share_difference:.1e}")
 
 # %%
 # ## Parent types that are shared
@@ -119,28 +128,20 @@ print(f"  parameters differ by at most {data_difference:.1e} after {STEPS} steps
 # the parameters themselves and for any tree with branches like them, such as the optimiser's state.
 
 model_axis = 2 if len(devices) % 2 == 0 else 1
-mesh = Mesh(np.array(devices).reshape(-1, model_axis), ("data", "model"))
+mesh = jax.make_mesh((len(devices) // model_axis, model_axis), ("data", "model"))
 divided_model = model.clone(parent_axis="model")
 params_specs, state_specs = (partition_specs(tree, "model") for tree in start)
 print("divided over the axis 'model':", {name: str(spec) for name, spec in params_specs["conv_caps_1"].items()})
 
 # %%
-# Each device differentiates its own loss, and finds the gradient of the sum over all devices of the axis, on which the loss is
-# the same. So what it finds for a parameter that only it has is divided by their number; all else is the mean over both axes.
-
-
-def mean_of_divided(params, images, labels):
-    """Loss and gradient, the gradient of divided parameters divided as these are."""
-    loss, gradient = jax.value_and_grad(loss_of(divided_model))(params, images, labels)
-
-    def mean(leaf, spec):
-        return jax.lax.pmean(leaf, ("data", "model")) if spec == ALL else jax.lax.pmean(leaf / model_axis, "data")
-
-    return jax.lax.pmean(loss, ("data", "model")), jax.tree.map(mean, gradient, params_specs)
-
+# The loss is the same on all devices of the axis `model`, since what a divided layer gives is gathered on all of them. A device
+# gets the gradient of its own share of the divided parameters, and of all the others.
 
 divided_gradient = jax.shard_map(
-    mean_of_divided, mesh=mesh, in_specs=(params_specs, SHARED, SHARED), out_specs=(ALL, params_specs), check_vma=False
+    jax.value_and_grad(loss_over(divided_model, "data")),
+    mesh=mesh,
+    in_specs=(params_specs, SHARED, SHARED),
+    out_specs=(ALL, params_specs),
 )
 divided_start = tuple(place(tree, mesh, specs) for tree, specs in zip(start, (params_specs, state_specs), strict=True))
 divided_step = jax.jit(make_step(divided_gradient))

@@ -1,0 +1,41 @@
+"""The command that compares all of emcaps in each of JAX's ways of sharding: it finds what is right, and what is not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import meshes
+
+FEW = ["--devices", "2", "--ways", "explicit", "automatic", "shard_map", "export"]
+
+
+def rows_of(folder):
+    return json.loads((folder / "meshes.json").read_text())["rows"]
+
+
+def test_what_is_divided_is_compared_and_counted(tmp_path, capsys):
+    assert meshes.main([*FEW, "--cases", "squash", "spread_loss", "--output", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path)
+    assert [(row["case"], row["way"], row["devices"]) for row in rows[:4]] == [
+        ("squash", way, devices) for way, devices in (("explicit", 2), ("automatic", 2), ("shard_map", 2), ("export", 1))
+    ]
+    assert all(row["right"] and row["difference"] < 1e-6 for row in rows)
+    assert "| squash | " in capsys.readouterr().out
+
+
+def test_examples_that_see_each_other_are_found_out(tmp_path, monkeypatch, capsys):
+    batch = np.random.default_rng(0).normal(size=(meshes.BATCH, 3)).astype(np.float32)
+    case = meshes.Case("centered", lambda batch, _: batch - batch.mean(0), batch, ())
+    monkeypatch.setattr(meshes, "cases", lambda: iter([case]))
+    assert meshes.main(["--devices", "2", "--ways", "automatic", "shard_map", "--output", str(tmp_path)]) == 1
+    assert [row["right"] for row in rows_of(tmp_path)] == [True, False]
+    assert "NOT RIGHT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, words", [(["--ways", "telepathy"], "ways must be"), (["--devices", "3"], "divisors of the batch")])
+def test_mistakes_get_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        meshes.main(flags)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
