@@ -27,7 +27,8 @@ def prepare_images(images: jax.Array, *, downsample: int = 1, standardize: bool 
     if jnp.issubdtype(images.dtype, jnp.integer):
         images = images.astype(jnp.float32) / 255
     if downsample > 1:
-        images = images.reshape(batch, height // downsample, downsample, width // downsample, downsample, channels).mean((2, 4))
+        images = images.reshape(batch, height // downsample, downsample, width, channels).mean(2)
+        images = images.reshape(batch, height // downsample, width // downsample, downsample, channels).mean(3)
     if standardize:
         images -= images.mean((1, 2, 3), keepdims=True)
         variance = (images**2).mean((1, 2, 3), keepdims=True)

@@ -73,10 +73,10 @@ def _by_shard_map(function: Callable, mesh: Any) -> Callable:
 
 
 def _by_pmap(function: Callable, mesh: Any) -> Callable:
-    mapped = jax.pmap(function, in_axes=(0, None), devices=list(mesh.devices.flat))
-
     def divided(batch: Any, shared: Any) -> Any:
         by_device = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
+        axes = jax.tree.map(lambda _: 0, batch), None  # for each array: with nothing shared, one 0 for all is misread
+        mapped = jax.pmap(function, in_axes=axes, devices=list(mesh.devices.flat))
         return jax.tree.map(lambda array: array.reshape(BATCH, *array.shape[2:]), mapped(by_device, shared))
 
     return divided
