@@ -28,30 +28,32 @@ class Form(NamedTuple):
     Attributes:
         hold_votes: from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]`.
         route: the routing that goes with it.
-        columns: about so many (parent position x example) in a block; None: all of them.
+        columns: about so many (parent position x example) in a block, or None.
+        bytes: a block of several examples takes no more, by `_bytes_of_example`, or None. Of several such blocks each is routed
+            again in the backward pass, so that what they keep does not add up.
         multiple: of which a block's columns must be.
     """
 
     hold_votes: Callable[[jax.Array, jax.Array], Any]
     route: Callable[..., Any]  # a `custom_vjp` tells type checkers nothing
-    columns: int | None
+    columns: int | None = None
+    bytes: int | None = None
     multiple: int = 1
 
 
-# On a CPU so many columns that arrays fit in a cache; on accelerators, which want many, so that they fit in memory.
-CHUNKED_COLUMNS = 144
-ACCELERATOR_COLUMNS = 65536
+CHUNKED_COLUMNS = 144  # arrays of so many fit in a CPU's cache
+ACCELERATOR_BYTES = 8_000_000_000  # half the memory of the smallest accelerators that people train on, a tenth of a large one's
 
-DENSE = Form(dense_votes, route, None)
-CHUNKED = Form(StreamedVotes, route_streamed, CHUNKED_COLUMNS)
-FUSED = Form(FusedVotes, route_streamed, ACCELERATOR_COLUMNS)
+DENSE = Form(dense_votes, route)
+CHUNKED = Form(StreamedVotes, route_streamed, columns=CHUNKED_COLUMNS)
+FUSED = Form(FusedVotes, route_streamed, bytes=ACCELERATOR_BYTES)
 
 
 def kernel_form() -> Form:
     """NVIDIA's, in float32. What it is written in is imported only for who asks: JAX may take it away."""
     from emcaps.kernels import COLUMNS, KernelVotes
 
-    return Form(KernelVotes, route_streamed, ACCELERATOR_COLUMNS, COLUMNS)
+    return Form(KernelVotes, route_streamed, bytes=ACCELERATOR_BYTES, multiple=COLUMNS)
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -133,10 +135,10 @@ def _route_blocks(poses, activations, transforms, constants, *, geometry, form, 
     def route_block(children):
         return _route_patches(children, transforms, constants, geometry, form)
 
-    if remat:
-        route_block = jax.checkpoint(route_block, prevent_cse=False)
     batch = poses.shape[0]
-    block = _block_size(batch, math.prod(geometry.field.output_size), form)
+    block = _block_size(batch, poses, transforms, geometry, form)
+    if remat or (form.bytes is not None and block != batch):
+        route_block = jax.checkpoint(route_block, prevent_cse=False)
     if block == batch:
         return route_block((poses, activations))
     num_blocks = -(-batch // block)
@@ -151,18 +153,32 @@ def _route_blocks(poses, activations, transforms, constants, *, geometry, form, 
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], result)
 
 
-def _block_size(batch: int, positions: int, form: Form) -> int:
-    """Examples in a block: about so many columns, rather a little fewer than leaving the last block partly empty."""
-    if form.columns is None:
+def _block_size(batch, poses, transforms, geometry, form: Form) -> Any:
+    """Examples in a block: about as many as the form allows, rather a few less than leaving the last block partly empty."""
+    positions = math.prod(geometry.field.output_size)
+    if form.columns is not None:
+        most = max(1, form.columns // positions)
+        if not isinstance(batch, int):  # symbolic, in what `jax.export` makes for any batch
+            return most
+    elif form.bytes is not None and isinstance(batch, int):
+        most = max(1, form.bytes // _bytes_of_example(poses, transforms, geometry))
+    else:
         return batch
-    most = max(1, form.columns // positions)
-    if not isinstance(batch, int):  # symbolic, in what `jax.export` makes for any batch: it would be padded to a whole block
-        return most if form is CHUNKED else batch
-    multiple = form.multiple // math.gcd(positions, form.multiple)
     most = min(batch, most)
     divisor = max(size for size in range(1, most + 1) if batch % size == 0)
     block = divisor if 2 * divisor > most else -(-batch // -(-batch // most))
+    multiple = form.multiple // math.gcd(positions, form.multiple)
     return -(-block // multiple) * multiple
+
+
+def _bytes_of_example(poses, transforms, geometry) -> int:
+    """About what the routing of one example takes on an accelerator, with its gradient: history, gradients, gathered poses."""
+    kernel_rows, kernel_columns, child_types, num_parents = transforms.shape[:4]
+    num_children = kernel_rows * kernel_columns * child_types
+    of_pairs = num_children * num_parents * 2 * (geometry.num_iterations + 2)
+    of_parents = 6 * geometry.num_iterations * num_parents * POSE_ENTRIES
+    of_children = 3 * num_children * math.prod(poses.shape[-2:])
+    return poses.dtype.itemsize * math.prod(geometry.field.output_size) * (of_pairs + of_parents + of_children)
 
 
 def _pad_batch(array: jax.Array, size: int) -> jax.Array:

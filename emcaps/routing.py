@@ -312,7 +312,7 @@ def class_em_routing(
 def _route_map(children: Any, shared: Any, **static: Any) -> RoutingResult:
     """Route the children of each example, on the device where it is; explain what JAX says when it is asked for forward mode."""
     route = Bound(_route_examples, tuple(static.items()))
-    if static["implementation"] == "streamed":
+    if static["implementation"] != "dense":
         route = functools.partial(divide_examples, route)
     try:
         return for_each_shard(route, children, shared)

@@ -1,7 +1,7 @@
 """What more devices change, and what not: `python -m experiments.scaling --output runs/scaling`.
 
 Simulated devices of the CPU (and processes of this host) verify that results are the same, and are what programs are compiled for
-whose collectives are counted. The forecast is computed from these counts and from published figures of accelerators (forecast.py).
+whose collectives are counted. What an accelerator's compiler makes of the step says `python -m experiments.aot`.
 """
 
 import dataclasses
@@ -18,25 +18,24 @@ from experiments.collectives import collectives, compiled_step, totals
 from experiments.command_line import exit_code, parse
 from experiments.configs import ImageConfig, ModelConfig, TrainConfig
 from experiments.equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
-from experiments.forecast import EXAMPLES, forecast
 from experiments.hardware import split_cpu
 from experiments.parallel import Execution
 from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.sections import Table
 
-PARTS = ("equality", "collectives", "forecast")
+PARTS = ("equality", "collectives")
 NUM_DEVICES = (1, 2, 4, 8, 16, 32, 64)
 SHARED_BY = (2, 4, 8)
 IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB
-WIDTHS = {"paper": 32, "100 times larger": 320}  # of all layers
+WIDTH = 32  # of all layers, the paper's
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalingCommand:
-    """Compare results, count collectives and forecast the time of a step, on 1 to 1024 devices."""
+    """Compare results on 1 to 8 devices, and count the collectives of 1 to 64."""
 
     parts: tuple[str, ...] = PARTS
-    """Which of equality, collectives, forecast."""
+    """Which of equality, collectives."""
     output: Path = Path("runs/scaling")
     """Folder for scaling.json."""
 
@@ -69,7 +68,7 @@ def count() -> list[Record]:
     rows = []
     executions = [(number, 1) for number in NUM_DEVICES] + [(8, axis) for axis in SHARED_BY]
     for number, model_axis in tqdm(executions, "compiling"):
-        config = network_config(WIDTHS["paper"], number // model_axis)
+        config = network_config(WIDTH, number // model_axis)
         compiled = compiled_step(config, Execution(jax.devices()[:number], "jit", model_axis), IMAGE_SHAPE, NUM_CLASSES)
         found = totals(collectives(compiled.as_text()))
         rows.append({"devices": number, "model_axis": model_axis, "collectives": found})
@@ -96,23 +95,6 @@ def collectives_table(rows: Sequence[Record]) -> Table:
     return Table("Collectives of the compiled step of the paper's network, an example for each group of devices", header, cells)
 
 
-def forecast_table(rows: Sequence[Record]) -> Table:
-    """The parts of a step."""
-    parts = ("arithmetic", "memory", "loop steps", "all-reduce", "step")
-    cells = [
-        (
-            f"{row['network']}, {row['parameters']:,} parameters",
-            f"{row['devices']} x {row['accelerator']}",
-            *(f"{row[part]:.3g}" for part in parts),
-            f"{row['efficiency']:.1%}",
-            row["limited_by"],
-        )
-        for row in rows
-    ]
-    header = ("network", "devices", *(f"{part}, ms" for part in parts), "efficiency", "limited by")
-    return Table(f"Forecast of a training step, {EXAMPLES} examples on each device", header, cells)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parse(ScalingCommand, "python -m experiments.scaling", arguments)
@@ -127,10 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "collectives" in command.parts:
             record["collectives"] = rows = count()
             print(f"\n{collectives_table(rows).markdown()}")
-        if "forecast" in command.parts:
-            forecasts = (forecast(name, width, IMAGE_SHAPE, NUM_CLASSES) for name, width in WIDTHS.items())
-            record["forecast"] = rows = [row for found in forecasts for row in found]
-            print(f"\n{forecast_table(rows).markdown()}")
         command.output.mkdir(parents=True, exist_ok=True)
         write_atomically(command.output / "scaling.json", json.dumps(record, indent=2) + "\n")
         print(f"\nwritten to {command.output}")

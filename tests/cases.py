@@ -13,7 +13,8 @@ import numpy as np
 
 from emcaps import class_em_routing, conv_em_routing, em_routing
 
-IMPLEMENTATIONS = ("dense", "streamed")
+# "kernels" is "streamed" where there is no NVIDIA GPU; tests/test_kernels.py has its operators, interpreted.
+IMPLEMENTATIONS = ("dense", "streamed", "fused")
 
 
 def em_case(seed):

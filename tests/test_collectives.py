@@ -1,7 +1,6 @@
 """What devices tell each other: counted in programs whose collectives are known, and in the compiled training step."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import tiny
 from jax.sharding import Mesh, PartitionSpec
 
 from experiments.collectives import Collective, collectives, compiled_step, totals
-from experiments.forecast import ACCELERATORS, Accelerator, all_reduce_seconds, forecast, work
 from experiments.parallel import Execution
 
 
@@ -75,29 +73,3 @@ def test_with_parent_types_divided_the_gradient_of_each_is_reduced_once_more():
     program = compiled_step(config, Execution(jax.devices()[:2], "jit", 2), tiny.IMAGE_SHAPE, 3)
     found = totals(collectives(program.as_text()))
     assert found["all-gather"]["runs"] >= 2 and found["reduce-scatter"]["runs"] == 2
-
-
-def test_the_work_of_the_papers_network():
-    """By hand: 6x6, 4x4 and 1 parent positions, 3x3x32, 3x3x32 and 4x4x32 children, 32, 32 and 5 parent types."""
-    cost = work(32, (32, 32, 2), 5)
-    assert cost.parameters == 316_650
-    pairs = 36 * 288 * 32 + 16 * 288 * 32 + 512 * 5
-    assert cost.multiply_adds == pairs * (5 * 96 + 5 * 96 + 5 * 16 + 64 + 128)
-    assert cost.bytes / pairs == pytest.approx(1060, rel=0.1)
-
-
-def test_an_all_reduce_takes_its_bytes_and_its_latency():
-    device = Accelerator("", 1, 1, group=4, fast=8.0, slow=2.0, launch=0, latency=0.5)
-    assert all_reduce_seconds(device, 16, 4) == 2 * 3 / 4 * 16 / 8 + 2 * 2 * 0.5
-    assert all_reduce_seconds(device, 16, 8) == 2 * 3 / 4 * 16 / 8 + 2 * 1 / 2 * 4 / 2 + 2 * 3 * 0.5
-
-
-def test_a_forecast_names_what_takes_longest():
-    rows = forecast("small", 8, (32, 32, 2), 5)
-    assert len(rows) == 3 * len(ACCELERATORS)
-    for row in rows:
-        parts = {name: row[name] for name in ("arithmetic", "memory", "loop steps", "all-reduce")}
-        assert row["limited_by"] == max(parts, key=functools.partial(parts.get))
-        alone = row["step"] - row["all-reduce"]
-        assert alone == pytest.approx(max(parts["arithmetic"], parts["memory"]) + parts["loop steps"])
-        assert 0 < row["efficiency"] == pytest.approx(alone / row["step"])

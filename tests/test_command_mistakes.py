@@ -34,10 +34,12 @@ REQUIRED = {
     "export": "--workdir run --out new.safetensors",
     "figures": "--workdir run",
     "jumble": "",
+    "meshes": "",
     "parameters": "",
     "report": "",
     "scaling": "",
     "train": "",
+    "verify": "",
     "viewpoints": "",
 }
 WRONG_TYPES = {
@@ -51,9 +53,11 @@ WRONG_TYPES = {
     "export": "--examples",
     "figures": "--images",
     "jumble": "--pieces",
+    "meshes": "--devices",
     "parameters": "--seeds",
     "scaling": "--parts",
     "train": "--batch-size",
+    "verify": "--seconds",
     "viewpoints": "--train-values",
 }
 SMALL = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"

@@ -11,7 +11,6 @@ import reference
 from test_em_gradient import values_and_gradients
 
 from emcaps import class_em_routing, conv_em_routing, inverse_temperature_schedule
-from emcaps.layout import IMPLEMENTATIONS
 
 FORMS = [
     {"damping": 0.1},
@@ -19,7 +18,7 @@ FORMS = [
     {"competition": "types", "initial_assignments": "types", "normalize_costs": True, "assignment_temperature": 4.0},
 ]
 each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(map(str, form.values())))
-each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+each_implementation = pytest.mark.parametrize("implementation", cases.IMPLEMENTATIONS)
 
 
 @each_form
