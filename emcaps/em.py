@@ -121,6 +121,7 @@ class Geometry(NamedTuple):
     parent_axis: str | None = None
 
 
+@functools.partial(jax.jit, static_argnames="geometry")  # so that it is traced once for all of its uses
 def fit_gaussians(
     moments: Moments,
     centre: jax.Array,
@@ -178,6 +179,7 @@ def _standardize_over_types(cost: jax.Array, geometry: Geometry) -> jax.Array:
     return offsets / (deviation + 1)
 
 
+@jax.jit
 def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, jax.Array]:
     """Log p_ij / assignment_temperature, where p_ij = a_j prod_h Normal(V_ijh; mean_jh, variance_jh), as a quadratic form.
 
@@ -202,6 +204,7 @@ def compete(scores: jax.Array, geometry: Geometry) -> jax.Array:
     return type_shares * (patch_weight / total)
 
 
+@functools.partial(jax.jit, static_argnames="geometry")
 def compete_derivative(assignments: jax.Array, direction: jax.Array, geometry: Geometry) -> jax.Array:
     """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
     weighted = assignments * direction

@@ -37,6 +37,7 @@ class FusedVotes(NamedTuple):
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
         return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None], self.transforms, precision="highest")
 
+    @jax.jit  # so that it is traced once for all of its uses
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`: one reduction with two results."""
         weights = scaled(weights, scale)
@@ -48,12 +49,14 @@ class FusedVotes(NamedTuple):
 
     retake = retake_if_lost
 
+    @jax.jit
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`: one reduction over the pose entries."""
         offsets = form_votes(*_not_shared(self, quadratic)) - centre[None]
         slope = quadratic[None] * offsets if linear is None else quadratic[None] * offsets + linear[None]
         return constant[None] + (slope * offsets).sum((1, 2))
 
+    @jax.jit
     def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
         num_children, (*entries, width) = self.poses.shape[0], centre.shape

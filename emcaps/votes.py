@@ -134,6 +134,7 @@ class StreamedVotes(NamedTuple):
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
         return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms, precision="highest")
 
+    @jax.jit  # so that it is traced once for all of its uses
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
 
@@ -159,6 +160,7 @@ class StreamedVotes(NamedTuple):
 
     retake = retake_if_lost
 
+    @jax.jit
     def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`."""
 
@@ -181,6 +183,7 @@ class StreamedVotes(NamedTuple):
         nothing = jnp.zeros_like(centre, shape=(self.poses.shape[0], *centre.shape[2:]))
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
+    @jax.jit
     def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the sum of all terms, about one `centre`, means for the poses and the transforms: one pass over the children.
 
