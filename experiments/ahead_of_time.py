@@ -4,9 +4,12 @@ NVIDIA's is in JAX's CUDA plugin, Google's in libtpu; see `INSTALL`. What they m
 that are tuned on the device itself, of algorithms of library calls.
 """
 
+import contextlib
+import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -82,3 +85,16 @@ def compile_for(device: Any, function: Callable, *arguments: Any) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(device)
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arguments)
     return jax.jit(function).lower(*given).compile()
+
+
+@contextlib.contextmanager
+def kernels_for_h100() -> Iterator[None]:
+    """Within this context hand-written kernels can be lowered: newer JAX asks the backend which GPU that is for."""
+    triton: Any = importlib.import_module("jax.experimental.pallas.triton")
+    if not hasattr(triton, "get_gpu_info_from_version"):  # older JAX does not ask
+        yield
+        return
+    registration: Any = importlib.import_module("jax._src.pallas.triton.pallas_call_registration")
+    described = triton.get_gpu_info_from_version(triton.GpuVersion.H100)
+    with mock.patch.object(registration.gpu_info_lib, "get_gpu_info", lambda *_, **__: described):
+        yield

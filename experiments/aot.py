@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from tqdm import tqdm
 
-from experiments.ahead_of_time import SLICES, described_devices
+from experiments.ahead_of_time import SLICES, described_devices, kernels_for_h100
 from experiments.benchmark_networks import PAPER_ROUTING
 from experiments.collectives import collectives, compiled_step, totals
 from experiments.command_line import exit_code, parse
@@ -33,7 +33,7 @@ from experiments.sections import Table
 from experiments.textbook import TextbookNetwork
 
 Accelerator = Literal["h100", "v5e", "v5p", "v6e"]
-Routing = Literal["streamed", "dense", "textbook"]
+Routing = Literal["kernels", "streamed", "dense", "textbook"]
 
 
 class Case(NamedTuple):
@@ -88,7 +88,7 @@ class AotCommand:
     """Networks whose batch the chips share, by their widths: channels, primary capsules, two layers of convolutional capsules."""
     divided: tuple[str, ...] = ("320/320/320/320",)
     """Networks whose parent types the chips share; not for one chip, and not by the textbook."""
-    routings: tuple[Routing, ...] = ("streamed", "dense", "textbook")
+    routings: tuple[Routing, ...] = ("kernels", "streamed", "dense", "textbook")
     """Which forms of routing."""
     examples: int = 64
     """On each chip."""
@@ -119,6 +119,7 @@ class AotCommand:
             for chips in self.chips
             for routing in self.routings
             if not divided or (chips > 1 and routing != "textbook")
+            if accelerator == "h100" or routing != "kernels"  # which is streamed there
         ]
 
 
@@ -140,7 +141,8 @@ def measure(case: Case) -> Record:
     jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
     try:
-        compiled = case.compiled()
+        with kernels_for_h100():
+            compiled = case.compiled()
         seconds = time.perf_counter() - start
         text, memory = compiled.as_text(), compiled.memory_analysis()
         arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -131,9 +131,10 @@ def test_without_a_compiler_the_command_says_what_to_install(monkeypatch, tmp_pa
 def test_parent_types_are_divided_where_there_are_chips_and_emcaps_to_do_it():
     command = aot.AotCommand(("h100", "v6e"), (1, 8), networks=("4/2/2/2",), divided=("8/8/8/8",))
     cases = [(case.accelerator, case.chips, case.divided, case.routing) for case in command.cases()]
-    together = [(chips, False, routing) for chips in (1, 8) for routing in ("streamed", "dense", "textbook")]
-    divided = [(8, True, "streamed"), (8, True, "dense")]
-    assert cases == [(accelerator, *one) for accelerator in ("h100", "v6e") for one in together + divided]
+    together = [(chips, False, routing) for chips in (1, 8) for routing in ("kernels", "streamed", "dense", "textbook")]
+    divided = [(8, True, routing) for routing in ("kernels", "streamed", "dense")]
+    everywhere = [one for one in together + divided if one[-1] != "kernels"]
+    assert cases == [("h100", *one) for one in together + divided] + [("v6e", *one) for one in everywhere]
 
 
 def test_the_table_has_what_was_counted_and_what_failed():
