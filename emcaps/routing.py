@@ -172,7 +172,10 @@ def conv_em_routing(
         initial_assignments: `"reachable"`: at first each child divides itself evenly among the parents that it reaches, as in
             the paper; `"types"`: 1 / J for each parent, as in the released code. Static.
         implementation: how the votes are held. `"streamed"`: recomputed where they are used and never stored, several times faster,
-            for gradients of first order in reverse mode. `"dense"`: in memory, differentiable to any order in either mode. Static.
+            for gradients of first order in reverse mode; in chunks in programs for CPUs, fused into reductions in those for GPUs
+            and TPUs. `"kernels"`: as `"streamed"`, but in float32 on NVIDIA GPUs by hand-written kernels, several times faster
+            still; a program with these cannot be exported. `"fused"`: the accelerators' form on every platform. `"dense"`: in
+            memory, differentiable to any order in either mode. Static.
         remat: whether a block of the batch is routed again on the way back, in place of keeping its assignments from the way
             forth: slower, in less memory. Static.
         parent_axis: as in `em_routing`. Static.
