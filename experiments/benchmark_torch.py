@@ -1,12 +1,11 @@
 """One process of the benchmark: the textbook's formulation in PyTorch, on a GPU if there is one, after a look at its values.
 
-`python -m experiments.benchmark --parts torch` starts it, with JAX on the CPU, so that PyTorch has the GPU's memory.
+`python -m experiments.benchmark --parts torch` starts it and calls `main`, with JAX on the CPU, so that PyTorch has the GPU's memory.
 """
 
 import dataclasses
 import functools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -170,7 +169,3 @@ def main() -> None:
         append([{**place, **found}], command.output)
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
