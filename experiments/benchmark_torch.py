@@ -1,6 +1,6 @@
 """One process of the benchmark: the textbook's formulation in PyTorch, on a GPU if there is one, after a look at its values.
 
-`python -m experiments.benchmark --parts torch` starts it and calls `main`, with JAX on the CPU, so that PyTorch has the GPU's memory.
+`python -m experiments.benchmark --parts torch` calls its `main`, with JAX on the CPU, so that PyTorch has the GPU's memory.
 """
 
 import dataclasses
