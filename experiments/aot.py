@@ -188,7 +188,8 @@ def table(rows: Sequence[Record]) -> Table:
         )
     header = ("devices", "network", "routing", "launches", "scratch, MB", "in all, MB", "collectives", "MB sent", "compiled in s")
     examples, iterations = rows[0]["examples"], rows[0]["iterations"]
-    return Table(f"A training step, {examples} examples on each chip, {iterations} iterations; bytes of one chip", header, cells)
+    step = f"A training step, {examples} examples on each chip, {iterations} iterations"
+    return Table(f"{step}; bytes of one chip; launches, of a TPU operations", header, cells)
 
 
 def run(command: AotCommand, typed: str) -> None:
