@@ -135,9 +135,14 @@ def written(widths: Sequence[int]) -> str:
     return "/".join(map(str, widths))
 
 
+def stay_off_devices() -> None:
+    """To be called before JAX is used: devices that are here are left alone, and plugins do not ask for what these need."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def measure(case: Case) -> Record:
     """What the compiler makes of a case, or why it gives up; bytes of one chip. In a process that does nothing else."""
-    jax.config.update("jax_platforms", "cpu")  # devices that are here are left alone
+    stay_off_devices()
     jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
     try:
@@ -190,12 +195,14 @@ def table(rows: Sequence[Record]) -> Table:
         )
     header = ("devices", "network", "routing", "launches", "scratch, MB", "in all, MB", "collectives", "MB sent", "compiled in s")
     examples, iterations = rows[0]["examples"], rows[0]["iterations"]
-    return Table(f"A training step, {examples} examples on each chip, {iterations} iterations; bytes of one chip", header, cells)
+    step = f"A training step, {examples} examples on each chip, {iterations} iterations"
+    return Table(f"{step}; bytes of one chip; launches, of a TPU operations", header, cells)
 
 
 def run(command: AotCommand, typed: str) -> None:
     """Compile, print, and write aot.json, which has the cases so far at any time."""
     check_folder(command.output)
+    stay_off_devices()
     for accelerator in command.accelerators:
         described_devices(accelerator)
     command.output.mkdir(parents=True, exist_ok=True)

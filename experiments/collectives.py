@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from experiments.batches import Batch
 from experiments.configs import TrainConfig
-from experiments.hlo import Instruction, parse_program
+from experiments.hlo import Computation, parse_program
 from experiments.learner import init_state, make_model, make_train_step
 from experiments.parallel import SHARDED, Execution, parallelize, shardings
 
@@ -50,15 +50,18 @@ def collectives(hlo: str) -> list[Collective]:
     entry, computations = parse_program(hlo)
 
     @functools.cache
-    def of(computation: str) -> tuple[Collective, ...]:
-        return tuple(one for instruction in computations.get(computation, {}).values() for one in within(instruction))
+    def of(name: str) -> tuple[Collective, ...]:
+        computation = computations.get(name, {})
+        return tuple(one for instruction in computation for one in within(instruction, computation))
 
-    def within(instruction: Instruction) -> list[Collective]:
+    def within(name: str, computation: Computation) -> list[Collective]:
+        instruction = computation[name]
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            return [_read(kind, instruction)]
+            ends = [one for one in computation.values() if one.opcode == f"{kind}-done" and name in one.operands]
+            return [_read(kind, (ends or [instruction])[0].shapes, instruction.line)]
         if kind != "while":
-            return [one for name in instruction.called for one in of(name)]
+            return [one for called in instruction.called for one in of(called)]
         _, body = instruction.loop
         inside = of(body)
         if inside and instruction.trips is None:
@@ -68,26 +71,11 @@ def collectives(hlo: str) -> list[Collective]:
     return list(of(entry))
 
 
-def _read(kind: str, instruction: Instruction) -> Collective:
-    """A collective from its line of text."""
-    shapes = instruction.shapes
-    if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        shapes = _parts(shapes)[1]  # the operands are said before the result
+def _read(kind: str, shapes: str, line: str) -> Collective:
+    """A collective from the shapes of its result, which may be said where it is waited for, and its line of text."""
     size = sum(_BYTES[dtype] * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in _ARRAY.findall(shapes))
-    group = _group_size(instruction.line)
+    group = _group_size(line)
     return Collective(kind, group, size * group if kind == "reduce-scatter" else size, 1)
-
-
-def _parts(shape: str) -> list[str]:
-    """The parts of a tuple's shape, which may be tuples."""
-    parts, depth = [""], 0
-    for letter in shape[1:-1]:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def _group_size(line: str) -> int:

@@ -50,7 +50,9 @@ def test_of_what_is_started_and_waited_for_the_result_counts():
   %many = ((f32[2,3]{1,0}, f32[2]{0}), (f32[8,3]{0,1}, f32[8]{0:T(128)})) all-gather-start(%x, %y), replica_groups={{0,1,2,3}}
   %done = (f32[8,3]{0,1}, f32[8]{0}) all-gather-done(%many)
   %one = (f32[8,3]{1,0}, f32[2,3]{0,1}) reduce-scatter-start(%z), replica_groups={{0,1,2,3}}, to_apply=%add
-  %all = f32[8,3]{1,0} all-reduce-start(%z), replica_groups={{0,1,2,3}}, to_apply=%add
+  %all = ((f32[8,3]{1,0}), f32[8,3]{1,0}) all-reduce-start(%z), replica_groups={{0,1,2,3}}, to_apply=%add
+  %this = f32[8,3]{1,0} all-reduce-done(%all)
+  %that = f32[2,3]{0,1} reduce-scatter-done(%one)
 }"""
     found = [Collective("all-gather", 4, 4 * 32, 1), Collective("reduce-scatter", 4, 4 * 24, 1), Collective("all-reduce", 4, 96, 1)]
     assert collectives(program) == found
