@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.votes import Moments, VoteTerms, form_votes, retake_if_lost, scaled
+from emcaps.votes import Moments, StreamedVotes, VoteTerms, form_votes, retake_if_lost, scaled
 
 # Bytes of the votes' gradient that are held at a time, of so many columns where their number is not known (a symbolic batch).
 GRADIENT_BYTES = 128_000_000
@@ -33,9 +33,7 @@ class FusedVotes(NamedTuple):
 
     UNROLL = True  # a GPU's loops are driven by its host
 
-    def weighted_sum(self, weights: jax.Array) -> jax.Array:
-        """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
-        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None], self.transforms, precision="highest")
+    weighted_sum = StreamedVotes.weighted_sum
 
     @jax.jit  # so that it is traced once for all of its uses
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from emcaps.votes import Moments, VoteTerms
+from emcaps.votes import Moments, StreamedVotes, VoteTerms
 
 COLUMNS = 32  # of a program: each thread of a warp has one
 TYPES = 4  # parent types in a program of moments or scores, a warp each; all read the same poses
@@ -47,9 +47,7 @@ class KernelVotes(NamedTuple):
 
     UNROLL = True
 
-    def weighted_sum(self, weights: jax.Array) -> jax.Array:
-        """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
-        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None], self.transforms, precision="highest")
+    weighted_sum = StreamedVotes.weighted_sum
 
     def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`: a program has some parent types and columns, and walks over a part of the children."""
