@@ -166,8 +166,9 @@ def check_range(
     expected = f"{name} must {'be finite' if (low, high) == (-np.inf, np.inf) else f'lie in {interval}'}"
     ends = low, high, open_low, open_high
     if isinstance(value, Tracer):
+        value = lax.stop_gradient(value)
         right = _inside(value, *ends)
-        _check_when_run(right.all(), _a_wrong(value, right), f"{expected}; got {{a_wrong}}")
+        _check_when_run(*_of_all_examples(right.all(), _a_wrong(value, right)), f"{expected}; got {{a_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
         values, all_inside = (value, _all_inside_at_once) if isinstance(value, jax.Array) else (np.asarray(value), _all_inside)
@@ -204,6 +205,17 @@ def _a_wrong(values: Any, right: Any) -> Any:
     """A value that is not right: NaN, or the largest. A reduction can be had of sharded values too, the first one cannot."""
     least = -np.inf if jnp.issubdtype(values.dtype, jnp.floating) else jnp.iinfo(values.dtype).min
     return values.max(where=~right, initial=least)
+
+
+@jax.custom_batching.custom_vmap
+def _of_all_examples(right: jax.Array, a_wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What is said of one example, under `vmap` of all: checkify would sort examples instead, which sharded ones cannot be."""
+    return right, a_wrong
+
+
+@_of_all_examples.def_vmap
+def _combine_examples(axis_size: int, in_batched: Any, right: jax.Array, a_wrong: jax.Array) -> Any:
+    return _of_all_examples(right.all(), a_wrong.max()), (False, False)
 
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)

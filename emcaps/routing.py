@@ -315,10 +315,9 @@ def class_em_routing(
 def _route_map(children: Any, shared: Any, **static: Any) -> RoutingResult:
     """Route the children of each example, on the device where it is; explain what JAX says when it is asked for forward mode."""
     route = Bound(_route_examples, tuple(static.items()))
-    if static["implementation"] != "dense":
-        route = functools.partial(divide_examples, route)
+    divide = {} if static["implementation"] == "dense" else {"divide": divide_examples}
     try:
-        return for_each_shard(route, children, shared)
+        return for_each_shard(route, children, shared, **divide)
     except TypeError as error:
         if "forward-mode" in str(error):
             raise TypeError(FIRST_ORDER_ONLY) from error

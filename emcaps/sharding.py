@@ -59,7 +59,13 @@ def is_sharded(array: Any) -> bool:
     return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
-def for_each_shard(function: Callable[[Any, Any], Any], batched: Any, shared: Any, batch_axes: int = 1) -> Any:
+def _apply(function: Callable[[Any, Any], Any], batched: Any, shared: Any) -> Any:
+    return function(batched, shared)
+
+
+def for_each_shard(
+    function: Callable[[Any, Any], Any], batched: Any, shared: Any, batch_axes: int = 1, divide: Callable[..., Any] = _apply
+) -> Any:
     """`function(batched, shared)`, run by each device on its own part of the batch.
 
     Args:
@@ -68,6 +74,7 @@ def for_each_shard(function: Callable[[Any, Any], Any], batched: Any, shared: An
             mesh, those of all arrays alike, and no other axes may.
         shared: a tree of arrays that all examples share. Those that are sharded are gathered.
         batch_axes: how many axes the batch has.
+        divide: `divide(function, batched, shared)` is called where no mesh has explicit axes.
 
     Raises:
         ValueError: an array of `batched` is sharded in another way.
@@ -76,15 +83,19 @@ def for_each_shard(function: Callable[[Any, Any], Any], batched: Any, shared: An
     def route(batched: Any, shared: Any) -> Any:
         return function(*vary_alike((batched, shared)))
 
-    sharded = [array for array in jax.tree.leaves((batched, shared)) if is_sharded(array)]
-    if not sharded:
-        return route(batched, shared)
-    mesh, spec = jax.typeof(sharded[0]).sharding.mesh, _batch_spec(batched, batch_axes)
-    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
-    whole = PartitionSpec()
+    arrays = jax.tree.leaves((batched, shared))
+    meshes = [mesh for mesh in (jax.typeof(array).sharding.mesh for array in arrays) if mesh.explicit_axes]
+    if not meshes:
+        return divide(function, *vary_alike((batched, shared)))
+    mesh, spec, whole = meshes[0], _batch_spec(batched, batch_axes), PartitionSpec()
+    axes = set(mesh.explicit_axes)
 
     @jax.jit  # the arrays that are not sharded may be on one device, if nothing is being traced
     def run(batched: Any, shared: Any) -> Any:
+        if not any(map(is_sharded, arrays)):
+            # `vmap` may have taken away an axis that is sharded. The types no longer tell; the compiler still knows.
+            unseen = NamedSharding(mesh, whole)
+            return jax.sharding.auto_axes(route, axes=mesh.explicit_axes, out_sharding=unseen)(batched, shared)
         batched, shared = jax.reshard((batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole)))
         return jax.shard_map(route, mesh=mesh, in_specs=(spec, whole), out_specs=spec, axis_names=axes)(batched, shared)
 
