@@ -168,7 +168,7 @@ def check_range(
     if isinstance(value, Tracer):
         value = lax.stop_gradient(value)
         right = _inside(value, *ends)
-        _check_when_run(*_of_all_examples(right.all(), _a_wrong(value, right)), f"{expected}; got {{a_wrong}}")
+        _check_when_run(right.all(), _a_wrong(value, right), f"{expected}; got {{a_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
         values, all_inside = (value, _all_inside_at_once) if isinstance(value, jax.Array) else (np.asarray(value), _all_inside)
@@ -208,14 +208,14 @@ def _a_wrong(values: Any, right: Any) -> Any:
 
 
 @jax.custom_batching.custom_vmap
-def _of_all_examples(right: jax.Array, a_wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What is said of one example, under `vmap` of all: checkify would sort examples instead, which sharded ones cannot be."""
+def _of_all(right: jax.Array, a_wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What is found of one example; under `vmap`, of all together. Checkify would sort them, which cannot be if they are sharded."""
     return right, a_wrong
 
 
-@_of_all_examples.def_vmap
-def _combine_examples(axis_size: int, in_batched: Any, right: jax.Array, a_wrong: jax.Array) -> Any:
-    return _of_all_examples(right.all(), a_wrong.max()), (False, False)
+@_of_all.def_vmap
+def _combine(axis_size: int, in_batched: Any, right: jax.Array, a_wrong: jax.Array) -> Any:
+    return _of_all(right.all(), a_wrong.max()), (False, False)
 
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)
@@ -223,4 +223,5 @@ def _check_when_run(right: jax.Array, a_wrong: jax.Array, message: str) -> None:
     """Leave a check in the program, for who runs it in debug mode."""
     # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit` has each traced once,
     # so that the same program, traced again, is found in caches of compiled ones.
+    right, a_wrong = _of_all(right, a_wrong)
     checkify.debug_check(right, message, a_wrong=a_wrong)

@@ -85,7 +85,7 @@ class Iteration(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What Procedure 1 is given besides the data: the two learned vectors `[J]`, lambda `[T]`, and scalars."""
+    """What Procedure 1 is given besides the data: the two learned vectors `[J, 1]` or `[J, M]`, lambda `[T]`, and scalars."""
 
     beta_u: jax.Array
     beta_a: jax.Array
@@ -156,11 +156,11 @@ def fit_gaussians(
     # Rounding can leave a small negative sum of squares where all votes agree.
     squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
-    information = POSE_ENTRIES * constants.beta_u[:, None] + 0.5 * jnp.log(variances).sum((0, 1))
+    information = POSE_ENTRIES * constants.beta_u + 0.5 * jnp.log(variances).sum((0, 1))
     cost = information * moments.mass * constants.mass_scale
     if geometry.normalize_costs:
         cost = _standardize_over_types(cost, geometry)
-    logits = constants.inverse_temperature[iteration] * (constants.beta_a[:, None] - cost)
+    logits = constants.inverse_temperature[iteration] * (constants.beta_a - cost)
     return Parents(centre + shift, variances, logits)
 
 
@@ -286,7 +286,7 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geome
 
 def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
     """An M-step with the `first_shares` of each child."""
-    (num_types,) = constants.beta_u.shape
+    num_types = constants.beta_u.shape[0]
     devices = 1 if geometry.parent_axis is None else lax.axis_size(geometry.parent_axis)
     shares = first_shares(activations, geometry, num_types * devices)
     # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.em import route
+from emcaps.em import Constants, route
 from emcaps.em_gradient import route_streamed
 from emcaps.fused import FusedVotes
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
@@ -83,6 +83,9 @@ def route_votes(votes, activations, constants, *, geometry):
     votes, activations, constants = _cast((votes, activations, constants), compute_dtype(votes, activations))
     *batch, num_children, num_parents, _ = votes.shape
     votes = votes.reshape(-1, num_children, num_parents, POSE_SIZE, POSE_SIZE)
+    # Of each example its own, so that devices sum their gradient once, not in every iteration.
+    betas = (jnp.broadcast_to(beta, (num_parents, votes.shape[0])) for beta in constants[:2])
+    constants = Constants(*betas, *constants[2:])
     parents, assignments = route(
         DenseVotes(votes.transpose(1, 3, 4, 2, 0)),
         activations.reshape(-1, num_children).T,

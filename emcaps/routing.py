@@ -379,7 +379,7 @@ def _check_procedure(
     for name, value in scalars.items():
         check_number(name, value, float(jnp.finfo(dtype).tiny))
     scalars = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in scalars.items()}
-    constants = Constants(beta_u, beta_a, inverse_temperature, **scalars)
+    constants = Constants(beta_u[:, None], beta_a[:, None], inverse_temperature, **scalars)
     check_known_number("damping", damping, 0, 1, open_high=True)
     for name in ("normalize_costs", "assignment_gradient"):
         check_bool(name, static[name])

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from emcaps.sharding import vary_alike
+
 
 class Moments(NamedTuple):
     """Sums over children with weights g, about a centre c.
@@ -270,9 +272,10 @@ def _zero_after(array: jax.Array) -> jax.Array:
 
 
 @_zero_after.def_vmap
-def _zero_after_all(axis_size: int, in_batched: Any, array: jax.Array) -> tuple[jax.Array, bool]:
-    """The same zero for the whole batch, lest `vmap` make slices at it into gathers."""
-    return _zero_after(array[0]), False
+def _zero_at_once(axis_size: int, in_batched: Any, array: jax.Array) -> tuple[jax.Array, bool]:
+    """Zero for the whole batch, lest `vmap` make slices at it into gathers; it waits for no example, which may be elsewhere."""
+    zero, _ = vary_alike((jnp.zeros((), jnp.int32), array))
+    return zero, False
 
 
 def _for_chunks(

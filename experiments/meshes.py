@@ -1,8 +1,9 @@
 """All of emcaps in each of JAX's own ways of sharing a batch: `python -m experiments.meshes --output runs/meshes`.
 
 Every public function of arrays and every module, on simulated devices: by explicit and automatic axes of a mesh, `jax.shard_map`,
-`jax.pmap`, one example at a time by `jax.vmap`, and exported for a batch of any size. Values and gradients are compared with one
-call on one device, and the collectives of the compiled program are counted: a result needs none, and a gradient one all-reduce.
+`jax.pmap`, one example at a time by `jax.vmap` (of a whole batch, or of one that is divided), and exported for a batch of any
+size. Values and gradients are compared with one call on one device, and the collectives of the compiled program are counted: a
+result needs none, and a gradient one all-reduce.
 """
 
 import dataclasses
@@ -90,6 +91,10 @@ def _by_vmap(function: Callable, mesh: Any) -> Callable:
     return jax.vmap(one, (0, None))
 
 
+def _by_vmap_inside(function: Callable, mesh: Any) -> Callable:
+    return _by_shard_map(_by_vmap(function, mesh), mesh)
+
+
 def _exported(function: Callable, mesh: Any) -> Callable:
     """`function` after an export with its gradient, for three platforms and a batch of any size."""
 
@@ -108,6 +113,8 @@ WAYS = {
     "shard_map": Way(_by_shard_map, AxisType.Auto),
     "pmap": Way(_by_pmap, AxisType.Auto),
     "vmap": Way(_by_vmap, None),
+    "explicit-vmap": Way(_by_vmap, AxisType.Explicit),
+    "shard_map-vmap": Way(_by_vmap_inside, AxisType.Auto),
     "export": Way(_exported, None),
 }
 
@@ -256,7 +263,7 @@ class MeshesCommand:
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """How many share the batch."""
     ways: tuple[str, ...] = tuple(WAYS)
-    """Which of explicit, automatic, shard_map, pmap, vmap, export."""
+    """Which of explicit, automatic, shard_map, pmap, vmap, explicit-vmap, shard_map-vmap, export."""
     cases: tuple[str, ...] = ()
     """Names of functions and modules as the table has them; none: all."""
     output: Path = Path("runs/meshes")

@@ -97,7 +97,7 @@ def test_routing_and_its_gradient(damping):
         5, (num_children, 4, 4, width), (num_children, 4, 4, num_parents), (num_children, width), (num_parents,), (num_parents,)
     )
     scalars = [jnp.float32(value) for value in (0.1, 1e-6, 0.1, 4.0)]
-    constants = Constants(beta_u, beta_a, jnp.ones(3), *scalars)
+    constants = Constants(beta_u[:, None], beta_a[:, None], jnp.ones(3), *scalars)
     geometry = Geometry(field, 3, normalize_costs=True, damping=damping)
 
     def loss(form, poses, transforms, activations, constants):

@@ -35,10 +35,28 @@ def by_shard_map(function, mesh):
     return jax.shard_map(function, mesh=mesh, in_specs=(BATCH, WHOLE), out_specs=BATCH)
 
 
+def by_vmap(function, mesh):
+    """One example at a time."""
+
+    def one(example, shared):
+        return jax.tree.map(lambda array: array[0], function(jax.tree.map(lambda array: array[None], example), shared))
+
+    return jax.vmap(one, (0, None))
+
+
+def by_vmap_in_shard_map(function, mesh):
+    return by_shard_map(by_vmap(function, mesh), mesh)
+
+
 WAYS = {
     "explicit": (AxisType.Explicit, by_the_types),
     "automatic": (AxisType.Auto, by_the_types),
     "shard_map": (AxisType.Auto, by_shard_map),
+}
+VMAP_WAYS = {
+    "explicit vmap": (AxisType.Explicit, by_vmap),
+    "automatic vmap": (AxisType.Auto, by_vmap),
+    "shard_map vmap": (AxisType.Auto, by_vmap_in_shard_map),
 }
 
 
@@ -57,9 +75,9 @@ def values_and_gradients(function, batched, shared):
     return result, gradients
 
 
-def check_division(way, function, batched, shared, tolerance):
-    """As on one device, the result divided as the batch is, and at most one all-reduce."""
-    kind, divide = WAYS[way]
+def check_division(way, function, batched, shared, tolerance, sums=1):
+    """As on one device, the result divided as the batch is, and so many all-reduces."""
+    kind, divide = (WAYS | VMAP_WAYS)[way]
     mesh = two_devices(kind)
     expected = jax.jit(functools.partial(values_and_gradients, function))(batched, shared)
     run = jax.jit(functools.partial(values_and_gradients, divide(function, mesh)))
@@ -71,7 +89,9 @@ def check_division(way, function, batched, shared, tolerance):
         np.testing.assert_allclose(ours, theirs, atol=tolerance * max(np.abs(theirs).max(), 1))
     for array in jax.tree.leaves((result, gradients[0])):
         assert array.addressable_shards[0].data.shape[0] == array.shape[0] // 2
-    assert [(found.kind, found.times) for found in collectives(compiled.as_text())] == [("all-reduce", 1)]
+    found = collectives(compiled.as_text())
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert sum(one.times for one in found) == sums
 
 
 def by_batch(name, dtype=np.float32, **keywords):
@@ -97,6 +117,27 @@ def by_batch(name, dtype=np.float32, **keywords):
 )
 def test_each_device_routes_its_own_examples(name, way, x64):
     check_division(way, *by_batch(name, np.float64), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "name, way, sums",
+    [
+        ("conv-streamed", "explicit vmap", 1),
+        ("em", "explicit vmap", 3),  # in each iteration the costs' gradient is summed
+        ("em", "shard_map vmap", 1),
+        *(pytest.param("conv-streamed", way, 1, marks=SLOW) for way in ("automatic vmap", "shard_map vmap")),
+        *(pytest.param("conv-dense", way, 3, marks=SLOW) for way in ("explicit vmap", "automatic vmap")),
+        pytest.param("conv-dense", "shard_map vmap", 1, marks=SLOW),
+        *(pytest.param("class", way, 1, marks=SLOW) for way in VMAP_WAYS),
+    ],
+)
+def test_examples_routed_alone_stay_where_they_are(name, way, sums, x64):
+    check_division(way, *by_batch(name, np.float64), 1e-9, sums)
+
+
+def test_automatic_axes_sum_the_gradient_of_costs_once(x64):
+    """Besides, all devices ask in both E-steps whether any has lost digits."""
+    check_division("automatic", *by_batch("em", np.float64), 1e-9, sums=3)
 
 
 @pytest.mark.slow
