@@ -203,19 +203,21 @@ _all_inside_at_once = jax.jit(_all_inside, static_argnums=(3, 4))  # one program
 
 def _a_wrong(values: Any, right: Any) -> Any:
     """A value that is not right: NaN, or the largest. A reduction can be had of sharded values too, the first one cannot."""
-    least = -np.inf if jnp.issubdtype(values.dtype, jnp.floating) else jnp.iinfo(values.dtype).min
-    return values.max(where=~right, initial=least)
+    floating = jnp.issubdtype(values.dtype, jnp.floating)
+    largest = values.max(where=~right, initial=-np.inf if floating else jnp.iinfo(values.dtype).min)
+    # Where devices compare their largest values, NaN may be lost.
+    return jnp.where(jnp.isnan(values).any(), jnp.nan, largest) if floating else largest
 
 
 @jax.custom_batching.custom_vmap
 def _of_all(right: jax.Array, a_wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What is found of one example; under `vmap`, of all together. Checkify would sort them, which cannot be if they are sharded."""
+    """What is found of one example; under `vmap`, of all. Checkify would sort them instead, which cannot be if they are sharded."""
     return right, a_wrong
 
 
 @_of_all.def_vmap
 def _combine(axis_size: int, in_batched: Any, right: jax.Array, a_wrong: jax.Array) -> Any:
-    return _of_all(right.all(), a_wrong.max()), (False, False)
+    return _of_all(right.all(), _a_wrong(a_wrong, right)), (False, False)
 
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)

@@ -4,7 +4,6 @@ They check their arguments and leave the rest to `layout.py`. `em_routing` is fo
 `conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
 """
 
-import functools
 from typing import Any
 
 import jax

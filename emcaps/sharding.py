@@ -3,7 +3,7 @@
 Of every example the routing is a thing of its own; only the gradient of what all examples share (transforms, costs) is a sum over
 devices. JAX knows three ways of dividing a batch, and each is met where it shows. Inside `jax.shard_map` arrays are already those
 of a device, and have types that say over which axes they vary. Over explicit axes of a mesh the sharding is part of an array's
-type. Over automatic axes only the compiler knows it.
+type, but for an axis that `jax.vmap` has taken away. Over automatic axes only the compiler knows it.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Bound(NamedTuple):
@@ -93,9 +93,9 @@ def for_each_shard(
     @jax.jit  # the arrays that are not sharded may be on one device, if nothing is being traced
     def run(batched: Any, shared: Any) -> Any:
         if not any(map(is_sharded, arrays)):
-            # `vmap` may have taken away an axis that is sharded. The types no longer tell; the compiler still knows.
-            unseen = NamedSharding(mesh, whole)
-            return jax.sharding.auto_axes(route, axes=mesh.explicit_axes, out_sharding=unseen)(batched, shared)
+            # An axis that `vmap` took away may be: types do not tell, but the compiler knows, and divides what it does not merge.
+            divided = jax.sharding.auto_axes(route, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, whole))
+            return divided(batched, shared)
         batched, shared = jax.reshard((batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole)))
         return jax.shard_map(route, mesh=mesh, in_specs=(spec, whole), out_specs=spec, axis_names=axes)(batched, shared)
 

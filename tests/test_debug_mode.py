@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from emcaps import CapsNet, RoutingOptions, dynamic_routing, spread_loss
+from emcaps import CapsNet, RoutingOptions, spread_loss, squash
 
 
 def message(function, *arguments):
@@ -60,9 +61,43 @@ def test_traced_constants_are_checked_too():
     assert "mass_epsilon must lie in" in message(function, -1.0)
 
 
+WRONG = np.ones((4, 3), np.float32)
+WRONG[2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    "function, given, expected",
+    [
+        (jax.vmap(squash), WRONG, "vectors must be finite; got nan"),
+        (jax.vmap(jax.vmap(squash)), WRONG[None, :, None], "vectors must be finite; got nan"),
+        (jax.jit(jax.vmap(jax.grad(lambda vector: squash(vector)[0]))), WRONG, "vectors must be finite; got nan"),
+        (
+            jax.vmap(lambda label: spread_loss(WRONG[:1], label[None], 0.5)),
+            np.array([0, 7, 2, 5]),
+            "labels must lie in [0, 2]; got 7",
+        ),
+    ],
+    ids=["vmap", "twice", "gradient", "integers"],
+)
+def test_of_examples_one_at_a_time_the_wrong_value_is_named(function, given, expected):
+    assert expected in message(function, given)
+    assert message(function, np.zeros_like(given)) is None
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "shard_map"])
+def test_of_examples_on_several_devices_the_wrong_value_is_named(kind):
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(kind,), devices=jax.devices()[:2])
+    function = jax.vmap(squash)
+    if kind == AxisType.Auto:
+        function = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("a"), out_specs=PartitionSpec("a"))
+    given = jax.device_put(WRONG, NamedSharding(mesh, PartitionSpec("a")))
+    assert "vectors must be finite; got nan" in message(jax.jit(function), given)
+    assert message(jax.jit(function), jnp.zeros_like(given)) is None
+
+
 @pytest.mark.slow
 def test_a_training_step_is_debugged_as_a_whole():
-    """Through a network, a loss, a gradient and `vmap`."""
+    """Through a network, a loss and a gradient."""
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
     images = jax.random.uniform(jax.random.key(0), (2, 13, 13, 1))
     params = jax.jit(model.init)(jax.random.key(1), images)
@@ -75,6 +110,3 @@ def test_a_training_step_is_debugged_as_a_whole():
     assert "labels must lie in [0, 2]; got 3" in message(step, params, images, jnp.array([0, 3]))
     params["params"]["primary"]["poses"]["kernel"] *= jnp.nan
     assert "poses must be finite; got nan" in message(step, params, images, jnp.array([0, 2]))
-
-    votes = jnp.ones((4, 5, 3, 2)).at[2, 0, 0, 0].set(jnp.nan)
-    assert "votes must be finite; got nan" in message(jax.vmap(dynamic_routing), votes)
