@@ -23,7 +23,8 @@ from emcaps.checks import (
     check_shapes,
 )
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
-from emcaps.layout import IMPLEMENTATIONS, common_dtype
+from emcaps.implementations import IMPLEMENTATIONS
+from emcaps.layout import common_dtype
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
