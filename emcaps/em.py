@@ -68,26 +68,16 @@ class Parents(NamedTuple):
     logits: jax.Array
 
 
-class State(NamedTuple):
-    """What an iteration starts from, and leaves for the next one.
-
-    Attributes:
-        assignments: that its M-step used, `[N, J, M]`. Before the first iteration: those that it shall use.
-        parents: that it fitted. Before the first iteration only their means count.
-    """
-
-    assignments: jax.Array
-    parents: Parents
-
-
 class Sums(NamedTuple):
     """What an M-step has summed over the children.
 
     Attributes:
+        assignments: that it used, `[N, J, M]`.
         centre: that the moments are about, `[4, 4, J, M]`.
         moments: of the data.
     """
 
+    assignments: jax.Array
     centre: jax.Array
     moments: Moments
 
@@ -264,33 +254,42 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geome
     return assignments if geometry.assignment_gradient else lax.stop_gradient(assignments)
 
 
-def start(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> State:
-    """The `first_shares` of each child, and the means that they give."""
-    (num_types,) = constants.beta_u.shape
+def start(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[jax.Array, Parents]:
+    """The `first_shares` of each child, `[N, M]`, and parents that have the means that these give, and nothing else yet."""
     devices = 1 if geometry.parent_axis is None else lax.axis_size(geometry.parent_axis)
-    shares = first_shares(activations, geometry, num_types * devices)
+    shares = first_shares(activations, geometry, constants.beta_u.shape[0] * devices)
     # They are the same for all types, so that the means are one matrix product.
     data = shares * activations
     means = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
-    assignments = jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1]))
-    return State(assignments, Parents(means, jnp.ones_like(means), jnp.zeros_like(means[0, 0])))
+    return shares, Parents(means, jnp.ones_like(means), jnp.zeros_like(means[0, 0]))
 
 
 def iterate(
-    votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry, iteration: jax.Array, state: State
-) -> tuple[State, Sums]:
-    """An E-step, but in the first iteration, and an M-step about the previous means.
+    votes: Votes,
+    activations: jax.Array,
+    constants: Constants,
+    geometry: Geometry,
+    shares: jax.Array,
+    iteration: jax.Array,
+    parents: Parents,
+) -> tuple[Parents, Sums]:
+    """An E-step, in place of which the first iteration has its `shares`, and an M-step about the previous means.
 
     Where parents have moved so far that their variances lose digits, moments are taken again, about the means that they gave.
     """
-    assignments = unless_first(iteration, lambda: e_step(votes, state.parents, constants, geometry), lambda: state.assignments)
-    centre = lax.stop_gradient(state.parents.means)
+    all_shares = (shares.shape[0], *parents.logits.shape)
+    assignments = unless_first(
+        iteration,
+        lambda: e_step(votes, parents, constants, geometry),
+        lambda: jnp.broadcast_to(shares[:, None], all_shares),
+    )
+    centre = lax.stop_gradient(parents.means)
     moments = votes.moments(assignments, centre, activations)
     lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
-    sums = Sums(*votes.retake(lost, assignments, means, activations, (centre, moments)))
-    old_means = previous_means(state, geometry, iteration)
-    parents = fit_gaussians(sums.moments, sums.centre, old_means, constants, geometry, iteration)
-    return State(assignments, parents), sums
+    centre, moments = votes.retake(lost, assignments, means, activations, (centre, moments))
+    old_means = previous_means(parents, geometry, iteration)
+    parents = fit_gaussians(moments, centre, old_means, constants, geometry, iteration)
+    return parents, Sums(assignments, centre, moments)
 
 
 def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callable[[], Any]) -> Any:
@@ -298,9 +297,9 @@ def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callabl
     return lax.cond(iteration > 0, step, instead)
 
 
-def previous_means(state: State, geometry: Geometry, iteration: jax.Array) -> jax.Array | None:
+def previous_means(parents: Parents, geometry: Geometry, iteration: jax.Array) -> jax.Array | None:
     """What damping keeps of, zeros at first; None without damping, which has no use for them."""
-    return jnp.where(iteration > 0, state.parents.means, 0) if geometry.damping else None
+    return jnp.where(iteration > 0, parents.means, 0) if geometry.damping else None
 
 
 def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
@@ -313,6 +312,12 @@ def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> t
 
 def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:
     """Procedure 1 for children with `activations` `[N, M]`. Returns the parents and the last assignments `[N, J, M]`."""
-    given = votes, activations, constants, geometry
-    last = lax.fori_loop(0, geometry.num_iterations, lambda iteration, state: iterate(*given, iteration, state)[0], start(*given))
-    return last.parents, last.assignments
+    shares, parents = start(votes, activations, constants, geometry)
+
+    def step(iteration, state):
+        parents, _ = state
+        parents, sums = iterate(votes, activations, constants, geometry, shares, iteration, parents)
+        return parents, sums.assignments
+
+    nothing = jnp.zeros_like(shares, shape=(shares.shape[0], *parents.logits.shape))
+    return lax.fori_loop(0, geometry.num_iterations, step, (parents, nothing))

@@ -54,15 +54,15 @@ class History(NamedTuple):
     forms: jax.Array
 
     @classmethod
-    def record(cls, assignments: jax.Array, sums: Sums, old_means: jax.Array | None) -> Self:
+    def record(cls, sums: Sums, old_means: jax.Array | None) -> Self:
         """What one iteration leaves, without the leading axis."""
         (mass, first, second), old = sums.moments, () if old_means is None else (old_means,)
-        return cls(assignments, mass, jnp.stack((first, second, sums.centre, *old)))
+        return cls(sums.assignments, mass, jnp.stack((first, second, sums.centre, *old)))
 
-    def sums(self) -> tuple[Sums, jax.Array | None]:
-        """The sums and the old means that were recorded, of one iteration."""
+    def read(self) -> tuple[Sums, jax.Array | None]:
+        """The sums and the old means that `record` was given."""
         first, second, centre, *old = self.forms
-        return Sums(centre, Moments(self.masses, first, second)), old[0] if old else None
+        return Sums(self.assignments, centre, Moments(self.masses, first, second)), old[0] if old else None
 
 
 class _Gradients(NamedTuple):
@@ -91,19 +91,22 @@ def forward(
     votes: RecomputedVotes, activations: jax.Array, constants: Constants, geometry: Geometry
 ) -> tuple[tuple[Parents, jax.Array], History]:
     """`em.route`, and what `backward` needs of it."""
-    given = votes, activations, constants, geometry
+    shares, parents = start(votes, activations, constants, geometry)
 
-    def step(iteration, carry):
-        state, history = carry
-        old_means = previous_means(state, geometry, iteration)
-        state, sums = iterate(*given, iteration, state)
-        return state, _put(history, History.record(state.assignments, sums, old_means), iteration)
+    def step(iteration, state):
+        parents, history = state
+        old_means = previous_means(parents, geometry, iteration)
+        parents, sums = iterate(votes, activations, constants, geometry, shares, iteration, parents)
+        return parents, _put(history, History.record(sums, old_means), iteration)
 
-    state = start(*given)
-    record = History(state.assignments, state.parents.logits, _stack(state.parents.means, 4 if geometry.damping else 3))
-    history = _stack(jax.tree.map(jnp.zeros_like, record), geometry.num_iterations)
-    state, history = lax.fori_loop(0, geometry.num_iterations, step, (state, history), unroll=votes.UNROLL)
-    return (state.parents, state.assignments), history
+    repeats = geometry.num_iterations
+    nothing = History(
+        assignments=jnp.zeros_like(shares, shape=(repeats, shares.shape[0], *parents.logits.shape)),
+        masses=jnp.zeros_like(parents.logits, shape=(repeats, *parents.logits.shape)),
+        forms=jnp.zeros_like(parents.means, shape=(repeats, 4 if geometry.damping else 3, *parents.means.shape)),
+    )
+    parents, history = lax.fori_loop(0, repeats, step, (parents, nothing), unroll=votes.UNROLL)
+    return (parents, history.assignments[-1]), history
 
 
 @jax.custom_jvp
@@ -136,12 +139,11 @@ def backward(
         Gradients for the poses and transforms of the votes, for the activations, and for the constants.
     """
     repeats = geometry.num_iterations
-    last_sums, _ = _take(history, repeats - 1).sums()
-    common_centre = last_sums.centre
+    common_centre = _take(history, repeats - 1).read()[0].centre
 
     def fit(iteration):
         """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
-        (centre, moments), old_means = _take(history, iteration).sums()
+        (_, centre, moments), old_means = _take(history, iteration).read()
         return jax.vjp(
             lambda moments, old_means, constants: fit_gaussians(moments, centre, old_means, constants, geometry, iteration),
             moments,
@@ -153,12 +155,11 @@ def backward(
         """From the parents of an iteration to its assignments. Returns the gradient for the old means as well."""
         _, transpose = fit(iteration)
         (mass, first, second), to_old_means, to_constants = transpose(gradients.parents)
-        record = _take(history, iteration)
-        centre = record.sums()[0].centre
+        (assignments, centre, _), _ = _take(history, iteration).read()
         data_gradient = votes.scores(mass, second, centre, first)
         return to_old_means, gradients._replace(
             assignments=gradients.assignments + data_gradient * activations[:, None],
-            activations=gradients.activations + (data_gradient * record.assignments).sum(1),
+            activations=gradients.activations + (data_gradient * assignments).sum(1),
             constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
             data_forms=_put(gradients.data_forms, _about(common_centre, second, first, centre), iteration),
         )
