@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.em import Constants, Geometry, RecomputedVotes, route
+from emcaps.em import Constants, Geometry, route
 from emcaps.em_gradient import backward, first_order_only, forward
 from emcaps.layout import (
     OuterResult,
@@ -38,7 +38,7 @@ class Form(NamedTuple):
         multiple: of which a block's columns must be.
     """
 
-    hold_votes: Callable[[jax.Array, jax.Array], RecomputedVotes]
+    hold_votes: Callable[[jax.Array, jax.Array], Any]
     columns: int | None = None
     bytes: int | None = None
     multiple: int = 1
@@ -59,9 +59,7 @@ class Blocks(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def route_blocks(
-    blocks: Blocks, children: tuple[jax.Array, jax.Array], transforms: jax.Array, constants: Constants
-) -> OuterResult:
+def route_blocks(blocks: Blocks, children: tuple[jax.Array, jax.Array], transforms: jax.Array, constants: Constants) -> OuterResult:
     """Procedure 1 on a map, block by block. First order and reverse mode only.
 
     Args:
@@ -79,9 +77,9 @@ def _route(blocks, children, transforms, constants, route_votes):
     inner = inner_transforms(transforms)
 
     def route_block(children):
-        poses, activations = inner_children(*children, field)
+        poses, activations = inner_children(*children, field=field)
         outputs, kept = route_votes(blocks.form.hold_votes(poses, inner), activations, constants, blocks.geometry)
-        return (outer_result(*outputs, field), kept), ()
+        return (outer_result(*outputs, field=field), kept), ()
 
     (results, kept), _ = _for_blocks(route_block, _divide(children, size), ())
     return _unite(results, children[0].shape[0]), kept
@@ -103,7 +101,7 @@ def _backward(blocks, residuals, result_gradients):
 
     def block_backward(given):
         children, kept, result_gradients = given
-        poses, activations = inner_children(*children, field)
+        poses, activations = inner_children(*children, field=field)
         routing = blocks.form.hold_votes(poses, inner), activations, constants, geometry
         history = forward(*routing)[1] if kept is None else kept
         (to_poses, to_transforms), to_activations, to_constants = backward(

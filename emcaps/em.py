@@ -277,19 +277,22 @@ def iterate(
 
     Where parents have moved so far that their variances lose digits, moments are taken again, about the means that they gave.
     """
-    all_shares = (shares.shape[0], *parents.logits.shape)
-    assignments = unless_first(
-        iteration,
-        lambda: e_step(votes, parents, constants, geometry),
-        lambda: jnp.broadcast_to(shares[:, None], all_shares),
-    )
     centre = lax.stop_gradient(parents.means)
-    moments = votes.moments(assignments, centre, activations)
-    lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
-    centre, moments = votes.retake(lost, assignments, means, activations, (centre, moments))
+
+    def divide_evenly():
+        mass, *others = votes.moments(shares[:, None], centre, activations)
+        everywhere = jnp.broadcast_to(shares[:, None], (shares.shape[0], *parents.logits.shape))
+        return everywhere, centre, Moments(jnp.broadcast_to(mass, parents.logits.shape), *others)
+
+    def divide_by_agreement():
+        assignments = e_step(votes, parents, constants, geometry)
+        moments = votes.moments(assignments, centre, activations)
+        lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
+        return assignments, *votes.retake(lost, assignments, means, activations, (centre, moments))
+
+    sums = Sums(*unless_first(iteration, divide_by_agreement, divide_evenly))
     old_means = previous_means(parents, geometry, iteration)
-    parents = fit_gaussians(moments, centre, old_means, constants, geometry, iteration)
-    return parents, Sums(assignments, centre, moments)
+    return fit_gaussians(sums.moments, sums.centre, old_means, constants, geometry, iteration), sums
 
 
 def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callable[[], Any]) -> Any:

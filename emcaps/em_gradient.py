@@ -10,7 +10,6 @@ and everything else is differentiated by JAX, in arrays that are small. Each of 
 gradient for poses and transforms is one pass over all of them at the end.
 """
 
-import functools
 from typing import NamedTuple, Self
 
 import jax
@@ -214,9 +213,7 @@ def backward(
     return votes.gradient(terms, common_centre), gradients.activations, gradients.constants
 
 
-def _about(
-    new_centre: jax.Array, quadratic: jax.Array, linear: jax.Array, centre: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _about(new_centre: jax.Array, quadratic: jax.Array, linear: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The coefficients of the gradient `2 A (V - centre) + b` about another centre."""
     return quadratic, linear + 2 * quadratic * (new_centre - centre)
 

@@ -97,6 +97,6 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
 
 def _route_stored(children, transforms, constants, geometry) -> OuterResult:
     """Procedure 1 on a map with all votes in memory."""
-    poses, activations = inner_children(*children, geometry.field)
+    poses, activations = inner_children(*children, field=geometry.field)
     outputs = route(dense_votes(poses, inner_transforms(transforms)), activations, constants, geometry)
-    return outer_result(*outputs, geometry.field)
+    return outer_result(*outputs, field=geometry.field)

@@ -25,9 +25,7 @@ def inner_children(poses: jax.Array, activations: jax.Array, field: ReceptiveFie
     )
 
 
-def inner_children_transpose(
-    to_poses: jax.Array, to_activations: jax.Array, field: ReceptiveField
-) -> tuple[jax.Array, jax.Array]:
+def inner_children_transpose(to_poses: jax.Array, to_activations: jax.Array, field: ReceptiveField) -> tuple[jax.Array, jax.Array]:
     """The transpose of `inner_children`: for each child the sum over the patches that see it."""
     kernel, positions = field.kernel_size, (*field.output_size, to_activations.shape[-1] // math.prod(field.output_size))
     types = to_activations.shape[0] // math.prod(kernel)
