@@ -81,8 +81,6 @@ class TrainingBatches:
         if epoch != self._epoch:
             self._order = epoch_order(self._order_key, self._step, self._batch_size, len(self._examples.labels))
             self._epoch = epoch
-        batch, self._step = draw_batch(
-            self._examples, self._order, self._step, *self._step_keys, self._batch_size, self._config
-        )
+        batch, self._step = draw_batch(self._examples, self._order, self._step, *self._step_keys, self._batch_size, self._config)
         self._next = step + 1
         return batch

@@ -5,8 +5,7 @@ convolutional capsule layers (`emcaps.partition_specs`), for layers that are too
 
 A step takes `(state, batch, average)`. It sees the whole state, and uses the batch only through `average(function)`: the mean of
 `function(params, batch, step)`, which sees its device's share of the batch and of the parameters, over all devices. The shares are
-divided by shard_map and not by the compiler, because the routing merges the batch with the positions into one axis, which automatic
-partitioning would gather onto every device.
+divided by shard_map: for a shared batch explicit or automatic axes would do, but not for divided parent types; one way serves both.
 """
 
 import functools
@@ -95,7 +94,7 @@ def parallelize(step: Callable, execution: Execution) -> ParallelStep:
 
         def mean(params: Any, batch: Any, step: Any) -> tuple[Any, Any]:
             specs = shares(params, mesh)
-            # With check_vma the gradient of replicated parameters would come already summed, and pmean would not divide it.
+            # With check_vma the gradient would come summed over the devices from each part of a share, not once from all of them.
             return jax.shard_map(
                 lambda *given: mean_over_devices(*accumulated(*given), specs, execution.model_axis),
                 mesh=mesh,

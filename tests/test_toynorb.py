@@ -186,7 +186,7 @@ def test_many_pictures_in_one_call_are_those_of_single_calls():
 
 
 def test_accelerators_take_all_views_and_rays_together(monkeypatch):
-    """To them each step of a loop is many launches. What is left are the loops along rays: to the object, to the lamp, and of the slope."""
+    """To them each step of a loop is many launches. Left are those along rays: to the object, to the lamp, and of the slope."""
     shape, size = one(ball((0.1, 0.0, 0.4), (0.9, 0.5, 0.8))), 2 * SIZE  # of four blocks
     views = shape, angles(35.0, 60.0, 50.0), angles(20.0, 150.0, 200.0)
     traced = scene.photograph.trace(*views, size=size)

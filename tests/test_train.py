@@ -29,7 +29,7 @@ from experiments.views import crop_places
 def finished(tmp_path_factory):
     """The folder of an uninterrupted run on two devices, whose train step was traced once.
 
-    Between two looks its steps took nothing from the host and gave it nothing: devices only sent each other their shares of a batch.
+    Between two looks its steps took nothing from the host and gave it nothing: devices only sent each other shares of a batch.
     """
     workdir = tmp_path_factory.mktemp("finished") / "run"
     traced_once = lambda *args: chex.assert_max_traces(make_train_step(*args), n=1)  # noqa: E731
