@@ -31,7 +31,7 @@ from experiments.learner import (
     routing_diagnostics,
 )
 from experiments.nonfinite import Guard, copied, examined
-from experiments.parallel import REPLICATED, Execution, ParallelStep, parallelize, shardings
+from experiments.parallel import Execution, ParallelStep, parallelize, shardings
 from experiments.results import draw_figures, numbers, summarize
 from experiments.resume import facts_of, fingerprint, go_on_from
 from experiments.run_directory import Record, RunDirectory
@@ -127,7 +127,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
     step = make_train_step(config, shared)
 
-    @functools.partial(jax.jit, out_shardings=jax.NamedSharding(execution.mesh, REPLICATED))
+    @jax.jit
     def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
         return routing_diagnostics(config, model, params, test_view(config.images, images), step)
 

@@ -1,5 +1,6 @@
 """Training from end to end on a tiny problem: what a run leaves, that it resumes exactly, and how it fails."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -26,11 +27,22 @@ from experiments.views import crop_places
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of an uninterrupted run on two devices, whose train step was traced once."""
+    """The folder of an uninterrupted run on two devices, whose train step was traced once.
+
+    Between two looks its steps took nothing from the host and gave it nothing: devices only sent each other shares of a batch.
+    """
     workdir = tmp_path_factory.mktemp("finished") / "run"
     traced_once = lambda *args: chex.assert_max_traces(make_train_step(*args), n=1)  # noqa: E731
     make_train_step = training.make_train_step
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as guards:
+
+        def forbid_transfers():
+            guards.enter_context(jax.transfer_guard("disallow"))
+            guards.enter_context(jax.transfer_guard_host_to_device("disallow_explicit"))
+            guards.enter_context(jax.transfer_guard_device_to_host("disallow_explicit"))
+
+        tiny.at_step(patch, 1, forbid_transfers)
+        tiny.at_step(patch, 3, guards.close)
         patch.setattr(training, "make_train_step", traced_once)
         training.train(tiny.CONFIG, tiny.dataset(), workdir, execution=Execution(jax.devices()[:2]), command="the command")
     return workdir
@@ -173,6 +185,12 @@ def test_crops_average_the_activations_of_views():
         expected.append(model.apply({"params": params}, crops)[0].activations)
     np.testing.assert_allclose(found.activations, np.mean(expected, 0), rtol=1e-4)
     np.testing.assert_allclose(central(params, data.test_images, data.test_labels, 6).activations, expected[0], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_may_be_by_pmap(finished, tmp_path):
+    result = training.train(tiny.CONFIG, tiny.dataset(), tmp_path, execution=Execution(jax.devices()[:2], "pmap"))
+    assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
 
 
 @pytest.mark.slow
