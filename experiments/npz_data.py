@@ -1,12 +1,12 @@
 """Data sets in .npz files.
 
-    image         uint8 [N, H, W, C], or [N, H, W] for one channel
+    image         uint8 [N, H, W, C], channels last, or [N, H, W] for one channel
     label         integers [N]: 0 to num_classes - 1, each of which occurs
     class_names   optional: strings [num_classes]
     split         optional: strings [N], "train" or "test"
 
-Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Arrays of other types or shapes, such as masks, are
-neither labels nor factors and play no part.
+Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Arrays of other types or shapes, such as masks or
+Python objects (which are never read), are neither labels nor factors and play no part.
 
 Without `split`, what is tested depends on the file alone. Where there is a factor `instance`, which tells apart the objects of a
 class, it is the upper half of each class's instances (of five, the upper two): objects that are not trained on. Otherwise it is
@@ -24,6 +24,8 @@ from experiments import bounded
 from experiments.errors import RunnerError, UsageError, first_line
 
 SUFFIX = ".npz"
+NAMED = ("image", "label", "class_names", "split", "instance")  # what has a meaning of its own, and is not passed over
+MOST_CHANNELS = 4  # of an image file; fewer rows than a kernel has, so that no image has so few
 TEST_EVERY = 5
 Arrays = dict[str, np.ndarray]
 
@@ -76,10 +78,10 @@ def read_arrays(path: Path) -> Arrays:
 
     Raises:
         UsageError: there is no such file.
-        RunnerError: an array cannot be read, or holds Python objects, which could run any code.
+        RunnerError: an array cannot be read; or one of `NAMED` holds Python objects, which could run any code.
     """
     try:
-        return bounded.read_npz(path)
+        return bounded.read_npz(path, NAMED)
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -91,6 +93,8 @@ def checked_images(arrays: Arrays) -> np.ndarray:
     images = required(arrays, "image")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         raise ValueError(f"image must be uint8 [N, H, W, C] or [N, H, W]; it is {described(images)}")
+    if images.ndim == 4 and images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
+        raise ValueError(f"image must be uint8 [N, H, W, C]; it is {described(images)}: do channels come first? They must be last")
     return images if images.ndim == 4 else images[..., np.newaxis]
 
 
@@ -98,7 +102,9 @@ def checked_labels(arrays: Arrays) -> np.ndarray:
     """The labels, int32 `[N]`. Raises ValueError."""
     labels, size = required(arrays, "label"), len(arrays["image"])
     if not is_integers(labels, size):
-        raise ValueError(f"label must be integers [{size}], one for each image; it is {described(labels)}")
+        last = " (the last axis of image is as long: do images come last? They must be first)"
+        hint = last if labels.shape == arrays["image"].shape[-1:] else ""
+        raise ValueError(f"label must be integers [{size}], one for each image; it is {described(labels)}{hint}")
     there_are = np.unique(labels)
     if there_are[0] < 0:
         raise ValueError(f"label must not be negative; got {there_are[0]}")

@@ -54,6 +54,16 @@ def test_what_is_optional_can_be_left_out(tmp_path):
     assert data.train_images.shape[1:] == data.test_images.shape[1:] == (13, 13, 1)
 
 
+def test_what_cannot_be_read_and_plays_no_part_is_passed_over(tmp_path):
+    others = {"mask": np.array([None] * SIZE), "notes": np.array([["a", 1]], object), "table": np.zeros(2, [("大", int)])}
+    with pytest.warns(UserWarning, match="Stored array in format 3"):
+        path = saved(tmp_path / "a.npz", example_arrays() | others)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "not for NumPy", compress_type=zipfile.ZIP_BZIP2)
+    data = datasets.load(path)
+    assert len(data.train_labels) == 12 and data.train_factors.keys() == {"instance", "azimuth"}
+
+
 def test_strings_may_be_bytes(tmp_path):
     arrays = example_arrays() | {"split": np.array([b"train", b"test"] * 12), "class_names": np.array([b"r", b"g", "blå".encode()])}
     data = datasets.load(saved(tmp_path / "a.npz", arrays))
@@ -87,8 +97,11 @@ def test_without_a_split_the_upper_half_of_each_class_s_instances_is_tested(tmp_
         ({"image": np.zeros((SIZE, 13, 13, 3))}, r"image must be uint8 .* it is float64 \[24, 13, 13, 3\]"),
         ({"image": np.zeros((SIZE, 13), np.uint8)}, r"image must be uint8 .* it is uint8 \[24, 13\]"),
         ({"image": np.zeros((0, 13, 13), np.uint8)}, r"image must be uint8 .* it is uint8 \[0, 13, 13\]"),
-        ({"image": np.array([None] * SIZE)}, "an array holds Python objects"),
-        ({"mask": np.array([None] * SIZE)}, "an array holds Python objects"),
+        ({"image": np.array([None] * SIZE)}, "image: an array holds Python objects"),
+        ({"class_names": np.array(["red", "green", "blue"], object)}, "class_names: an array holds Python objects"),
+        ({"instance": np.array([None] * SIZE)}, "instance: an array holds Python objects"),
+        ({"image": np.zeros((SIZE, 3, 13, 12), np.uint8)}, r"it is uint8 \[24, 3, 13, 12\]: do channels come first\?"),
+        ({"image": np.zeros((13, 12, 3, SIZE), np.uint8)}, r"label must be integers \[13\].*: do images come last\?"),
         ({"label": np.zeros(SIZE)}, r"label must be integers \[24\], .* float64 \[24\]"),
         ({"label": np.zeros(SIZE - 1, int)}, r"label must be integers \[24\], .* int64 \[23\]"),
         ({"label": np.zeros((SIZE, 1), int)}, r"label must be integers \[24\], .* int64 \[24, 1\]"),
