@@ -10,7 +10,7 @@ Python objects (which are never read), are neither labels nor factors and play n
 
 Without `split`, what is tested depends on the file alone. Where there is a factor `instance`, which tells apart the objects of a
 class, it is the upper half of each class's instances (of five, the upper two): objects that are not trained on. Otherwise it is
-every fifth image of each class, in the order of the file.
+a fifth of the images of each class, rounded down: always the same ones of that many labels, whatever order they are in.
 """
 
 import zipfile
@@ -22,11 +22,12 @@ import numpy as np
 
 from experiments import bounded
 from experiments.errors import RunnerError, UsageError, first_line
+from experiments.stratified import of_each_class
 
 SUFFIX = ".npz"
 NAMED = ("image", "label", "class_names", "split", "instance")  # what has a meaning of its own, and is not passed over
 MOST_CHANNELS = 4  # of an image file; fewer rows than a kernel has, so that no image has so few
-TEST_EVERY = 5
+TESTED_FRACTION = 5  # one image of so many is tested
 Arrays = dict[str, np.ndarray]
 
 
@@ -132,14 +133,13 @@ def checked_split(arrays: Arrays, size: int) -> np.ndarray:
 
 def default_split(labels: np.ndarray, instances: np.ndarray | None) -> np.ndarray:
     """What is tested, bool `[N]`, where the file does not say: see above."""
+    if instances is None:
+        return of_each_class(labels, np.bincount(labels) // TESTED_FRACTION)
     tested = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         (places,) = np.nonzero(labels == label)
-        if instances is None:
-            tested[places[TEST_EVERY - 1 :: TEST_EVERY]] = True
-        else:
-            objects = np.unique(instances[places])
-            tested[places] = np.isin(instances[places], objects[(len(objects) + 1) // 2 :])
+        objects = np.unique(instances[places])
+        tested[places] = np.isin(instances[places], objects[(len(objects) + 1) // 2 :])
     return tested
 
 

@@ -35,6 +35,7 @@ from experiments.parallel import REPLICATED, Execution, ParallelStep, paralleliz
 from experiments.results import draw_figures, numbers, summarize
 from experiments.resume import facts_of, fingerprint, go_on_from
 from experiments.run_directory import Record, RunDirectory
+from experiments.stratified import sample
 from experiments.views import test_view, training_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
@@ -126,6 +127,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
     init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
     step = make_train_step(config, shared)
+    diagnosed = dataset.test_images[sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))]
 
     @functools.partial(jax.jit, out_shardings=jax.NamedSharding(execution.mesh, REPLICATED))
     def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
@@ -137,7 +139,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
         parallelize(step, execution),
         parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
         make_evaluator(config, shared, execution.mesh),
-        lambda params, step: jax.device_get(diagnose(params, dataset.test_images[:DIAGNOSED], step)),
+        lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
     )
 
 

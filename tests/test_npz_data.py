@@ -70,14 +70,26 @@ def test_strings_may_be_bytes(tmp_path):
     assert data.class_names == ("r", "g", "blå") and len(data.test_labels) == 12
 
 
-def test_without_a_split_every_fifth_image_of_each_class_is_tested(tmp_path):
-    shuffled = np.random.default_rng(1).permutation(np.repeat(np.arange(3), [12, 4, 8]))
-    arrays = example_arrays() | {"label": shuffled, "class_names": None, "instance": None}
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_without_a_split_a_fifth_of_each_class_is_tested(order, tmp_path):
+    labels = np.repeat(np.arange(3), [12, 4, 8])
+    if order == "shuffled":
+        labels = np.random.default_rng(1).permutation(labels)
+    arrays = example_arrays() | {"label": labels, "class_names": None, "instance": None}
     data = datasets.load(saved(tmp_path / "a.npz", arrays))
-    fifths = [place for label in range(3) for place in np.flatnonzero(shuffled == label)[4::5]]
-    assert len(fifths) == 2 + 0 + 1
-    np.testing.assert_array_equal(data.test_factors["azimuth"], sorted(fifths))
-    np.testing.assert_array_equal(data.train_factors["azimuth"], np.delete(np.arange(SIZE), fifths))
+    np.testing.assert_array_equal(np.bincount(data.test_labels, minlength=3), [2, 0, 1])
+    tested = data.test_factors["azimuth"]
+    np.testing.assert_array_equal(labels[tested], data.test_labels)
+    np.testing.assert_array_equal(data.train_factors["azimuth"], np.delete(np.arange(SIZE), tested))
+    assert datasets.load(str(tmp_path / "a.npz")).test_factors["azimuth"].tolist() == tested.tolist()
+
+
+def test_what_is_tested_does_not_follow_a_rhythm_of_the_file(tmp_path):
+    """With five photographs of each object, in the same order, every fifth image would be from one viewpoint."""
+    labels, viewpoints = np.repeat(np.arange(2), 50), np.tile(np.arange(5), 20)
+    arrays = {"image": np.zeros((100, 5, 5), np.uint8), "label": labels, "azimuth": viewpoints}
+    data = datasets.load(saved(tmp_path / "a.npz", arrays))
+    assert len(data.test_labels) == 20 and len(np.unique(data.test_factors["azimuth"])) == 5
 
 
 def test_without_a_split_the_upper_half_of_each_class_s_instances_is_tested(tmp_path):
