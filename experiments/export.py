@@ -32,7 +32,7 @@ class ExportCommand:
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     examples: bool = True
-    """Put the first test image of each class into the file."""
+    """Put the first test image of each class that has one into the file."""
 
     def __post_init__(self):
         if self.out.suffix != SUFFIX:
@@ -80,8 +80,8 @@ def view_of(config: TrainConfig) -> View:
 
 
 def first_of_each_class(dataset: Dataset) -> Examples:
-    """The first test image of each class, in the order of the classes."""
-    chosen = np.array([np.flatnonzero(dataset.test_labels == label)[0] for label in range(len(dataset.class_names))])
+    """The first test image of each class that has one, in the order of the classes."""
+    _, chosen = np.unique(dataset.test_labels, return_index=True)
     return Examples(dataset.test_images[chosen], dataset.test_labels[chosen])
 
 

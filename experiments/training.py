@@ -15,6 +15,7 @@ from tqdm import tqdm
 from experiments import hosts
 from experiments.batches import TrainingBatches, check_batch_size
 from experiments.checkpoints import Checkpoints
+from experiments.classes import check_classes, untested
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, Stopped, UsageError, first_line
@@ -100,13 +101,14 @@ class Programs(NamedTuple):
 
 
 def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
-    """Raise UsageError unless images, batch, network and devices fit together. It looks at shapes alone: nothing is compiled."""
+    """Raise UsageError unless data, batch, network and devices fit together, of images by their shape. Nothing is compiled."""
 
     def first_state(images: jax.Array) -> TrainState:
         key, num_classes = jax.random.key(0), len(dataset.class_names)
         make_model(config.model, num_classes, execution.parent_axis)
         return init_state(config, make_model(config.model, num_classes), training_view(config.images, key, images), key)
 
+    check_classes(dataset)
     try:
         check_batch_size(config.batch_size, len(dataset.train_labels))
         shape = (config.batch_size, *dataset.train_images.shape[1:])
@@ -208,6 +210,8 @@ def _train(
     with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
         say = functools.partial(progress.write, file=sys.stdout) if hosts.is_first() else lambda _: None
         say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
+        if missing := untested(dataset, config.scored):
+            say(missing)
         like: TrainState = jax.eval_shape(programs.init)
         window_before: list[Metrics] = []
         if checkpoints.steps():
