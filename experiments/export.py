@@ -58,16 +58,16 @@ def export(command: ExportCommand) -> Classifier:
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
-    classifier = Classifier(
-        model,
-        {name: branch for name, branch in state.params.items() if name != DECODER},
-        view_of(config),
-        dataset.test_images.shape[1:],
-        dataset.class_names,
-        first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
-        {name: result[name] for name in FACTS},
-    )
     try:
+        classifier = Classifier(
+            model,
+            {name: branch for name, branch in state.params.items() if name != DECODER},
+            view_of(config),
+            dataset.test_images.shape[1:],
+            dataset.class_names,
+            first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
+            {name: result[name] for name in FACTS},
+        )
         save_classifier(command.out, classifier)
     except (OSError, ValueError) as error:
         raise RunnerError(str(error)) from error
