@@ -120,7 +120,9 @@ class Classifier:
             raise TypeError(f"images must be uint8, or floating point in [0, 1]; got {images.dtype}")
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images must have shape [N, {expected}]; got shape {list(images.shape)}")
+            channels_first = images.ndim == 4 and (*images.shape[2:], images.shape[1]) == self.image_shape
+            hint = ": do channels come first? They must be last" if channels_first else ""
+            raise ValueError(f"images must have shape [N, {expected}]; got shape {list(images.shape)}{hint}")
         if images.dtype != np.uint8:
             check_range("images", images, 0, 1)
 

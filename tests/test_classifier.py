@@ -70,6 +70,7 @@ def test_predictions_are_part_of_other_programs(small):
         (np.zeros((1, 15, 14, 2), np.int32), TypeError, "images must be uint8, or floating point in .*; got int32"),
         (np.zeros((15, 14, 2), np.uint8), ValueError, r"images must have shape \[N, 15, 14, 2\]; got shape \[15, 14, 2\]"),
         (np.zeros((1, 14, 15, 2), np.uint8), ValueError, r"images must have shape .*; got shape \[1, 14, 15, 2\]"),
+        (np.zeros((1, 2, 15, 14), np.uint8), ValueError, r"got shape \[1, 2, 15, 14\]: do channels come first\?"),
         (np.full((1, 15, 14, 2), 7.0), ValueError, r"images must lie in \[0, 1\]; got 7"),
         (np.full((1, 15, 14, 2), np.nan), ValueError, r"images must lie in \[0, 1\]; got nan"),
     ],
