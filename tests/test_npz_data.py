@@ -198,6 +198,6 @@ def test_colour_images_from_a_file_are_trained_on_drawn_and_scored(tmp_path, mon
     assert (result["dataset"], result["test_examples"]) == ("colours", 12)
     assert figures.main(["--workdir", str(run), "--images", "0"]) == 0
     drawn = {file.stem for file in (run / "figures").iterdir()}
-    assert drawn == {"samples", "learning_curves", "misclassified", "convergence"}
+    assert drawn == {"samples", "learning_curves", "misclassified", "convergence", "assignments"}
     assert evaluate.main(["--workdir", str(run)]) == 0
     assert "reproduced exactly" in capsys.readouterr().out
