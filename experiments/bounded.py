@@ -4,6 +4,7 @@ import gzip
 import math
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
@@ -70,8 +71,8 @@ def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
         needed: names of arrays that must be plain if they are there.
 
     Raises:
-        OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error: as they come, for a file that is no .npz file,
-            has more than `LARGEST` bytes in it, or in which an array, which is named, is damaged, or needed and not plain.
+        OSError, ValueError, RuntimeError, zipfile.BadZipFile: as they come, for a file that is no .npz file, or has more than
+            `LARGEST` bytes in it; ValueError for one in which an array, which is named, is damaged, or needed and not plain.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive:
@@ -88,7 +89,7 @@ def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
             try:
                 with archive.open(member) as file:
                     arrays[name] = read_array(file, member.file_size)
-            except ValueError as error:
+            except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 if name in needed or not isinstance(error, NotPlain):
                     raise ValueError(f"{name}: {error}") from error
     return arrays

@@ -22,7 +22,7 @@ def check_classes(dataset: Dataset) -> None:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise UsageError(f"labels of {dataset.name} must lie in [0, {len(names) - 1}], for as many classes; got {wrong}")
     if missing := without_images(dataset.train_labels, names):
-        raise UsageError(f"{dataset.name} has no image of {named(missing)} to train on; it cannot be learned, leave it out")
+        raise UsageError(f"{dataset.name} has no image of {named(missing)} to train on: add some, or leave the class out")
 
 
 def without_images(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
