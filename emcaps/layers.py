@@ -363,6 +363,17 @@ def layer_field(layer: str, map_size: Sequence[int], kernel: int, stride: int) -
     return ReceptiveField((height, width), (kernel, kernel), stride)
 
 
+def image_field(layer: str, shape: Sequence[int], kernel: int, stride: int) -> ReceptiveField:
+    """`layer_field` of the layer that sees images `[B, H, W, channels]`; of channels that seem to come first, the error asks."""
+    try:
+        return layer_field(layer, shape[1:3], kernel, stride)
+    except ValueError as error:
+        if shape[1] < kernel <= min(shape[2:]):
+            order = "do channels come first? They must be last, [B, height, width, channels]"
+            raise ValueError(f"{error}; images have shape {list(shape)}: {order}") from error
+        raise
+
+
 def check_capsules(name: str, capsules: Any) -> dict[str, int]:
     """Raise unless `capsules` are `Capsules` on a map, `[B, H, W, I, ...]`; return the size of each letter."""
     if not isinstance(capsules, Capsules):

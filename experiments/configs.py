@@ -159,7 +159,7 @@ class TrainConfig:
     """Data set: mnist, affnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, drawings, or the path of an .npz file.
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
-    Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
+    Without split, the upper half of each class's instances is tested; without instance, a fifth of each class's images."""
     steps: int = 1000
     """Training steps."""
     batch_size: int = 64
@@ -199,7 +199,8 @@ class TrainConfig:
     target_error: float | None = None
     """Training ends early, at the first evaluation whose error is within half a point of this (a fraction of 1)."""
     holdout: int = 0
-    """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
+    """So many of the training images, of each class its share (to a whole number, and never its last image), are not trained on,
+    and scored in place of the test set, which is then not looked at."""
     holdout_instances: tuple[int, ...] = ()
     """The same with all training images of these objects, where the data set has a factor `instance`."""
     factor: str | None = None

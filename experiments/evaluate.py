@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import datasets
 from experiments.checkpoints import Checkpoints
+from experiments.classes import untested
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import UsageError
@@ -31,12 +32,14 @@ class Scores(NamedTuple):
     Attributes:
         activations: of the classes (a CNN's probabilities), `[N, num_classes]`, the mean over the crops.
         loss: the mean of the config's loss, over images and crops.
-        num_correct: how many images have the highest activation (by its logarithm: activations can round to 1) for their label.
+        predictions: the class with the highest activation (by its logarithm: activations can round to 1), `[N]`.
+        num_correct: how many predictions are the label.
         num_examples: N.
     """
 
     activations: np.ndarray
     loss: float
+    predictions: np.ndarray
     num_correct: int
     num_examples: int
 
@@ -68,8 +71,8 @@ def make_evaluator(
         logits = jnp.stack([classify((params, jnp.int32(step), jnp.asarray(place)), images) for place in places])  # [crops, N, J]
         loss = jnp.stack([losses(config, seen, jnp.asarray(labels), step) for seen in logits]).mean()
         log_means = jax.nn.logsumexp(log_activations(model, logits), axis=0) - jnp.log(crops)
-        num_correct = int((np.asarray(log_means).argmax(-1) == labels).sum())
-        return Scores(np.exp(log_means), float(loss), num_correct, len(images))
+        predictions = np.asarray(log_means).argmax(-1)
+        return Scores(np.exp(log_means), float(loss), predictions, int((predictions == labels).sum()), len(images))
 
     return evaluate
 
@@ -151,6 +154,8 @@ def run(command: EvaluateCommand) -> int:
     scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
     wrong = scores.num_examples - scores.num_correct
     print(f"step {step}: {config.scored} error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
+    if missing := untested(dataset, config.scored):
+        print(missing)
 
     if result is None or step != result["steps"] or command.crops > 1:
         return 0

@@ -32,7 +32,7 @@ class ExportCommand:
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     examples: bool = True
-    """Put the first test image of each class into the file."""
+    """Put the first test image of each class that has one into the file."""
 
     def __post_init__(self):
         if self.out.suffix != SUFFIX:
@@ -58,16 +58,16 @@ def export(command: ExportCommand) -> Classifier:
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
-    classifier = Classifier(
-        model,
-        {name: branch for name, branch in state.params.items() if name != DECODER},
-        view_of(config),
-        dataset.test_images.shape[1:],
-        dataset.class_names,
-        first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
-        {name: result[name] for name in FACTS},
-    )
     try:
+        classifier = Classifier(
+            model,
+            {name: branch for name, branch in state.params.items() if name != DECODER},
+            view_of(config),
+            dataset.test_images.shape[1:],
+            dataset.class_names,
+            first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
+            {name: result[name] for name in FACTS},
+        )
         save_classifier(command.out, classifier)
     except (OSError, ValueError) as error:
         raise RunnerError(str(error)) from error
@@ -80,8 +80,8 @@ def view_of(config: TrainConfig) -> View:
 
 
 def first_of_each_class(dataset: Dataset) -> Examples:
-    """The first test image of each class, in the order of the classes."""
-    chosen = np.array([np.flatnonzero(dataset.test_labels == label)[0] for label in range(len(dataset.class_names))])
+    """The first test image of each class that has one, in the order of the classes."""
+    _, chosen = np.unique(dataset.test_labels, return_index=True)
     return Examples(dataset.test_images[chosen], dataset.test_labels[chosen])
 
 

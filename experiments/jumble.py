@@ -28,6 +28,7 @@ from experiments.hardware import split_cpu
 from experiments.parallel import device_mesh
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
+from experiments.stratified import sample
 from experiments.study import (
     NETWORKS,
     Study,
@@ -51,7 +52,7 @@ class JumbleCommand:
     networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
     """Which: names of `experiments.study.NETWORKS`."""
     num_images: int = 1000
-    """Test images, the first ones."""
+    """Test images, of each class its share."""
     pieces: tuple[int, ...] = (2, 4, 7)
     """In how many pieces each side of an image is cut; in one, it is whole."""
     moved: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -119,11 +120,11 @@ def cut_and_jumbled(key: jax.Array, images: jax.Array, pieces: int) -> jax.Array
     return blocks.swapaxes(2, 3).reshape(images.shape)
 
 
-def jumbled_images(command: JumbleCommand, seed: int, whole: np.ndarray) -> list[np.ndarray]:
-    """The test images at each of the amounts."""
+def jumbled_images(command: JumbleCommand, seed: int, images: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
+    """The test images that are taken, bool `[N]`, at each of the amounts."""
     if command.study.dataset == DRAWINGS:
-        return [draw_split("test", amount)[0][: command.num_images] for amount in command.amounts]
-    return [np.asarray(cut_and_jumbled(jax.random.key(seed), whole, int(amount))) for amount in command.amounts]
+        return [draw_split("test", amount)[0][taken] for amount in command.amounts]
+    return [np.asarray(cut_and_jumbled(jax.random.key(seed), images[taken], int(amount))) for amount in command.amounts]
 
 
 def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
@@ -165,8 +166,8 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
     study = command.study
     dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
-    whole, labels = dataset.test_images[: command.num_images], dataset.test_labels[: command.num_images]
-    jumbled = jumbled_images(command, seed, whole)
+    taken = sample(dataset.test_labels, command.num_images)
+    labels, jumbled = dataset.test_labels[taken], jumbled_images(command, seed, dataset.test_images, taken)
     for name in command.networks:
         train_network(study, name, seed, typed)
     kept = np.unique(labels, return_index=True)[1][:SHOWN]

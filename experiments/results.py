@@ -1,13 +1,14 @@
 """What a finished run has reached: the record for result.json, its table, and the pictures."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from experiments import run_figures
+from experiments.classes import class_errors, named, without_images
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluate import Scores
@@ -20,6 +21,7 @@ def summarize(
     config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
 ) -> dict[str, Any]:
     """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    missing = without_images(dataset.test_labels, dataset.class_names)
     iterations = {} if config.model.num_iterations is None else {"num_iterations": config.model.num_iterations}
     return {
         "dataset": dataset.name,
@@ -34,6 +36,8 @@ def summarize(
         "test_accuracy": scores.accuracy,
         "test_examples": scores.num_examples,
         "test_loss": scores.loss,
+        "class_errors": class_errors(scores.predictions, dataset.test_labels, dataset.class_names),
+        **({"untested_classes": missing} if missing else {}),
         "best_test_accuracy": max(record["accuracy"] for record in records if record["split"] == "test"),
         "images_per_second": statistics.median(r["images_per_second"] for r in records if r["split"] == "train"),
     }
@@ -72,8 +76,11 @@ def draw_figures(
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty."""
-    names = list(dict.fromkeys(name for result in results for name in result))
+    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty.
+
+    What is itself a table, such as the error of each class, is left out.
+    """
+    names = list(dict.fromkeys(name for result in results for name, value in result.items() if not isinstance(value, Mapping)))
     rows = [[name, *(cell(result.get(name, "")) for result in results)] for name in names]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -81,4 +88,6 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def cell(value: Any) -> str:
     """A value as the table shows it."""
+    if isinstance(value, list):
+        return named(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from experiments import hosts
 from experiments.batches import TrainingBatches, check_batch_size
 from experiments.checkpoints import Checkpoints
+from experiments.classes import check_classes, untested
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, Stopped, UsageError, first_line
@@ -35,6 +36,7 @@ from experiments.parallel import Execution, ParallelStep, parallelize, shardings
 from experiments.results import draw_figures, numbers, summarize
 from experiments.resume import facts_of, fingerprint, go_on_from
 from experiments.run_directory import Record, RunDirectory
+from experiments.stratified import sample
 from experiments.views import test_view, training_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
@@ -99,13 +101,14 @@ class Programs(NamedTuple):
 
 
 def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
-    """Raise UsageError unless images, batch, network and devices fit together. It looks at shapes alone: nothing is compiled."""
+    """Raise UsageError unless data, batch, network and devices fit together, of images by their shape. Nothing is compiled."""
 
     def first_state(images: jax.Array) -> TrainState:
         key, num_classes = jax.random.key(0), len(dataset.class_names)
         make_model(config.model, num_classes, execution.parent_axis)
         return init_state(config, make_model(config.model, num_classes), training_view(config.images, key, images), key)
 
+    check_classes(dataset)
     try:
         check_batch_size(config.batch_size, len(dataset.train_labels))
         shape = (config.batch_size, *dataset.train_images.shape[1:])
@@ -126,6 +129,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
     init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
     step = make_train_step(config, shared)
+    diagnosed = dataset.test_images[sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))]
 
     @jax.jit
     def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
@@ -137,7 +141,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
         parallelize(step, execution),
         parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
         make_evaluator(config, shared, execution.mesh),
-        lambda params, step: jax.device_get(diagnose(params, dataset.test_images[:DIAGNOSED], step)),
+        lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
     )
 
 
@@ -206,6 +210,8 @@ def _train(
     with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
         say = functools.partial(progress.write, file=sys.stdout) if hosts.is_first() else lambda _: None
         say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
+        if missing := untested(dataset, config.scored):
+            say(missing)
         like: TrainState = jax.eval_shape(programs.init)
         window_before: list[Metrics] = []
         if checkpoints.steps():
