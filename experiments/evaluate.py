@@ -15,7 +15,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import UsageError
-from experiments.hardware import choose_devices, split_cpu
+from experiments.hardware import choose_devices, start_jax
 from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
 from experiments.parallel import Devices, device_mesh, map_chunks, shardings
 from experiments.run_directory import read_config, read_result
@@ -144,7 +144,7 @@ def run(command: EvaluateCommand) -> int:
     if command.crops > 1 and config.images.crop is None:
         raise UsageError(f"this run's network sees whole images, of which there are no {command.crops} crops")
     num_devices = command.devices or (result["devices"] if result else None)
-    split_cpu(num_devices)
+    start_jax(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
     evaluate = make_evaluator(config, model, device_mesh(devices), command.crops)

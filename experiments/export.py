@@ -14,7 +14,7 @@ from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
 from experiments.evaluate import restore
-from experiments.hardware import choose_devices
+from experiments.hardware import start_jax
 from experiments.learner import DECODER, network_at
 from experiments.run_directory import read_config, read_result
 
@@ -55,7 +55,7 @@ def export(command: ExportCommand) -> Classifier:
         raise UsageError(f"{command.out} is there already, and is not overwritten; choose another --out")
     if not command.out.parent.is_dir():
         raise UsageError(f"there is no folder {command.out.parent} to write {command.out.name} into")
-    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, start_jax(1)[:1])
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
     classifier = Classifier(

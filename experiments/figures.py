@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from experiments.convergence import measure_convergence
 from experiments.datasets import Dataset
 from experiments.errors import UsageError
 from experiments.evaluate import restore
+from experiments.hardware import start_jax
 from experiments.learner import Network, network_at, network_stages
 from experiments.reconstructions import AMOUNTS, decode_moved
 from experiments.run_directory import read_config
@@ -80,7 +80,7 @@ def run(command: FiguresCommand) -> list[Path]:
         raise UsageError(
             f"{command.workdir} holds a run of a network ({config.model.family}) with neither EM routing nor a decoder to draw"
         )
-    step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, jax.devices()[:1])
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, start_jax()[:1])
     there_are, chosen = len(dataset.test_images), command.images
     if not chosen or not all(0 <= image < there_are for image in chosen):
         raise UsageError(f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}")

@@ -12,10 +12,11 @@
 Nothing but pictures is written to a finished run. An unfinished one can be continued by the same config, by one process at a time.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,14 +27,19 @@ import numpy as np
 from experiments import hosts
 from experiments.configs import TrainConfig, from_json, to_json
 from experiments.errors import RunnerError, UsageError
+from experiments.locks import lock
 
 Record = dict[str, Any]
 
 
 class RunDirectory:
-    """A run's folder, open for writing. A context manager: it holds the folder's lock, which dies with the process.
+    """A run's folder, open for writing. A context manager: it holds the folder's lock, where there are locks.
 
-    Of several processes only the first writes; the others see the same folder.
+    Of several processes only the first writes; the others see the same folder. A run that begins, and fails before anything is
+    saved, leaves no trace.
+
+    Attributes:
+        locked: whether other processes are kept away, which not all systems can do.
     """
 
     def __init__(self, path: Path, config: TrainConfig, resume: bool = True):
@@ -43,6 +49,9 @@ class RunDirectory:
         self.figures = path / "figures"
         self._config = config
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # folders, the innermost first
+        self._begins = False
+        self.locked = True
 
     def __enter__(self) -> Self:
         if hosts.is_first():
@@ -51,20 +60,39 @@ class RunDirectory:
         return self
 
     def _open(self) -> None:
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")
+        self._lock = open(self.path / ".lock", "w", encoding="utf-8")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.locked = lock(self._lock)
         except BlockingIOError:
             self._lock.close()
             raise UsageError(f"{self.path} is in use: another process is training there") from None
         check_usable(self.path, self._config)  # it may have finished since
+        self._begins = not (self.path / "config.json").exists()
         write_atomically(self.path / "config.json", to_json(self._config))
         self.figures.mkdir(exist_ok=True)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._lock is None:
+            return
+        nothing_saved = self._begins and kind is not None and not self._has_saved()
+        if nothing_saved:
+            for folder in (self.checkpoints, self.figures, self.path / "compiled"):
+                shutil.rmtree(folder, ignore_errors=True)
+            for file in ("config.json", "metrics.jsonl"):
+                (self.path / file).unlink(missing_ok=True)
+        self._lock.close()
+        if nothing_saved:
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what somebody else has put there stays
+                for folder in self._made:
+                    folder.rmdir()
+
+    def _has_saved(self) -> bool:
+        """Whether there is anything that the next process, or its user, could want."""
+        steps = (path.name.isdigit() for path in self.checkpoints.glob("*"))
+        return any(steps) or bool(self.records()) or any((self.path / name).exists() for name in ("result.json", "nonfinite"))
 
     def records(self) -> list[Record]:
         """All records of metrics.jsonl; a last line that a killed process left unfinished is passed over."""
@@ -74,7 +102,7 @@ class RunDirectory:
         """Add a line to metrics.jsonl."""
         if not hosts.is_first():
             return
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
@@ -141,7 +169,7 @@ def read_config(path: Path) -> TrainConfig:
     if not file.exists():
         raise UsageError(f"{path} holds no run: there is no {file}")
     try:
-        return from_json(file.read_text())
+        return from_json(file.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of a run: {error}") from error
 
@@ -172,7 +200,7 @@ def read_record(file: Path) -> Record:
 def read_text(file: Path) -> str:
     """What is written in a file. Raises RunnerError if that is no text."""
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RunnerError(f"{file} is damaged: {error}") from error
 
@@ -191,7 +219,7 @@ def parse_record(text: str, file: Path) -> Record:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that, whatever happens, it holds the old text or the new."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 

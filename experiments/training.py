@@ -206,6 +206,8 @@ def _train(
     with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
         say = functools.partial(progress.write, file=sys.stdout) if hosts.is_first() else lambda _: None
         say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
+        if not run.locked:
+            say("there are no locks here: let no other process train in this folder")
         like: TrainState = jax.eval_shape(programs.init)
         window_before: list[Metrics] = []
         if checkpoints.steps():
