@@ -136,11 +136,10 @@ def all_devices(platform: str | None = None) -> Devices:
     # jaxlib raises the one, and jax the other where it knows the platform but has no plugin for it.
     except (RuntimeError, AssertionError) as error:
         told = jax.config.values["jax_platforms"]
-        asked = f"JAX_PLATFORMS={told}" if told else "no JAX_PLATFORMS"
-        wanted = f" {platform}" if platform else ""
-        raise UsageError(
-            f"with {asked}, JAX finds no{wanted} device here ({first_line(error)}); without, it takes what is here"
-        ) from error
+        asked = f"with JAX_PLATFORMS={told}, " if told else ""
+        wanted = f"{platform} device" if platform else "device"
+        why = f" ({first_line(error)})" if str(error) else ""
+        raise UsageError(f"{asked}JAX finds no {wanted} here{why}; without JAX_PLATFORMS it takes what there is") from error
 
 
 def check_number(available: Devices, requested: int) -> None:
