@@ -140,7 +140,8 @@ class Checkpoints:
     def _check_like(self, step: int, like: Any) -> None:
         """Raise UnlikeCheckpoint if what is written about a step's arrays can be read, and they are other ones than in `like`."""
         try:
-            written: Any = ocp.StandardCheckpointHandler().metadata((self.folder / str(step) / "state").absolute())
+            handler: Any = ocp.StandardCheckpointHandler()
+            written = handler.metadata((self.folder / str(step) / "state").absolute())
             there, here = named_arrays(written.tree), named_arrays(like)
         except Exception:  # it is damaged, which will be found
             return
@@ -185,7 +186,7 @@ def named_arrays(tree: Any) -> dict[str, str]:
 
 def differing_arrays(there: Mapping[str, str], here: Mapping[str, str]) -> str:
     """In what `named_arrays` of two trees differ: the first difference, and how many more; empty if in nothing."""
-    differing = [name for name in here | there if there.get(name) != here.get(name)]
+    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if not differing:
         return ""
     first = differing[0]

@@ -32,7 +32,8 @@ from experiments.learner import (
 )
 from experiments.nonfinite import Guard, copied, examined
 from experiments.parallel import REPLICATED, Execution, ParallelStep, parallelize, shardings
-from experiments.results import draw_figures, numbers, summarize
+from experiments.pictures import draw_figures
+from experiments.results import numbers, summarize
 from experiments.resume import facts_of, fingerprint, go_on_from
 from experiments.run_directory import Record, RunDirectory
 from experiments.views import test_view, training_view
@@ -220,6 +221,7 @@ def _train(
         run.rewind(step)
         errors = {record["step"]: 1 - record["accuracy"] for record in run.records() if record["split"] == "test"}
         done = at_target(config, errors.get(step))
+        evaluate_seconds = 0.0
         start -= max((record["seconds"] for record in run.records()), default=0)
 
         def log(record: Record) -> None:
@@ -233,7 +235,9 @@ def _train(
             checkpoints.save(step, state, facts_of(config, data, programs.batches.place(step), window), **measured)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
+            nonlocal evaluate_seconds
             progress.set_description("evaluating")
+            evaluate_start = time.perf_counter()
             scores = programs.evaluate(state.params, dataset.test_images, dataset.test_labels, step)
             guard.check_scores(state, scores, dataset, functools.partial(test_view, config.images), config.batch_size)
             if step not in checkpoints.steps():
@@ -241,6 +245,7 @@ def _train(
                 if layers := programs.diagnose(state.params, step):
                     log({"step": step, "split": "diagnostics"} | {name: numbers(found) for name, found in layers.items()})
                 save(step, state, accuracy=scores.accuracy)
+            evaluate_seconds += time.perf_counter() - evaluate_start
             return scores
 
         progress.set_description("compiling")
@@ -281,6 +286,7 @@ def _train(
         result = summarize(config, dataset, state, scores, records) | {
             "train_seconds": time.perf_counter() - start,
             "compile_seconds": compile_seconds,
+            "evaluate_seconds": evaluate_seconds,
             "devices": len(execution.devices),
             "device_kind": execution.devices[0].device_kind,
             "processes": jax.process_count(),
@@ -288,9 +294,11 @@ def _train(
             "jax_version": jax.__version__,
             "command": command,
         }
+        checkpoints.wait()
+        run.finish(result)
         if hosts.is_first():
-            draw_figures(run.figures, config, dataset, state, scores, records)
-    run.finish(result)
+            progress.set_description("drawing")
+            draw_figures(run.figures, config, dataset, state, scores, records, say)
     return result
 
 
