@@ -26,9 +26,10 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
 from experiments.datasets import Dataset
 from experiments.errors import UsageError
-from experiments.evaluate import load_data, make_evaluator
+from experiments.evaluate import make_evaluator
 from experiments.hardware import choose_devices, start_jax
 from experiments.intervals import confidence_interval
+from experiments.known_data import load_data
 from experiments.learner import (
     TrainState,
     class_logits,

@@ -22,8 +22,8 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
-from experiments.evaluate import load_data
 from experiments.hardware import start_jax
+from experiments.known_data import load_data
 from experiments.results import numbers
 from experiments.run_directory import Record, save_arrays
 from experiments.study import Study, TrainedNetwork, check_trainable, is_measured, load_network, measured_once, train_network

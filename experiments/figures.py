@@ -12,6 +12,7 @@ from experiments.command_line import exit_code, parse
 from experiments.errors import UsageError
 from experiments.evaluate import make_evaluator, restore
 from experiments.hardware import start_jax
+from experiments.known_data import now_at
 from experiments.parallel import device_mesh
 from experiments.pictures import RUN_FIGURES, draw, routing_drawings, run_drawings
 from experiments.run_directory import read_config, read_records, read_result
@@ -27,13 +28,15 @@ class FiguresCommand:
     """Which test images, counted from 0; pictures of a single image are of the first of these."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    dataset: Path | None = None
+    """Where the .npz file of the run is now; the default is where it was."""
     step: int | None = None
     """Which checkpoint; the default is the newest."""
 
 
 def run(command: FiguresCommand) -> list[Path]:
     """Draw the pictures, and those of the run itself that are missing, and return where they are."""
-    config = read_config(command.workdir)
+    config = now_at(read_config(command.workdir), command.dataset)
     if config.model.family != "capsules" and not config.model.reconstruction:
         raise UsageError(
             f"{command.workdir} holds a run of a network ({config.model.family}) with neither EM routing nor a decoder to draw"

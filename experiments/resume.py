@@ -2,21 +2,15 @@
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.checkpoints import Checkpoints, DamagedCheckpoint
 from experiments.configs import TrainConfig, from_json
-from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
+from experiments.known_data import check_data
 from experiments.learner import Metrics, TrainState
 from experiments.run_directory import differing_fields
-
-
-def fingerprint(dataset: Dataset) -> int:
-    """A number that changes with the training images and labels."""
-    return zlib.crc32(dataset.train_labels.tobytes(), zlib.crc32(dataset.train_images.tobytes()))
 
 
 def facts_of(config: TrainConfig, data: int, place: tuple[int, int], window: Sequence[Metrics]) -> dict[str, Any]:
@@ -81,6 +75,5 @@ def restored(
         raise DamagedCheckpoint(f"{where} is damaged (its config is none that this version knows: {error})") from error
     if differences := differing_fields(saved_config, config):
         raise UsageError(f"{where} is of another config ({differences}); choose another --workdir")
-    if facts["data"] != data:
-        raise UsageError(f"{where} is of a run on other training images than there are now; give it back its data set")
+    check_data(facts["data"], data, config, where)
     return checkpoints.restore(step, like, shardings), facts

@@ -21,6 +21,7 @@ from experiments.errors import RunnerError, Stopped, UsageError, first_line
 from experiments.evaluate import Scores, make_evaluator
 from experiments.hardware import choose_devices, describe, programs_kept_in
 from experiments.interrupt import stop_request
+from experiments.known_data import fingerprint
 from experiments.learner import (
     Metrics,
     TrainState,
@@ -34,7 +35,7 @@ from experiments.nonfinite import Guard, copied, examined
 from experiments.parallel import REPLICATED, Execution, ParallelStep, parallelize, shardings
 from experiments.pictures import draw_figures
 from experiments.results import numbers, summarize
-from experiments.resume import facts_of, fingerprint, go_on_from
+from experiments.resume import facts_of, go_on_from
 from experiments.run_directory import Record, RunDirectory
 from experiments.views import test_view, training_view
 
