@@ -169,6 +169,8 @@ def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
     for variant in configs:
         if config.causes and variant.model.family != "capsules":
             raise UsageError(f"--causes measures EM routing, of which a network of the kind {variant.model.family} has none")
+        if variant.init_from is not None:
+            raise UsageError(f"the variants of an ablation begin with weights of their own; got --init-from {variant.init_from}")
     dataset = load_data(configs[0], config.data_dir)
     for variant in configs:
         check_fits(variant, dataset, Execution(choose_devices(variant.batch_size)))

@@ -6,10 +6,12 @@
     figures/        PNG files; figures.py can add to them later
     compiled/       programs that JAX has compiled, for the next process; of no other use
     damaged/        checkpoints that were passed over, if there were any
+    result-N.json   the result of the first N steps, if the run has been made longer since
     nonfinite/      only after a stop at a value that is not finite; see nonfinite.py
     result.json     written last: its presence says that the run is finished
 
-Nothing but pictures is written to a finished run. An unfinished one can be continued by the same config, by one process at a time.
+Nothing but pictures is written to a finished run, unless it is made longer: the same config with more steps goes on from its last.
+An unfinished one can be continued by the same config, by one process at a time.
 """
 
 import contextlib
@@ -70,6 +72,8 @@ class RunDirectory:
             raise UsageError(f"{self.path} is in use: another process is training there") from None
         check_usable(self.path, self._config)  # it may have finished since
         self._begins = not (self.path / "config.json").exists()
+        if (self.path / "result.json").exists():  # of a run that is made longer
+            os.replace(self.path / "result.json", earlier_result(self.path, read_config(self.path)))
         write_atomically(self.path / "config.json", to_json(self._config))
         self.figures.mkdir(exist_ok=True)
 
@@ -112,6 +116,10 @@ class RunDirectory:
             write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
         hosts.wait_for_all("later records are dropped")
 
+    def extended_at(self) -> list[int]:
+        """After which steps this run was finished, before it was made longer."""
+        return sorted(int(path.stem.partition("-")[2]) for path in self.path.glob("result-*.json"))
+
     def finish(self, result: Record) -> None:
         """Write result.json."""
         if hosts.is_first():
@@ -127,10 +135,17 @@ def check_folder(path: Path) -> None:
 
 
 def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
-    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on."""
+    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on.
+
+    A finished run goes on if it is made longer.
+    """
     check_folder(path)
     if (path / "config.json").exists():
-        differences = differing_fields(read_config(path), config)
+        there = read_config(path)
+        was_finished = (path / "result.json").exists() or earlier_result(path, there).exists()
+        if resume and was_finished and is_longer(config, there):
+            return
+        differences = differing_fields(there, config)
         other = f" of another config ({differences})" if differences else ""
         if (path / "result.json").exists():
             raise UsageError(f"{path} holds a finished run{other}, which is never overwritten; choose another folder")
@@ -142,6 +157,16 @@ def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
             )
     elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")):
         raise UsageError(f"{path} holds files of something else (no config.json); choose another folder")
+
+
+def is_longer(config: TrainConfig, there: TrainConfig) -> bool:
+    """Whether a config is another one with more steps."""
+    return config.steps > there.steps and config == dataclasses.replace(there, steps=config.steps)
+
+
+def earlier_result(path: Path, config: TrainConfig) -> Path:
+    """Where the result of a run of this config is when the run is made longer."""
+    return path / f"result-{config.steps}.json"
 
 
 def is_finished(path: Path, config: TrainConfig) -> bool:

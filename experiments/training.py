@@ -20,8 +20,9 @@ from experiments.datasets import Dataset
 from experiments.errors import RunnerError, Stopped, UsageError, first_line
 from experiments.evaluate import Scores, make_evaluator
 from experiments.hardware import choose_devices, describe, programs_kept_in
+from experiments.initial_weights import InitialWeights, initial_weights
 from experiments.interrupt import stop_request
-from experiments.known_data import fingerprint
+from experiments.known_data import fingerprint, recorded_fingerprint
 from experiments.learner import (
     Metrics,
     TrainState,
@@ -158,7 +159,8 @@ def train(
     Args:
         config: what to train.
         dataset: the data set of that name.
-        workdir: new, or with an unfinished run of this config, which goes on from its newest checkpoint. All processes see it.
+        workdir: new, or with an unfinished run of this config, which goes on from its newest checkpoint; or with a finished run of
+            fewer steps, which goes on as this config says from there. All processes see it.
         execution: on what; None for as many devices as divide the batch size.
         resume: whether an unfinished run may go on.
         fall_back: whether it may go on from an older checkpoint where newer ones are damaged.
@@ -175,10 +177,12 @@ def train(
     """
     execution = execution or Execution(choose_devices(config.batch_size))
     check_fits(config, dataset, execution)
+    # A run that goes on has its own weights, and does not need those that it began with.
+    weights = None if recorded_fingerprint(workdir / "checkpoints") is not None else initial_weights(config, dataset)
     try:
         with RunDirectory(workdir, config, resume) as run, programs_kept_in(workdir / "compiled"):
             programs = make_programs(config, dataset, execution)
-            return _train(config, dataset, run, programs, execution, fall_back, command)
+            return _train(config, dataset, run, programs, weights, execution, fall_back, command)
     except OSError as error:
         raise RunnerError(
             f"{workdir} cannot be written to ({first_line(error)}). What was saved there before is whole: "
@@ -198,6 +202,7 @@ def _train(
     dataset: Dataset,
     run: RunDirectory,
     programs: Programs,
+    weights: InitialWeights | None,
     execution: Execution,
     fall_back: bool,
     command: str,
@@ -216,8 +221,14 @@ def _train(
             state, facts = go_on_from(checkpoints, config, data, like, shardings(like, execution.mesh), fall_back)
             window_before = [Metrics(*map(jnp.float32, values)) for values in facts["window"]]
             say(f"going on after step {int(state.step)}")
+            origin = facts.get("origin")
         else:
-            state = programs.step.replicate(programs.init())
+            state = programs.init()
+            origin = None
+            if weights is not None:
+                say(f"beginning with the weights of {weights.origin}")
+                state, origin = state._replace(params=weights.params), weights.origin
+            state = programs.step.replicate(state)
         step = progress.n = int(state.step)
         run.rewind(step)
         errors = {record["step"]: 1 - record["accuracy"] for record in run.records() if record["split"] == "test"}
@@ -233,7 +244,7 @@ def _train(
             progress.unpause()  # what came between is not part of the time that remains
 
         def save(step: int, state: TrainState, window: Sequence[Metrics] = (), **measured: float) -> None:
-            checkpoints.save(step, state, facts_of(config, data, programs.batches.place(step), window), **measured)
+            checkpoints.save(step, state, facts_of(config, data, programs.batches.place(step), window, origin), **measured)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
             nonlocal evaluate_seconds
@@ -295,6 +306,10 @@ def _train(
             "jax_version": jax.__version__,
             "command": command,
         }
+        if origin is not None:
+            result["init_from"] = origin
+        if extended_at := run.extended_at():
+            result["extended_at"] = extended_at
         checkpoints.wait()
         run.finish(result)
         if hosts.is_first():
