@@ -14,7 +14,7 @@ from experiments.evaluate import make_evaluator, restore
 from experiments.hardware import start_jax
 from experiments.known_data import now_at
 from experiments.parallel import device_mesh
-from experiments.pictures import RUN_FIGURES, draw, routing_drawings, run_drawings
+from experiments.pictures import RUN_FIGURES, draw_all, routing_drawings, run_drawings
 from experiments.run_directory import read_config, read_records, read_result
 
 
@@ -35,7 +35,12 @@ class FiguresCommand:
 
 
 def run(command: FiguresCommand) -> list[Path]:
-    """Draw the pictures, and those of the run itself that are missing, and return where they are."""
+    """Draw the pictures, and those of the run itself that are missing, and return where they are.
+
+    Raises:
+        UsageError: there are none of such a run, or no such images or checkpoint.
+        RunnerError: not all could be drawn.
+    """
     config = now_at(read_config(command.workdir), command.dataset)
     if config.model.family != "capsules" and not config.model.reconstruction:
         raise UsageError(
@@ -56,7 +61,7 @@ def run(command: FiguresCommand) -> list[Path]:
         scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
         of_run = run_drawings(config, dataset, scores, read_records(command.workdir))
         drawings = {name: of_run[name] for name in missing} | drawings
-    return draw(folder, drawings, lambda line: print(line, file=sys.stderr))
+    return draw_all(folder, drawings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments.assignments import Flow, follow
 from experiments.configs import TrainConfig
 from experiments.convergence import measure_convergence
 from experiments.datasets import Dataset
-from experiments.errors import first_line
+from experiments.errors import RunnerError, first_line
 from experiments.evaluate import Scores
 from experiments.learner import Network, TrainState, make_model, network_at, network_stages
 from experiments.reconstructions import AMOUNTS, decode_moved
@@ -50,6 +51,14 @@ def draw(folder: Path, drawings: Mapping[str, Callable[[], Figure]], say: Callab
                 written.append(path)
         for line in summary(str(warning.message) for warning in warned):
             say(f"{path}: {line}")
+    return written
+
+
+def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]], dpi: int = DPI) -> list[Path]:
+    """Write the pictures that a command is for; see `draw`. Raises RunnerError, at the end, unless all are written."""
+    written = draw(folder, drawings, lambda line: print(line, file=sys.stderr), dpi)
+    if len(written) < len(drawings):
+        raise RunnerError(f"{len(drawings) - len(written)} of {len(drawings)} pictures could not be drawn")
     return written
 
 

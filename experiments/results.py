@@ -16,7 +16,11 @@ from experiments.run_directory import Record
 def summarize(
     config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    """What was trained and what it has reached, for result.json; the scores are those of the last step.
+
+    `training.train` adds times: `train_seconds` of training, compiling, evaluating and saving, over all processes of the run, and
+    how much of it the last process spent in `compile_seconds` (the training step) and `evaluate_seconds`. Drawing comes after.
+    """
     iterations = {} if config.model.num_iterations is None else {"num_iterations": config.model.num_iterations}
     return {
         "dataset": dataset.name,

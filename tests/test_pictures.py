@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from experiments import claim_figures, datasets, figures, pictures, pose_figures, report, run_figures, training
 from experiments.assignments import Flow
 from experiments.convergence import Convergence
+from experiments.errors import RunnerError
 from experiments.sections import Picture, Section
 
 NAMES = ("a $$", "$x$ and $y$", r"back\$lash")
@@ -95,7 +96,6 @@ def test_a_hundred_classes_take_no_longer_to_draw_than_twenty():
 def test_the_result_comes_before_the_pictures_which_can_be_drawn_later(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *_: tiny.dataset())
     monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})
-    monkeypatch.setattr(figures, "routing_drawings", lambda *_: {})
     with monkeypatch.context() as patch:
         results = []
         broken = lambda *_: results.append((tmp_path / "result.json").read_text()) or {"samples": tiny.crash}  # noqa: E731
@@ -106,7 +106,9 @@ def test_the_result_comes_before_the_pictures_which_can_be_drawn_later(tmp_path,
     printed = capsys.readouterr()
     assert f"{tmp_path / 'figures' / 'samples.png'} could not be drawn: RuntimeError: crash" in printed.out
     assert "drawing" in printed.err
-    assert figures.main(["--workdir", str(tmp_path)]) == 0
+    monkeypatch.setattr(figures, "routing_drawings", lambda *_: {"convergence": tiny.crash})
+    assert figures.main(["--workdir", str(tmp_path)]) == 1
+    assert "error: 1 of 4 pictures could not be drawn" in capsys.readouterr().err
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["learning_curves", "misclassified", "samples"]
 
 
@@ -114,6 +116,7 @@ def test_a_report_has_its_page_whatever_its_pictures_are(tmp_path, capsys):
     wrong, right = Figure(figsize=(1, 1)), Figure(figsize=(1, 1))
     wrong.text(0, 0, "$$")
     section = Section("a claim", "it says", [], [Picture("wrong", "", wrong), Picture("right", "", right)], [])
-    report.write([section], tmp_path)
+    with pytest.raises(RunnerError, match="1 of 2 pictures could not be drawn"):
+        report.write([section], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md", "right.png"]
     assert "wrong.png could not be drawn" in capsys.readouterr().err
