@@ -16,7 +16,8 @@ from experiments.classes import untested
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import UsageError
-from experiments.hardware import choose_devices, split_cpu
+from experiments.hardware import choose_devices, start_jax
+from experiments.known_data import check_data, fingerprint, load_data, now_at
 from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
 from experiments.parallel import Devices, device_mesh, map_chunks, shardings
 from experiments.run_directory import read_config, read_result
@@ -93,18 +94,13 @@ class Restored(NamedTuple):
     model: Network
 
 
-def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:
-    """What a run trains on and, as test set, what it is scored on. Raises UsageError as the functions of datasets.py."""
-    dataset = datasets.load(config.dataset, data_dir)
-    if config.factor is not None:
-        dataset = datasets.with_values(dataset, config.factor, config.train_values)
-    if config.holdout_instances:
-        return datasets.hold_out_instances(dataset, config.holdout_instances)
-    return datasets.hold_out(dataset, config.holdout)
-
-
 def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
-    """Load what a run has left at a step; None is its newest checkpoint. Raises UsageError if there is no such checkpoint."""
+    """Load what a run has left at a step; None is its newest checkpoint.
+
+    Raises:
+        UsageError: there is no such checkpoint, it is of other arrays, or its run was on other data.
+        DamagedCheckpoint: it cannot be read.
+    """
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -113,6 +109,8 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
         if step not in steps:
             raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
         dataset = load_data(config, data_dir)
+        if "data" in (facts := checkpoints.facts(step)):
+            check_data(facts["data"], fingerprint(dataset), config, f"the checkpoint of step {step} in {checkpoints.folder}")
         model = make_model(config.model, len(dataset.class_names))
         images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
         like = jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
@@ -128,6 +126,8 @@ class EvaluateCommand:
     """The run's folder."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    dataset: Path | None = None
+    """Where the .npz file of the run is now; the default is where it was."""
     step: int | None = None
     """Which checkpoint; the default is the newest."""
     crops: int = 1
@@ -143,11 +143,11 @@ class EvaluateCommand:
 
 def run(command: EvaluateCommand) -> int:
     """Print the scores, and whether they are those in result.json. Returns the exit code: 1 if they are not."""
-    config, result = read_config(command.workdir), read_result(command.workdir)
+    config, result = now_at(read_config(command.workdir), command.dataset), read_result(command.workdir)
     if command.crops > 1 and config.images.crop is None:
         raise UsageError(f"this run's network sees whole images, of which there are no {command.crops} crops")
     num_devices = command.devices or (result["devices"] if result else None)
-    split_cpu(num_devices)
+    start_jax(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
     evaluate = make_evaluator(config, model, device_mesh(devices), command.crops)

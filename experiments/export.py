@@ -14,7 +14,8 @@ from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
 from experiments.evaluate import restore
-from experiments.hardware import choose_devices
+from experiments.hardware import start_jax
+from experiments.known_data import now_at
 from experiments.learner import DECODER, network_at
 from experiments.run_directory import read_config, read_result
 
@@ -31,6 +32,8 @@ class ExportCommand:
     """The file, which ends in .safetensors."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    dataset: Path | None = None
+    """Where the .npz file of the run is now; the default is where it was."""
     examples: bool = True
     """Put the first test image of each class that has one into the file."""
 
@@ -46,7 +49,7 @@ def export(command: ExportCommand) -> Classifier:
         UsageError: the run is not one of a finished `CapsNet`, or the file is there already or has no folder to be in.
         RunnerError: the file cannot be written.
     """
-    config, result = read_config(command.workdir), read_result(command.workdir)
+    config, result = now_at(read_config(command.workdir), command.dataset), read_result(command.workdir)
     if config.model.family != "capsules":
         raise UsageError(f"only networks of matrix capsules are exported; {command.workdir} holds a {config.model.family}")
     if result is None:
@@ -55,7 +58,7 @@ def export(command: ExportCommand) -> Classifier:
         raise UsageError(f"{command.out} is there already, and is not overwritten; choose another --out")
     if not command.out.parent.is_dir():
         raise UsageError(f"there is no folder {command.out.parent} to write {command.out.name} into")
-    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, start_jax(1)[:1])
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
     try:

@@ -23,8 +23,9 @@ from experiments.configs import check_positive, default_of
 from experiments.datasets import DRAWINGS
 from experiments.drawings import draw_split
 from experiments.errors import UsageError
-from experiments.evaluate import Scores, load_data, make_evaluator
-from experiments.hardware import split_cpu
+from experiments.evaluate import Scores, make_evaluator
+from experiments.hardware import start_jax
+from experiments.known_data import load_data
 from experiments.parallel import device_mesh
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = command.study
 
     def run(typed: str) -> None:
-        split_cpu()
+        start_jax()
         check(command)
         found = []
         for seed in study.seeds:

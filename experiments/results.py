@@ -1,26 +1,27 @@
-"""What a finished run has reached: the record for result.json, its table, and the pictures."""
+"""What a finished run has reached: the record for result.json, and its table."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments import run_figures
 from experiments.classes import class_errors, named, without_images
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluate import Scores
-from experiments.figures import routing_figures
-from experiments.learner import TrainState, make_model
+from experiments.learner import TrainState
 from experiments.run_directory import Record
 
 
 def summarize(
     config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    """What was trained and what it has reached, for result.json; the scores are those of the last step.
+
+    `training.train` adds times: `train_seconds` of training, compiling, evaluating and saving, over all processes of the run, and
+    how much of it the last process spent in `compile_seconds` (the training step) and `evaluate_seconds`. Drawing comes after.
+    """
     missing = without_images(dataset.test_labels, dataset.class_names)
     iterations = {} if config.model.num_iterations is None else {"num_iterations": config.model.num_iterations}
     return {
@@ -46,33 +47,6 @@ def summarize(
 def numbers(scalars: NamedTuple) -> dict[str, float]:
     """Named scalars, for JSON."""
     return {name: float(value) for name, value in scalars._asdict().items()}
-
-
-def draw_figures(
-    folder: Path,
-    config: TrainConfig,
-    dataset: Dataset,
-    state: TrainState,
-    scores: Scores,
-    records: Sequence[Record],
-) -> None:
-    """Write the pictures of a finished run."""
-    model = make_model(config.model, len(dataset.class_names))
-    iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
-    network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
-    title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
-    loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
-    names = dataset.class_names
-    pictures = {
-        "samples": run_figures.samples(dataset.train_images, dataset.train_labels, names),
-        "learning_curves": run_figures.learning_curves(records, title, loss_name),
-        "misclassified": run_figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, names),
-    }
-    params = jax.device_put(state.params, jax.devices()[0])
-    chosen = range(min(3, len(dataset.test_labels)))
-    pictures |= routing_figures(config, model, params, config.steps, dataset, chosen)
-    for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
