@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_shapes, check_sizes
-from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_settings, layer_field
+from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_settings, image_field
 from emcaps.receptive_field import receptive_field_centers
 from emcaps.types import Capsules
 
@@ -95,7 +95,7 @@ class CapsNet(nn.Module):
         out: dict[str, Any] = {}
 
         kernel, stride = geometry[0]
-        layer_field("conv", images.shape[1:3], kernel, stride)
+        image_field("conv", images.shape, kernel, stride)
         conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", dtype=self.dtype, name="conv")
         out["conv"] = nn.relu(conv(images))
         capsules = out["primary"] = PrimaryCaps(self.primary_capsules, self.dtype, name="primary")(out["conv"])

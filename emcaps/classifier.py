@@ -14,9 +14,10 @@ import safetensors
 from flax import traverse_util
 from safetensors import numpy as safetensors_numpy
 
-from emcaps.capsnet import CapsNet, check_network
-from emcaps.checks import check_finite, check_range
-from emcaps.layers import RoutingOptions
+from emcaps.capsnet import CapsNet
+from emcaps.checks import check_range
+from emcaps.classifier_parts import check_parts, entries, flat, plain, settled
+from emcaps.layers import CapsuleInit, RoutingOptions
 from emcaps.sharding import is_sharded
 from emcaps.views import View
 
@@ -55,13 +56,16 @@ class Classifier:
     """A trained network, and what it was trained for.
 
     Attributes:
-        model: the network.
+        model: the network. Its lists are kept as tuples, and arrays among its settings as Python's numbers.
         params: its parameters: it is applied as `model.apply({"params": params}, view(images))`.
         view: what the network sees of an image.
-        image_shape: `(H, W, C)` of the images that it takes.
-        class_names: one for each class.
+        image_shape: `(H, W, C)` of the images that it takes; given as a tuple, list or array, and kept as a tuple.
+        class_names: strings, one for each class; likewise.
         examples: a few images of the test set; there may be none.
         facts: where it comes from, in terms of JSON: the data set, the error on its test set, the command that trained it.
+
+    Raises:
+        TypeError, ValueError: an attribute is not as above, or they do not fit together.
     """
 
     model: CapsNet
@@ -71,6 +75,15 @@ class Classifier:
     class_names: tuple[str, ...]
     examples: Examples
     facts: Mapping[str, Any]
+
+    def __post_init__(self):
+        self._keep("image_shape", entries("image_shape", self.image_shape))
+        self._keep("class_names", entries("class_names", self.class_names))
+        check_parts(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        self._keep("model", settled(self.model))
+
+    def _keep(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the way around `frozen`
 
     def predict(self, images: jax.Array | np.ndarray) -> Prediction:
         """Classify images, as many as there are.
@@ -107,7 +120,9 @@ class Classifier:
             raise TypeError(f"images must be uint8, or floating point in [0, 1]; got {images.dtype}")
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images must have shape [N, {expected}]; got shape {list(images.shape)}")
+            channels_first = images.ndim == 4 and (*images.shape[2:], images.shape[1]) == self.image_shape
+            hint = ": do channels come first? They must be last" if channels_first else ""
+            raise ValueError(f"images must have shape [N, {expected}]; got shape {list(images.shape)}{hint}")
         if images.dtype != np.uint8:
             check_range("images", images, 0, 1)
 
@@ -150,75 +165,98 @@ def load_classifier(name: str | Path) -> Classifier:
         raise ValueError(f"{path} is no classifier: {error}") from error
 
 
-def save_classifier(path: Path, classifier: Classifier) -> None:
+def save_classifier(path: str | Path, classifier: Classifier) -> None:
     """Write a classifier into a new file, of arrays and JSON, for `load_classifier`.
 
+    It is read back, and counts as saved if it is the same. Otherwise, or if it cannot be written, no file is left.
+
     Raises:
-        TypeError, ValueError: it is not a classifier whose parts fit together, or the path does not end in `.safetensors`.
+        TypeError, ValueError: it is not a classifier, or its facts are not JSON; the path does not end in `.safetensors`; the file
+            does not hold the same.
         FileExistsError: there is a file already.
+        OSError: the file cannot be written.
     """
     if not isinstance(classifier, Classifier):
         raise TypeError(f"classifier must be a Classifier; got {type(classifier).__name__}")
-    if Path(path).suffix != SUFFIX:
+    path = Path(path)
+    if path.suffix != SUFFIX:
         raise ValueError(f"path must end in {SUFFIX}; got {str(path)!r}")
-    _check_parts(classifier)
+    described, arrays = _described(classifier), _arrays(classifier)
+    contents = safetensors_numpy.save(arrays, {"emcaps": json.dumps(described)})
+    with open(path, "xb") as file:  # it fails, and removes nothing, where there is a file
+        try:
+            file.write(contents)
+            file.flush()
+            _check_holds(path, described, arrays)
+        except BaseException:
+            file.close()
+            path.unlink()
+            raise
+
+
+def _check_holds(path: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless a file holds the classifier of this description and these arrays."""
+    loaded = load_classifier(path)
+    found, found_arrays = _described(loaded), _arrays(loaded)
+    wrong = [key for key in described if found[key] != described[key]]
+    wrong += [key for key in arrays.keys() | found_arrays.keys() if not _equal(arrays.get(key), found_arrays.get(key))]
+    if wrong:
+        raise ValueError(f"{path} cannot hold this classifier: read back, it has another {', '.join(sorted(wrong))}")
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and one.dtype == other.dtype and np.array_equal(one, other)
+
+
+def _described(classifier: Classifier) -> dict[str, Any]:
+    """All of a classifier but its arrays, in terms of JSON. Raises TypeError or ValueError if its facts are not."""
     model = classifier.model
-    described = {
+    return {
         "model": {
             "num_classes": model.num_classes,
             "conv_channels": model.conv_channels,
             "primary_capsules": model.primary_capsules,
             "conv_capsules": list(model.conv_capsules),
             "routing": [dataclasses.asdict(routing) for routing in model.layer_routing()],
+            "capsule_init": dataclasses.asdict(model.capsule_init),
             "add_coordinates": model.add_coordinates,
+            "dtype": None if model.dtype is None else model.dtype.name,
         },
         "view": dataclasses.asdict(classifier.view),
         "image_shape": list(classifier.image_shape),
         "class_names": list(classifier.class_names),
-        "facts": dict(classifier.facts),
+        "facts": plain("facts", classifier.facts),
     }
-    arrays = {f"params/{key}": np.asarray(value) for key, value in _flat(classifier.params).items()}
-    arrays |= {f"examples/{key}": np.asarray(value) for key, value in classifier.examples._asdict().items()}
-    contents = safetensors_numpy.save(arrays, {"emcaps": json.dumps(described, default=float)})
-    with open(path, "xb") as file:
-        file.write(contents)
+
+
+def _arrays(classifier: Classifier) -> dict[str, np.ndarray]:
+    """All arrays of a classifier, by name."""
+    arrays = {f"params/{key}": np.asarray(value) for key, value in flat(classifier.params).items()}
+    return arrays | {f"examples/{key}": np.asarray(value) for key, value in classifier.examples._asdict().items()}
 
 
 def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Classifier:
     """The classifier of a file. Raises KeyError, TypeError or ValueError if the file's parts do not fit together."""
     settings = dict(described["model"])
     settings["routing"] = tuple(RoutingOptions(**routing) for routing in settings["routing"])
-    settings["conv_capsules"] = tuple(settings["conv_capsules"])
+    # Older files say nothing of these two: what computed in another dtype was saved as if it did not.
+    settings["capsule_init"] = CapsuleInit(**settings.get("capsule_init", {}))
+    settings.setdefault("dtype", None)
     params = {key.removeprefix("params/"): array for key, array in arrays.items() if key.startswith("params/")}
-    classifier = Classifier(
+    return Classifier(
         CapsNet(**settings),
-        jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(params, sep="/")),
+        traverse_util.unflatten_dict({key: _as_it_is(key, array) for key, array in params.items()}, sep="/"),
         View(**described["view"]),
         tuple(described["image_shape"]),
-        tuple(described["class_names"]),
+        # In older files a number can be where a name was one: 0.0 for 0.
+        tuple(name if isinstance(name, str) else f"{name:g}" for name in described["class_names"]),
         Examples(arrays["examples/images"], arrays["examples/labels"]),
         described["facts"],
     )
-    _check_parts(classifier)
-    return classifier
 
 
-def _check_parts(classifier: Classifier) -> None:
-    """Raise TypeError or ValueError unless the parts of a classifier fit together."""
-    image = jax.ShapeDtypeStruct((1, *classifier.image_shape), jnp.uint8)
-    seen = jax.eval_shape(classifier.view, image)
-    check_network(classifier.model, {"params": classifier.params}, np.zeros(seen.shape, seen.dtype))
-    for key, value in _flat(classifier.params).items():
-        check_finite(f"params/{key}", value)
-    if len(classifier.class_names) != classifier.model.num_classes:
-        raise ValueError(f"class_names must be {classifier.model.num_classes} names; got {len(classifier.class_names)}")
-    images, labels = classifier.examples
-    if images.dtype != np.uint8 or images.shape[1:] != tuple(classifier.image_shape) or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"examples must be uint8 images [N, {', '.join(map(str, classifier.image_shape))}] and their labels [N]; "
-            f"got {images.dtype} {list(images.shape)} and {list(labels.shape)}"
-        )
-
-
-def _flat(params: Any) -> dict[str, Any]:
-    return traverse_util.flatten_dict(params, sep="/")
+def _as_it_is(name: str, array: np.ndarray) -> jax.Array:
+    """An array as JAX's. Raises ValueError if it would be one of less precision."""
+    if (kept := jnp.asarray(array)).dtype != array.dtype:
+        raise ValueError(f"params/{name} is {array.dtype}, which JAX would make {kept.dtype}; enable jax_enable_x64 to read it")
+    return kept

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from emcaps.checks import check_positive_int, check_shapes
 from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, squash
-from emcaps.layers import layer_field
+from emcaps.layers import image_field, layer_field
 from emcaps.types import Capsules
 
 TRANSFORM_STDDEV = 0.1  # of the released code
@@ -156,7 +156,7 @@ class DynamicCapsNet(nn.Module):
         out: dict[str, Any] = {}
         for name in ("num_classes", "conv_channels", "primary_capsules", "primary_size", "class_size", "num_iterations"):
             check_positive_int(name, getattr(self, name))
-        layer_field("conv", images.shape[1:3], 9, 1)
+        image_field("conv", images.shape, 9, 1)
         out["conv"] = nn.relu(nn.Conv(self.conv_channels, (9, 9), padding="VALID", name="conv")(images))
         out["primary"] = PrimaryVectorCaps(self.primary_capsules, self.primary_size, name="primary")(out["conv"])
         children = out["primary"].reshape(images.shape[0], math.prod(out["primary"].shape[1:4]), self.primary_size)

@@ -8,7 +8,7 @@ among all the parents that it reaches, of all types and at all positions).
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,20 +68,18 @@ class Parents(NamedTuple):
     logits: jax.Array
 
 
-class Iteration(NamedTuple):
-    """What one iteration leaves behind.
+class Sums(NamedTuple):
+    """What an M-step has summed over the children.
 
     Attributes:
-        assignments: that its M-step used, `[N, J, M]`.
-        centre: that its moments are about, `[4, 4, J, M]`.
-        moments: of its data.
-        parents: that it fitted.
+        assignments: that it used, `[N, J, M]`.
+        centre: that the moments are about, `[4, 4, J, M]`.
+        moments: of the data.
     """
 
     assignments: jax.Array
     centre: jax.Array
     moments: Moments
-    parents: Parents
 
 
 class Constants(NamedTuple):
@@ -128,7 +126,7 @@ def fit_gaussians(
     old_means: jax.Array | None,
     constants: Constants,
     geometry: Geometry,
-    iteration: jax.Array | int,
+    iteration: jax.Array,
 ) -> Parents:
     """The M-step after its sums. With g_i = r_ij a_i and m = sum_i g_i, for parent j and pose entry h:
 
@@ -142,7 +140,7 @@ def fit_gaussians(
     Args:
         moments: of the data.
         centre: what the moments are about. The result does not depend on it but for rounding.
-        old_means: of the previous iteration, `[4, 4, J, M]`, or None for zeros. Nobody asks for them without damping.
+        old_means: of the previous iteration, `[4, 4, J, M]`; None without damping.
         constants: beta_u is the cost of describing one unit of data for one pose entry, beta_a what an active parent is worth.
         geometry: see `Geometry`.
         iteration: t, which chooses lambda.
@@ -150,9 +148,8 @@ def fit_gaussians(
     first, second, mass = moments.first, moments.second, moments.mass[None, None]
     total = mass + constants.mass_epsilon
     shift = (first - constants.mass_epsilon * centre) / total
-    if geometry.damping:
-        old = 0.0 if old_means is None else old_means
-        shift += geometry.damping * (old - (centre + shift))
+    if old_means is not None:
+        shift += geometry.damping * (old_means - (centre + shift))
     # Rounding can leave a small negative sum of squares where all votes agree.
     squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
@@ -250,33 +247,6 @@ def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> 
     return jnp.broadcast_to(shares, shape).reshape(activations.shape)
 
 
-def m_step(
-    votes: Votes,
-    activations: jax.Array,
-    assignments: jax.Array,
-    centre: jax.Array,
-    old_means: jax.Array | None,
-    constants: Constants,
-    geometry: Geometry,
-    iteration: jax.Array | int,
-) -> Iteration:
-    """Fit each parent's Gaussian to the data assigned to it and decide how active it is: `fit_gaussians`.
-
-    Args:
-        votes: of the children.
-        activations: a, `[N, M]`.
-        assignments: r, `[N, J, M]`, or `[N, 1, M]` where they are the same for all types.
-        centre: about where the means will be, `[4, 4, J, M]`; a constant of the differentiation.
-        old_means: see `fit_gaussians`.
-        constants: see `Constants`.
-        geometry: see `Geometry`.
-        iteration: t.
-    """
-    centre = lax.stop_gradient(centre)
-    moments = votes.moments(assignments, centre, activations)
-    return Iteration(assignments, centre, moments, fit_gaussians(moments, centre, old_means, constants, geometry, iteration))
-
-
 def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geometry) -> jax.Array:
     """Divide each child among the parents that compete for it, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
     constant, quadratic = log_densities(parents, constants)
@@ -284,41 +254,55 @@ def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geome
     return assignments if geometry.assignment_gradient else lax.stop_gradient(assignments)
 
 
-def first_iteration(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> Iteration:
-    """An M-step with the `first_shares` of each child."""
-    num_types = constants.beta_u.shape[0]
+def start(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[jax.Array, Parents]:
+    """The `first_shares` of each child, `[N, M]`, and parents that have the means that these give, and nothing else yet."""
     devices = 1 if geometry.parent_axis is None else lax.axis_size(geometry.parent_axis)
-    shares = first_shares(activations, geometry, num_types * devices)
-    # These assignments are the same for all types: they need no axis for them, and the means are one matrix product.
+    shares = first_shares(activations, geometry, constants.beta_u.shape[0] * devices)
+    # They are the same for all types, so that the means are one matrix product.
     data = shares * activations
-    centre = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
-    state = m_step(votes, activations, shares[:, None], centre, None, constants, geometry, 0)
-    return state._replace(
-        assignments=jnp.broadcast_to(shares[:, None], (shares.shape[0], num_types, shares.shape[1])),
-        moments=state.moments._replace(mass=jnp.broadcast_to(state.moments.mass, (num_types, shares.shape[1]))),
-    )
+    means = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
+    return shares, Parents(means, jnp.ones_like(means), jnp.zeros_like(means[0, 0]))
 
 
-def next_iteration(
+def iterate(
     votes: Votes,
     activations: jax.Array,
     constants: Constants,
     geometry: Geometry,
+    shares: jax.Array,
     iteration: jax.Array,
-    previous: Iteration,
-) -> Iteration:
-    """An E-step and an M-step about the previous means.
+    parents: Parents,
+) -> tuple[Parents, Sums]:
+    """An E-step, in place of which the first iteration has its `shares`, and an M-step about the previous means of the parents.
 
     Where parents have moved so far that their variances lose digits, moments are taken again, about the means that they gave.
     """
-    old_means = previous.parents.means
-    assignments = e_step(votes, previous.parents, constants, geometry)
-    centre = lax.stop_gradient(old_means)
-    moments = votes.moments(assignments, centre, activations)
-    lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
-    centre, moments = votes.retake(lost, assignments, means, activations, (centre, moments))
-    parents = fit_gaussians(moments, centre, old_means, constants, geometry, iteration)
-    return Iteration(assignments, centre, moments, parents)
+    centre = lax.stop_gradient(parents.means)
+
+    def divide_evenly():
+        mass, *others = votes.moments(shares[:, None], centre, activations)
+        everywhere = jnp.broadcast_to(shares[:, None], (shares.shape[0], *parents.logits.shape))
+        return everywhere, centre, Moments(jnp.broadcast_to(mass, parents.logits.shape), *others)
+
+    def divide_by_agreement():
+        assignments = e_step(votes, parents, constants, geometry)
+        moments = votes.moments(assignments, centre, activations)
+        lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
+        return assignments, *votes.retake(lost, assignments, means, activations, (centre, moments))
+
+    sums = Sums(*unless_first(iteration, divide_by_agreement, divide_evenly))
+    old_means = previous_means(parents, geometry, iteration)
+    return fit_gaussians(sums.moments, sums.centre, old_means, constants, geometry, iteration), sums
+
+
+def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callable[[], Any]) -> Any:
+    """`step()`, or in iteration 0 `instead()`: all iterations are then turns of one loop, compiled once."""
+    return lax.cond(iteration > 0, step, instead)
+
+
+def previous_means(parents: Parents, geometry: Geometry, iteration: jax.Array) -> jax.Array | None:
+    """The means of which damping keeps a part, zeros at first; None without damping."""
+    return jnp.where(iteration > 0, parents.means, 0) if geometry.damping else None
 
 
 def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
@@ -331,6 +315,12 @@ def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> t
 
 def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:
     """Procedure 1 for children with `activations` `[N, M]`. Returns the parents and the last assignments `[N, J, M]`."""
-    given = votes, activations, constants, geometry
-    last = lax.fori_loop(1, geometry.num_iterations, functools.partial(next_iteration, *given), first_iteration(*given))
-    return last.parents, last.assignments
+    shares, parents = start(votes, activations, constants, geometry)
+
+    def step(iteration, state):
+        parents, _ = state
+        parents, sums = iterate(votes, activations, constants, geometry, shares, iteration, parents)
+        return parents, sums.assignments
+
+    nothing = jnp.zeros_like(shares, shape=(shares.shape[0], *parents.logits.shape))
+    return lax.fori_loop(0, geometry.num_iterations, step, (parents, nothing))

@@ -1,7 +1,7 @@
 """The gradient of Procedure 1 without ever storing the votes.
 
-`em.route` is run as it stands on `StreamedVotes`, and what each `Iteration` leaves is kept. The way back takes the M-steps and
-E-steps in reverse. The transpose of the one's sums is the other's scores, so that
+The forward pass is `em.route` that keeps what each `Iteration` leaves. The backward pass takes the M-steps and E-steps in reverse.
+The transpose of the one's sums is the other's scores, so that
 
     M-step: (mass, first, second) = moments(g)            back: d_g = scores(d_mass, d_second, d_first)
     E-step: scores(d, A) = d + sum_h A (V - mean)^2        back: d_d, d_A, d_mean from moments(d_scores)
@@ -10,8 +10,7 @@ and everything else is differentiated by JAX, in arrays that are small. Each of 
 gradient for poses and transforms is one pass over all of them at the end.
 """
 
-import functools
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +21,14 @@ from emcaps.em import (
     Geometry,
     Parents,
     RecomputedVotes,
+    Sums,
     compete_derivative,
-    first_iteration,
     fit_gaussians,
+    iterate,
     log_densities,
-    next_iteration,
-    route,
+    previous_means,
+    start,
+    unless_first,
 )
 from emcaps.votes import Moments, VoteTerms
 
@@ -37,20 +38,30 @@ FIRST_ORDER_ONLY = (
 )
 
 
-class _History(NamedTuple):
-    """What the way back needs of the way forth, leading axis T.
+class History(NamedTuple):
+    """What the backward pass needs of the forward pass, leading axis T. Few arrays: to keep one more takes a CPU's compiler longer.
 
     Attributes:
         assignments: of each iteration, `[T, N, J, M]`.
-        moments: of its data.
-        centres: what they are about, `[T, 4, 4, J, M]`.
-        old_means: of the iteration before, likewise, and zeros at first; None without damping, which has no use for them.
+        masses: of its data, `[T, J, M]`.
+        forms: the first and second moments of its data, what these are about, and with damping the means of the iteration before,
+            `[T, 3 or 4, 4, 4, J, M]`.
     """
 
     assignments: jax.Array
-    moments: Moments
-    centres: jax.Array
-    old_means: jax.Array | None
+    masses: jax.Array
+    forms: jax.Array
+
+    @classmethod
+    def record(cls, sums: Sums, old_means: jax.Array | None) -> Self:
+        """What one iteration leaves, without the leading axis."""
+        (mass, first, second), old = sums.moments, () if old_means is None else (old_means,)
+        return cls(sums.assignments, mass, jnp.stack((first, second, sums.centre, *old)))
+
+    def read(self) -> tuple[Sums, jax.Array | None]:
+        """The sums and the old means that `record` was given."""
+        first, second, centre, *old = self.forms
+        return Sums(self.assignments, centre, Moments(self.masses, first, second)), old[0] if old else None
 
 
 class _Gradients(NamedTuple):
@@ -58,17 +69,15 @@ class _Gradients(NamedTuple):
 
     Attributes:
         parents: for the parents of the iteration that is next to be taken back.
-        old_means: for the means of the iteration before, from the damping of this one; None without damping.
         assignments: for its assignments, besides what comes through its parents.
         activations: `[N, M]`, summed over iterations.
         constants: summed over iterations.
         scores: of each E-step, `[T - 1, N, J, M]`, but one place for T = 1.
-        data_forms: of each M-step the coefficients of `moments`' gradient, as `(quadratic, linear)`, each `[T, 4, 4, J, M]`.
+        data_forms: of each M-step the coefficients of `moments`' gradient, `(quadratic, linear)`, each `[T, 4, 4, J, M]`.
         score_forms: of each E-step those of `scores`, `[T - 1, 4, 4, J, M]` likewise.
     """
 
     parents: Parents
-    old_means: jax.Array | None
     assignments: jax.Array
     activations: jax.Array
     constants: Constants
@@ -77,30 +86,26 @@ class _Gradients(NamedTuple):
     score_forms: tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def route_streamed(
+def forward(
     votes: RecomputedVotes, activations: jax.Array, constants: Constants, geometry: Geometry
-) -> tuple[Parents, jax.Array]:
-    """`em.route`, with a gradient that streams the votes as well. First order and reverse mode only."""
-    return route(votes, activations, constants, geometry)
+) -> tuple[tuple[Parents, jax.Array], History]:
+    """`em.route`, and what `backward` needs of it."""
+    shares, parents = start(votes, activations, constants, geometry)
 
+    def step(iteration, state):
+        parents, history = state
+        old_means = previous_means(parents, geometry, iteration)
+        parents, sums = iterate(votes, activations, constants, geometry, shares, iteration, parents)
+        return parents, _put(history, History.record(sums, old_means), iteration)
 
-def _forth(votes, activations, constants, geometry):
-    given = votes, activations, constants, geometry
-
-    def record(iteration, old_means):
-        old_means = old_means if geometry.damping else None
-        return _History(iteration.assignments, iteration.moments, iteration.centre, old_means)
-
-    def iterate(number, state):
-        previous, history = state
-        current = next_iteration(*given, number, previous)
-        return current, _put(history, record(current, previous.parents.means), number)
-
-    first = first_iteration(*given)
-    state = first, _stack(record(first, jnp.zeros_like(first.centre)), geometry.num_iterations)
-    last, history = lax.fori_loop(1, geometry.num_iterations, iterate, state, unroll=votes.UNROLL)
-    return (last.parents, last.assignments), (votes, activations, constants, history, last.parents.means)
+    repeats = geometry.num_iterations
+    nothing = History(
+        assignments=jnp.zeros_like(shares, shape=(repeats, shares.shape[0], *parents.logits.shape)),
+        masses=jnp.zeros_like(parents.logits, shape=(repeats, *parents.logits.shape)),
+        forms=jnp.zeros_like(parents.means, shape=(repeats, 4 if geometry.damping else 3, *parents.means.shape)),
+    )
+    parents, history = lax.fori_loop(0, repeats, step, (parents, nothing), unroll=votes.UNROLL)
+    return (parents, history.assignments[-1]), history
 
 
 @jax.custom_jvp
@@ -114,14 +119,30 @@ def _refuse(primals, tangents):
     raise TypeError(FIRST_ORDER_ONLY)
 
 
-def _back(geometry, residuals, result_gradients):
-    residuals, result_gradients = first_order_only((residuals, result_gradients))
-    votes, activations, constants, history, last_means = residuals
+def backward(
+    votes: RecomputedVotes,
+    activations: jax.Array,
+    constants: Constants,
+    geometry: Geometry,
+    history: History,
+    result_gradients: tuple[Parents, jax.Array],
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Constants]:
+    """The gradient of `em.route`, from that for its results.
+
+    Args:
+        votes, activations, constants, geometry: as of `em.route`.
+        history: of the forward pass.
+        result_gradients: for the last parents and assignments.
+
+    Returns:
+        Gradients for the poses and transforms of the votes, for the activations, and for the constants.
+    """
     repeats = geometry.num_iterations
+    common_centre = _take(history, repeats - 1).read()[0].centre
 
     def fit(iteration):
         """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
-        _, moments, centre, old_means = _take(history, iteration)
+        (_, centre, moments), old_means = _take(history, iteration).read()
         return jax.vjp(
             lambda moments, old_means, constants: fit_gaussians(moments, centre, old_means, constants, geometry, iteration),
             moments,
@@ -130,68 +151,69 @@ def _back(geometry, residuals, result_gradients):
         )
 
     def m_step_back(gradients, iteration):
-        """From the parents of an iteration to its assignments, and to the old means."""
+        """From the parents of an iteration to its assignments. Returns the gradient for the old means as well."""
         _, transpose = fit(iteration)
-        (mass, first, second), old_means, constants_gradient = transpose(gradients.parents)
-        centre = _take(history.centres, iteration)
+        (mass, first, second), to_old_means, to_constants = transpose(gradients.parents)
+        (assignments, centre, _), _ = _take(history, iteration).read()
         data_gradient = votes.scores(mass, second, centre, first)
-        assignments = _take(history.assignments, iteration)
-        return gradients._replace(
-            old_means=old_means,
+        return to_old_means, gradients._replace(
             assignments=gradients.assignments + data_gradient * activations[:, None],
             activations=gradients.activations + (data_gradient * assignments).sum(1),
-            constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
-            data_forms=_put(gradients.data_forms, _move_centre(second, first, centre, last_means), iteration),
+            constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
+            data_forms=_put(gradients.data_forms, _about(common_centre, second, first, centre), iteration),
         )
 
-    def e_step_back(gradients, iteration):
+    def e_step_back(gradients, to_old_means, iteration):
         """From the assignments of an iteration to the parents of the one before."""
         parents, _ = fit(iteration - 1)
         (_, quadratic), transpose = jax.vjp(log_densities, parents, constants)
-        assignments = _take(history.assignments, iteration)
+        assignments = _take(history, iteration).assignments
         direction = gradients.assignments if geometry.assignment_gradient else jnp.zeros_like(assignments)
         scores = compete_derivative(assignments, direction, geometry)
         mass, first, second = votes.moments(scores, parents.means)
-        parents_gradient, constants_gradient = transpose((mass, second))
-        means_gradient = parents_gradient.means - 2 * quadratic * first
-        if gradients.old_means is not None:
-            means_gradient += gradients.old_means
-        form = _move_centre(quadratic, jnp.zeros_like(quadratic), parents.means, last_means)
+        to_parents, to_constants = transpose((mass, second))
+        to_means = to_parents.means - 2 * quadratic * first
+        if to_old_means is not None:
+            to_means += to_old_means
+        form = _about(common_centre, quadratic, jnp.zeros_like(quadratic), parents.means)
+        return to_parents._replace(means=to_means), to_constants, scores, form
+
+    def step(turn, gradients):
+        iteration = repeats - 1 - turn
+        to_old_means, gradients = m_step_back(gradients, iteration)
+        place = jnp.maximum(iteration - 1, 0)
+        to_parents, to_constants, scores, form = unless_first(
+            iteration,
+            lambda: e_step_back(gradients, to_old_means, iteration),
+            lambda: (gradients.parents, no_constants, _take(gradients.scores, place), _take(gradients.score_forms, place)),
+        )
         return gradients._replace(
-            parents=parents_gradient._replace(means=means_gradient),
+            parents=to_parents,
             assignments=jnp.zeros_like(gradients.assignments),
-            constants=jax.tree.map(jnp.add, gradients.constants, constants_gradient),
-            scores=_put(gradients.scores, scores, iteration - 1),
-            score_forms=_put(gradients.score_forms, form, iteration - 1),
+            constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
+            scores=_put(gradients.scores, scores, place),
+            score_forms=_put(gradients.score_forms, form, place),
         )
 
-    def iterate(step, gradients):
-        iteration = repeats - 1 - step
-        return e_step_back(m_step_back(gradients, iteration), iteration)
-
-    nothing = jnp.zeros_like(last_means)
-    parents_gradient, assignments_gradient = result_gradients
+    to_parents, to_assignments = result_gradients
+    no_constants, no_form = jax.tree.map(jnp.zeros_like, (constants, (common_centre, common_centre)))
     gradients = _Gradients(
-        parents=parents_gradient,
-        old_means=nothing if geometry.damping else None,
-        assignments=assignments_gradient,
+        parents=to_parents,
+        assignments=to_assignments,
         activations=jnp.zeros_like(activations),
-        constants=jax.tree.map(jnp.zeros_like, constants),
-        scores=_stack(jnp.zeros_like(assignments_gradient), max(repeats - 1, 1)),
-        data_forms=_stack((nothing, nothing), repeats),
-        score_forms=_stack((nothing, nothing), max(repeats - 1, 1)),
+        constants=no_constants,
+        scores=_stack(jnp.zeros_like(to_assignments), max(repeats - 1, 1)),
+        data_forms=_stack(no_form, repeats),
+        score_forms=_stack(no_form, max(repeats - 1, 1)),
     )
-    gradients = m_step_back(lax.fori_loop(0, repeats - 1, iterate, gradients, unroll=votes.UNROLL), 0)
+    gradients = lax.fori_loop(0, repeats, step, gradients, unroll=votes.UNROLL)
     terms = [VoteTerms(history.assignments, activations, *gradients.data_forms)]
     if repeats > 1:
         terms.append(VoteTerms(gradients.scores, None, *gradients.score_forms))
-    return type(votes)(*votes.gradient(terms, last_means)), gradients.activations, gradients.constants
+    return votes.gradient(terms, common_centre), gradients.activations, gradients.constants
 
 
-route_streamed.defvjp(_forth, _back)
-
-
-def _move_centre(quadratic: jax.Array, linear: jax.Array, centre: jax.Array, new_centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _about(new_centre: jax.Array, quadratic: jax.Array, linear: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The coefficients of the gradient `2 A (V - centre) + b` about another centre."""
     return quadratic, linear + 2 * quadratic * (new_centre - centre)
 

@@ -23,7 +23,8 @@ from emcaps.checks import (
     check_shapes,
 )
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
-from emcaps.layout import IMPLEMENTATIONS, common_dtype
+from emcaps.implementations import IMPLEMENTATIONS
+from emcaps.layout import common_dtype
 from emcaps.receptive_field import ReceptiveField
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
@@ -360,6 +361,17 @@ def layer_field(layer: str, map_size: Sequence[int], kernel: int, stride: int) -
             "use larger images"
         )
     return ReceptiveField((height, width), (kernel, kernel), stride)
+
+
+def image_field(layer: str, shape: Sequence[int], kernel: int, stride: int) -> ReceptiveField:
+    """`layer_field` of the layer that sees images `[B, H, W, channels]`; of channels that seem to come first, the error asks."""
+    try:
+        return layer_field(layer, shape[1:3], kernel, stride)
+    except ValueError as error:
+        if shape[1] < kernel <= min(shape[2:]):
+            order = "do channels come first? They must be last, [B, height, width, channels]"
+            raise ValueError(f"{error}; images have shape {list(shape)}: {order}") from error
+        raise
 
 
 def check_capsules(name: str, capsules: Any) -> dict[str, int]:

@@ -103,16 +103,13 @@ def _windows(array: jax.Array, axis: int, kernel: int, output: int, stride: int)
 
 def _overlay(windows: jax.Array, axis: int, size: int, stride: int, combine: Callable, identity: float) -> jax.Array:
     """Undo `_windows`: lay each offset's slice back where it came from and combine what lands on the same place."""
-    fill = jnp.asarray(identity, windows.dtype)
-
-    def place(offset: int) -> jax.Array:
-        window = windows[offset]
-        span = stride * (window.shape[axis] - 1) + 1
-        padding = [(0, 0, 0)] * window.ndim
-        padding[axis] = (offset, size - span - offset, stride - 1)
-        return lax.pad(window, fill, padding)
-
-    return functools.reduce(combine, map(place, range(windows.shape[0])))
+    kernel, axis = windows.shape[0], axis + windows.ndim
+    span = stride * (windows.shape[axis] - 1) + 1
+    padding = [(0, 0, 0)] * windows.ndim
+    padding[axis] = (kernel - 1, size - span, stride - 1)
+    placed = lax.pad(windows, jnp.asarray(identity, windows.dtype), padding)
+    shifted = (lax.slice_in_dim(placed[k], kernel - 1 - k, kernel - 1 - k + size, axis=axis - 1) for k in range(kernel))
+    return functools.reduce(combine, shifted)
 
 
 def receptive_field_centers(image_size: int, layers: Sequence[tuple[int, int]]) -> np.ndarray:

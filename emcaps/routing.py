@@ -1,6 +1,6 @@
 """EM routing as pure functions: the public faces of Procedure 1, batch-first.
 
-They check their arguments and leave the rest to `layout.py`. `em_routing` is for parents that all see every child,
+They check their arguments and leave the rest to `implementations.py`. `em_routing` is for parents that all see every child,
 `conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
 """
 
@@ -23,7 +23,8 @@ from emcaps.checks import (
 )
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS, Constants, Geometry
 from emcaps.em_gradient import FIRST_ORDER_ONLY
-from emcaps.layout import IMPLEMENTATIONS, compute_dtype, route_capsules, route_votes
+from emcaps.implementations import IMPLEMENTATIONS, route_capsules, route_votes
+from emcaps.layout import compute_dtype
 from emcaps.partitioning import divide_examples
 from emcaps.receptive_field import ReceptiveField
 from emcaps.sharding import Bound, for_each_shard

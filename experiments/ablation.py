@@ -26,9 +26,10 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
 from experiments.datasets import Dataset
 from experiments.errors import UsageError
-from experiments.evaluate import load_data, make_evaluator
-from experiments.hardware import choose_devices, split_cpu
+from experiments.evaluate import make_evaluator
+from experiments.hardware import choose_devices, start_jax
 from experiments.intervals import confidence_interval
+from experiments.known_data import load_data
 from experiments.learner import (
     TrainState,
     class_logits,
@@ -168,6 +169,8 @@ def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
     for variant in configs:
         if config.causes and variant.model.family != "capsules":
             raise UsageError(f"--causes measures EM routing, of which a network of the kind {variant.model.family} has none")
+        if variant.init_from is not None:
+            raise UsageError(f"the variants of an ablation begin with weights of their own; got --init-from {variant.init_from}")
     dataset = load_data(configs[0], config.data_dir)
     for variant in configs:
         check_fits(variant, dataset, Execution(choose_devices(variant.batch_size)))
@@ -293,6 +296,7 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
 
 def run(config: AblationConfig) -> None:
     """Train what is not in runs.jsonl yet, and write and print the table."""
+    start_jax()
     configs = {name: variant_config(config, name) for name in variants(config)}
     setting = {
         "dataset": config.dataset,
@@ -318,18 +322,17 @@ def run(config: AblationConfig) -> None:
             dataset = load_data(configs[name], config.data_dir)
             for record in run_variant(configs[name], dataset, seeds, config.causes, progress):
                 done.append({"variant": name, **setting, **record})
-                with file.open("a") as out:
+                with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(done[-1]) + "\n")
             progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)
     text = table([record for record in done if record["seed"] in config.seeds], variants(config))
-    (config.output / "table.md").write_text(text + "\n")
+    (config.output / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}\n\n{text}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(AblationConfig, "python -m experiments.ablation", arguments)
-    split_cpu()
     return exit_code(lambda _: run(config), "experiments.ablation", arguments)
 
 

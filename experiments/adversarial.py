@@ -22,8 +22,8 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
-from experiments.evaluate import load_data
-from experiments.hardware import split_cpu
+from experiments.hardware import start_jax
+from experiments.known_data import load_data
 from experiments.results import numbers
 from experiments.run_directory import Record, save_arrays
 from experiments.study import Study, TrainedNetwork, check_trainable, is_measured, load_network, measured_once, train_network
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = command.study
 
     def run(typed: str) -> None:
-        split_cpu()
+        start_jax()
         check(command)
         missing = [seed for seed in study.seeds if not command.file(seed).exists()]
         for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):

@@ -38,8 +38,8 @@ class BaselineCNN(nn.Module):
 
         Args:
             images: `[B, height, width, channels]`, floating.
-            dropout_keys: in training, a key for each image, `[B]`: which hidden units are dropped does not depend on how many
-                devices share the batch. None drops nothing.
+            dropout_keys: in training, the raw data of a key for each image, uint32 `[B, 2]`: which hidden units are dropped does
+                not depend on how many devices share the batch. None drops nothing.
 
         Returns:
             The probabilities of the classes, `[B, num_classes]`; and what each layer gave, by name, in the order of the data:
@@ -63,6 +63,6 @@ class BaselineCNN(nn.Module):
 
 
 def dropout(values: jax.Array, keys: jax.Array) -> jax.Array:
-    """Each of `[B, units]` is 0 or divided by the probability of not being 0; `keys` `[B]` decide for each example."""
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, KEPT, values.shape[1:]))(keys)
+    """Each of `[B, units]` is 0 or divided by the probability of not being 0; `keys` `[B, 2]` decide for each example."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, KEPT, values.shape[1:]))(jax.random.wrap_key_data(keys))
     return jnp.where(kept, values / KEPT, 0)

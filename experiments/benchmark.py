@@ -28,7 +28,7 @@ from experiments.benchmark_loop import benchmark_loop
 from experiments.benchmark_networks import Widths, benchmark_dynamic, benchmark_step
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
-from experiments.hardware import choose_devices, split_cpu
+from experiments.hardware import choose_devices, start_jax
 from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.timing import Ceilings, Measurement, fit_exponent, measure_ceilings
 
@@ -192,6 +192,7 @@ def run(config: BenchmarkConfig) -> None:
     Raises:
         UsageError: there can be no such folder, or the devices cannot share the batch; nothing has been measured.
     """
+    start_jax()
     check_folder(config.output)
     if {"layer", "step"} & set(config.parts):
         choose_devices(config.layer.batch, len(jax.devices()))
@@ -214,7 +215,6 @@ def run(config: BenchmarkConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(BenchmarkConfig, "python -m experiments.benchmark", arguments)
-    split_cpu()
     return exit_code(lambda _: run(config), "experiments.benchmark", arguments)
 
 

@@ -163,7 +163,7 @@ def benchmark_torch(
         words += ["--repeats", str(repeats), "--output", str(file)]
         command = [sys.executable, "-c", "from experiments.benchmark_torch import main; main()", *words]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        with (folder / f"torch-{mode}.log").open("w") as log:
+        with (folder / f"torch-{mode}.log").open("w", encoding="utf-8") as log:
             try:
                 code = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment).returncode
             except subprocess.TimeoutExpired:
@@ -217,5 +217,5 @@ def report(rows: Sequence[Record]) -> None:
 
 def append(rows: Sequence[Record], file: Path) -> None:
     """Add rows to a file of one a line, so that they are there whatever happens next."""
-    with file.open("a") as out:
+    with file.open("a", encoding="utf-8") as out:
         out.writelines(json.dumps(row) + "\n" for row in rows)

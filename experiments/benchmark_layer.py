@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 import emcaps
-from emcaps import em, layout
-from emcaps.layout import IMPLEMENTATIONS
+from emcaps import em, implementations
+from emcaps.implementations import IMPLEMENTATIONS
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments import textbook
 from experiments.configs import check_positive
@@ -156,7 +156,7 @@ def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measureme
 
 def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]:
     """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their `costs`."""
-    block = max(1, layout.CHUNKED_COLUMNS // layer.positions)
+    block = max(1, implementations.CHUNKED_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
     arguments = layer_arguments(small)
     poses, _, transforms, *_ = arguments

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 import emcaps
 from emcaps.dynamic_capsnet import StridedConv
-from emcaps.layout import IMPLEMENTATIONS
+from emcaps.implementations import IMPLEMENTATIONS
 from experiments import textbook
 from experiments.benchmark_layer import Layer
 from experiments.parallel import REPLICATED, SHARDED, device_mesh

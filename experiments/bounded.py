@@ -4,7 +4,8 @@ import gzip
 import math
 import tarfile
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,10 @@ import numpy as np
 LARGEST = 8 * 2**30  # bytes that the contents of a file may take in memory: nine times those of smallNORB
 PIECE = 2**20  # bytes read at once: memory is taken for what is there, not for what a header says
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class NotPlain(ValueError):
+    """An array that is in NumPy's format, but of a kind that is not read."""
 
 
 def check_size(size: int) -> None:
@@ -42,27 +47,32 @@ def read_array(file: IO[bytes], available: int) -> np.ndarray:
     """The array in NumPy's format that starts here, of at most so many bytes.
 
     Raises:
-        ValueError: it is not in this format, claims more bytes, or holds Python objects, which could run any code.
+        NotPlain: it holds Python objects, which could run any code, or is in a newer version of the format.
+        ValueError: it is not in this format, or claims more bytes.
     """
     start = file.tell()
     version = np.lib.format.read_magic(file)
     if version not in NPY_HEADERS:
-        raise ValueError(f"an array is in version {version} of NumPy's format")
+        raise NotPlain(f"an array is in version {version} of NumPy's format")
     shape, _, dtype = NPY_HEADERS[version](file)
     if dtype.hasobject:
-        raise ValueError("an array holds Python objects")
+        raise NotPlain("an array holds Python objects")
     if min(shape, default=0) < 0 or file.tell() - start + math.prod(shape) * dtype.itemsize > available:
         raise ValueError(f"an array says that it is {dtype} {list(shape)}, for which its {available} bytes are too few")
     file.seek(start)
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, by name. Other members play no part.
+def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The plain arrays of an .npz file, by name. Arrays that are not plain play no part, nor do members that are no arrays.
+
+    Args:
+        path: of the file.
+        needed: names of arrays that must be plain if they are there.
 
     Raises:
-        OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error: as they come, for a file that is not one of
-            plain arrays, or has more than `LARGEST` bytes in it.
+        OSError, ValueError, RuntimeError, zipfile.BadZipFile: as they come, for a file that is no .npz file, or has more than
+            `LARGEST` bytes in it; ValueError for one in which an array, which is named, is damaged, or needed and not plain.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive:
@@ -71,11 +81,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two of its members have the same name")
         for member in members:
+            if not member.filename.endswith(".npy"):
+                continue
+            name = member.filename.removesuffix(".npy")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-                raise ValueError(f"{member.filename} is compressed in a way that NumPy does not use")
-            if member.filename.endswith(".npy"):
+                raise ValueError(f"{name} is compressed in a way that NumPy does not use")
+            try:
                 with archive.open(member) as file:
-                    arrays[member.filename.removesuffix(".npy")] = read_array(file, member.file_size)
+                    arrays[name] = read_array(file, member.file_size)
+            except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                if name in needed or not isinstance(error, NotPlain):
+                    raise ValueError(f"{name}: {error}") from error
     return arrays
 
 

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from experiments import hosts
-from experiments.errors import RunnerError, first_line
+from experiments.errors import RunnerError, UsageError, first_line
 
 NOT_EVALUATED = -1.0
 DIGEST = "digest"
@@ -23,6 +23,10 @@ DIGEST = "digest"
 
 class DamagedCheckpoint(RunnerError):
     """A checkpoint cannot be read, or not as it was written."""
+
+
+class UnlikeCheckpoint(UsageError):
+    """A checkpoint holds other arrays than are asked for: other names, shapes or dtypes."""
 
 
 class Checkpoints:
@@ -104,8 +108,12 @@ class Checkpoints:
             shardings: where to put it; a tree like it, or a prefix of one.
 
         Raises:
-            DamagedCheckpoint: it is not what was saved, or of other shapes.
+            UnlikeCheckpoint: it holds other arrays; the message names the first.
+            DamagedCheckpoint: it is not what was saved.
+            RunnerError: what was being saved could not be.
         """
+        self.wait()
+        self._check_like(step, like)  # Orbax converts dtypes without a word
         place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
         abstract = jax.tree.map(place, like, jax.tree.broadcast(shardings, like))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore())
@@ -128,6 +136,17 @@ class Checkpoints:
                 os.rename(self.folder / str(step), aside / f"{step}-{time.time_ns()}")
         hosts.wait_for_all("damaged checkpoints are set aside")
         self._manager.reload()
+
+    def _check_like(self, step: int, like: Any) -> None:
+        """Raise UnlikeCheckpoint if what is written about a step's arrays can be read, and they are other ones than in `like`."""
+        try:
+            handler: Any = ocp.StandardCheckpointHandler()
+            written = handler.metadata((self.folder / str(step) / "state").absolute())
+            there, here = named_arrays(written.tree), named_arrays(like)
+        except Exception:  # it is damaged, which will be found
+            return
+        if differences := differing_arrays(there, here):
+            raise UnlikeCheckpoint(f"the checkpoint of step {step} in {self.folder} holds other arrays: {differences}")
 
     def _damaged(self, step: int, why: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(f"the checkpoint of step {step} in {self.folder} is damaged ({why})")
@@ -155,6 +174,28 @@ def digest(state: Any, facts: Mapping[str, Any]) -> int:
     for leaf in jax.tree.leaves(state):
         number = zlib.crc32(leaf.tobytes(), number)
     return number
+
+
+def named_arrays(tree: Any) -> dict[str, str]:
+    """What the arrays of a tree are, such as `float32[3, 4]`, by names such as `params/conv/bias`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for path, leaf in leaves
+    }
+
+
+def differing_arrays(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """In what `named_arrays` of two trees differ: the first difference, and how many more; empty if in nothing."""
+    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if not differing:
+        return ""
+    first = differing[0]
+    said = f"{first} is {there.get(first, 'missing')} there, {here.get(first, 'missing')} here"
+    more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+    narrow = [[arrays.get(name, "").replace("64[", "32[") for name in differing] for arrays in (there, here)]
+    wide = any("64[" in there.get(name, "") for name in differing)
+    cause = f"; it was written with{'' if wide else 'out'} 64-bit numbers: set JAX_ENABLE_X64={int(wide)}"
+    return said + more + (cause if narrow[0] == narrow[1] else "")
 
 
 def _accuracy(metrics: Any) -> float:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.run_directory import Record
-from experiments.run_figures import NEUTRAL, PREDICTED, TRUE, draw_image
+from experiments.run_figures import NEUTRAL, PREDICTED, TRUE, draw_image, plain
 
 COLORS = {"capsules": "tab:blue", "cnn": "tab:orange", "dynamic": "tab:green"}  # of families
 NAMES = {"capsules": "capsules", "cnn": "CNN", "dynamic": "dynamic routing"}
@@ -26,7 +26,7 @@ def sizes(dataset: str, runs: Mapping[str, Sequence[Record]]) -> Figure:
         runs: by network's name, those of each seed.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(f"{dataset}: test error")
+    figure.suptitle(f"{plain(dataset)}: test error")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, label in zip(panels, ("num_parameters", "train_seconds"), ("parameters", "training time (s)"), strict=True):
         for family, color in COLORS.items():
@@ -67,8 +67,8 @@ def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
             axes.axvspan(place - 0.5, place + 0.5, color=NEUTRAL, alpha=0.4, linewidth=0)
     axes.set_xticks(at, labels=[str(start + width * value) for value in ordered], fontsize=8)
     unit = " (degrees)" if dataset in NORB or factor == "azimuth" else ""
-    axes.set(xlabel=f"{factor}{unit}; trained on: shaded", ylabel="error on unseen objects (%)", ylim=(0, None))
-    axes.set_title(f"{dataset}: new and familiar views, networks matched on the familiar ones, seeds: {len(records)}")
+    axes.set(xlabel=f"{plain(factor)}{unit}; trained on: shaded", ylabel="error on unseen objects (%)", ylim=(0, None))
+    axes.set_title(f"{plain(dataset)}: new and familiar views, networks matched on the familiar ones, seeds: {len(records)}")
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
     return figure
@@ -85,7 +85,7 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
     objectives = list(dict.fromkeys(row["objective"] for row in records[0]["white_box"]))
     attacks = list(dict.fromkeys(row["attack"] for row in records[0]["white_box"]))
     figure = Figure(figsize=(3 * (len(attacks) + 1), 2.8 * len(objectives) + 0.5), layout="constrained")
-    figure.suptitle(f"{dataset}: accuracy against the largest change of a pixel (of 1), seeds: {len(records)}")
+    figure.suptitle(f"{plain(dataset)}: accuracy against the largest change of a pixel (of 1), seeds: {len(records)}")
     panels = figure.subplots(len(objectives), len(attacks) + 1, sharey=True, squeeze=False)
     epsilons = records[0]["epsilons"]
     for row, objective in zip(panels, objectives, strict=True):
@@ -152,6 +152,6 @@ def adversarial_examples(arrays: Mapping[str, np.ndarray], networks: Sequence[st
         for axes, image, true, found in zip(line, images, arrays["labels"], classes, strict=True):
             draw_image(axes, np.round(255 * image).astype(np.uint8))
             color = TRUE if found == true else PREDICTED
-            axes.set_title(str(arrays["class_names"][found]), fontsize=8, color=color)
+            axes.set_title(plain(str(arrays["class_names"][found])), fontsize=8, color=color)
         line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     return figure

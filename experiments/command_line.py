@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
@@ -42,7 +43,19 @@ def parse(command: type[Command], program: str, arguments: Sequence[str] | None 
         fail(first_paragraph(errors.getvalue()))
     if unknown:
         fail(f"unknown argument {unknown[0]}; known flags: {', '.join(flags(command))}")
-    return parsed
+    return at_home(parsed)
+
+
+def at_home(command: Any) -> Any:
+    """The command with the user's folder for the `~` at the beginning of a path, which a shell leaves in `--flag=~/path`."""
+    changes: dict[str, Any] = {}
+    for name, value in vars(command).items():
+        if dataclasses.is_dataclass(value):
+            changes[name] = at_home(value)
+        elif isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
+            changes[name] = type(value)(Path(value).expanduser())
+    changes = {name: value for name, value in changes.items() if value != getattr(command, name)}
+    return dataclasses.replace(command, **changes) if changes else command
 
 
 def flags(command: Any) -> list[str]:

@@ -159,7 +159,7 @@ class TrainConfig:
     """Data set: mnist, affnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, drawings, or the path of an .npz file.
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
-    Without split, the upper half of each class's instances is tested; without instance, every fifth image of each class."""
+    Without split, the upper half of each class's instances is tested; without instance, a fifth of each class's images."""
     steps: int = 1000
     """Training steps."""
     batch_size: int = 64
@@ -194,12 +194,16 @@ class TrainConfig:
     """The assignment temperature goes geometrically from that of the model to this over the training."""
     inverse_temperature_start: float | None = None
     """The inverse temperature goes geometrically from this to that of the model over the training."""
+    init_from: str | None = None
+    """Begin with the weights of this run (its folder) or classifier (as `emcaps.load_classifier` takes it), of the same network.
+    Steps, schedule and optimiser begin anew."""
     eval_every: int = 500
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     target_error: float | None = None
     """Training ends early, at the first evaluation whose error is within half a point of this (a fraction of 1)."""
     holdout: int = 0
-    """So many of the training images are not trained on, and scored in place of the test set, which is then not looked at."""
+    """So many of the training images, of each class its share (to a whole number, and never its last image), are not trained on,
+    and scored in place of the test set, which is then not looked at."""
     holdout_instances: tuple[int, ...] = ()
     """The same with all training images of these objects, where the data set has a factor `instance`."""
     factor: str | None = None
@@ -227,6 +231,8 @@ class TrainConfig:
         if self.model.family != "capsules":
             if self.calibrate_betas or self.assignment_temperature_end or self.inverse_temperature_start:
                 raise ValueError(f"{FAMILIES[self.model.family]} no betas and no temperatures")
+        if self.calibrate_betas and self.init_from is not None:
+            raise ValueError(f"calibrate_betas would replace betas of init_from; got {self.init_from}")
         if self.model.reconstruction and self.images.standardize:
             raise ValueError("reconstruction needs images in [0, 1]; with standardize they are not")
         if self.target_error is not None and not 0 <= self.target_error <= 1:
@@ -252,9 +258,16 @@ def from_json(text: str) -> TrainConfig:
     return build(TrainConfig, json.loads(text))
 
 
+LATER = ("init_from",)  # fields whose default is what was before there was such a field
+
+
 def build(config_class: type, values: dict[str, Any]) -> Any:
-    """A config dataclass from JSON values, the configs in it likewise. Raises ValueError unless the keys are exactly its fields."""
+    """A config dataclass from JSON values, the configs in it likewise.
+
+    Raises ValueError unless the keys are exactly its fields; those of `LATER` may be missing, as in runs of earlier versions.
+    """
     fields = get_type_hints(config_class)
+    values = {name: default_of(config_class, name) for name in LATER if name in fields} | values
     if wrong := fields.keys() ^ values.keys():
         raise ValueError(f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}")
     values = dict(values)
@@ -294,6 +307,7 @@ def as_cnn(config: TrainConfig) -> TrainConfig:
         loss="cross_entropy",
         learning_rate=1e-3,
         calibrate_betas=False,
+        init_from=None,
         assignment_temperature_end=None,
         inverse_temperature_start=None,
     )

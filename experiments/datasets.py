@@ -21,6 +21,7 @@ from experiments.cache import Arrays, cached
 from experiments.drawings import OBJECTS, draw_split
 from experiments.errors import RunnerError, UsageError, first_line
 from experiments.npz_data import SUFFIX, read_npz
+from experiments.stratified import of_each_class, shares
 from experiments.toynorb.builder import ToyNorb, ToyNorb96
 
 BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Smallnorb, ToyNorb, ToyNorb96, Cifar10)}
@@ -123,16 +124,22 @@ def load_tfds(builder: Builder) -> Dataset:
 
 
 def hold_out(dataset: Dataset, number: int) -> Dataset:
-    """The data set with its last `number` training images in place of the test set; 0 changes nothing.
+    """The data set with `number` of its training images in place of the test set; 0 changes nothing.
+
+    Each class gives its share, to a whole number, and keeps at least one image (see stratified.py): of a class with few images it
+    may be that none is held out.
 
     Raises:
-        UsageError: nothing would be left to train on.
+        UsageError: of a class nothing would be left to train on.
     """
     if not number:
         return dataset
-    if number >= len(dataset.train_labels):
-        raise UsageError(f"holdout must be less than the {len(dataset.train_labels)} training images; got {number}")
-    return divided(dataset, slice(-number), slice(-number, None))
+    sizes = np.bincount(dataset.train_labels, minlength=len(dataset.class_names))
+    most = (sizes - 1).clip(0)
+    if number > most.sum():
+        raise UsageError(f"holdout must leave an image of each class to train on: it is at most {most.sum()}; got {number}")
+    held_out = of_each_class(dataset.train_labels, shares(sizes, number, most))
+    return divided(dataset, ~held_out, held_out)
 
 
 def hold_out_instances(dataset: Dataset, instances: Sequence[int]) -> Dataset:
@@ -181,7 +188,7 @@ def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset
     )
 
 
-def divided(dataset: Dataset, train: slice | np.ndarray, test: slice | np.ndarray) -> Dataset:
+def divided(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> Dataset:
     """The data set with some of its training images to train on and others, in place of the test set, to test."""
     return dataset._replace(
         train_images=dataset.train_images[train],

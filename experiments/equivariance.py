@@ -26,7 +26,7 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.errors import UsageError
 from experiments.evaluate import EXAMPLES_PER_DEVICE
-from experiments.hardware import split_cpu
+from experiments.hardware import start_jax
 from experiments.learner import class_poses, network_stages
 from experiments.linear_readout import Readings, r_squared
 from experiments.parallel import device_mesh, map_chunks
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = command.study
 
     def run(typed: str) -> None:
-        split_cpu()
+        start_jax()
         check(command)
         found = []
         for seed in study.seeds:

@@ -12,10 +12,12 @@ import numpy as np
 
 from experiments import datasets
 from experiments.checkpoints import Checkpoints
+from experiments.classes import untested
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_positive
 from experiments.errors import UsageError
-from experiments.hardware import choose_devices, split_cpu
+from experiments.hardware import choose_devices, start_jax
+from experiments.known_data import check_data, fingerprint, load_data, now_at
 from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
 from experiments.parallel import Devices, device_mesh, map_chunks, shardings
 from experiments.run_directory import read_config, read_result
@@ -31,12 +33,14 @@ class Scores(NamedTuple):
     Attributes:
         activations: of the classes (a CNN's probabilities), `[N, num_classes]`, the mean over the crops.
         loss: the mean of the config's loss, over images and crops.
-        num_correct: how many images have the highest activation (by its logarithm: activations can round to 1) for their label.
+        predictions: the class with the highest activation (by its logarithm: activations can round to 1), `[N]`.
+        num_correct: how many predictions are the label.
         num_examples: N.
     """
 
     activations: np.ndarray
     loss: float
+    predictions: np.ndarray
     num_correct: int
     num_examples: int
 
@@ -68,8 +72,8 @@ def make_evaluator(
         logits = jnp.stack([classify((params, jnp.int32(step), jnp.asarray(place)), images) for place in places])  # [crops, N, J]
         loss = jnp.stack([losses(config, seen, jnp.asarray(labels), step) for seen in logits]).mean()
         log_means = jax.nn.logsumexp(log_activations(model, logits), axis=0) - jnp.log(crops)
-        num_correct = int((np.asarray(log_means).argmax(-1) == labels).sum())
-        return Scores(np.exp(log_means), float(loss), num_correct, len(images))
+        predictions = np.asarray(log_means).argmax(-1)
+        return Scores(np.exp(log_means), float(loss), predictions, int((predictions == labels).sum()), len(images))
 
     return evaluate
 
@@ -90,18 +94,13 @@ class Restored(NamedTuple):
     model: Network
 
 
-def load_data(config: TrainConfig, data_dir: Path | None) -> datasets.Dataset:
-    """What a run trains on and, as test set, what it is scored on. Raises UsageError as the functions of datasets.py."""
-    dataset = datasets.load(config.dataset, data_dir)
-    if config.factor is not None:
-        dataset = datasets.with_values(dataset, config.factor, config.train_values)
-    if config.holdout_instances:
-        return datasets.hold_out_instances(dataset, config.holdout_instances)
-    return datasets.hold_out(dataset, config.holdout)
-
-
 def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
-    """Load what a run has left at a step; None is its newest checkpoint. Raises UsageError if there is no such checkpoint."""
+    """Load what a run has left at a step; None is its newest checkpoint.
+
+    Raises:
+        UsageError: there is no such checkpoint, it is of other arrays, or its run was on other data.
+        DamagedCheckpoint: it cannot be read.
+    """
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -110,6 +109,8 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
         if step not in steps:
             raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
         dataset = load_data(config, data_dir)
+        if "data" in (facts := checkpoints.facts(step)):
+            check_data(facts["data"], fingerprint(dataset), config, f"the checkpoint of step {step} in {checkpoints.folder}")
         model = make_model(config.model, len(dataset.class_names))
         images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
         like = jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
@@ -125,6 +126,8 @@ class EvaluateCommand:
     """The run's folder."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    dataset: Path | None = None
+    """Where the .npz file of the run is now; the default is where it was."""
     step: int | None = None
     """Which checkpoint; the default is the newest."""
     crops: int = 1
@@ -140,17 +143,19 @@ class EvaluateCommand:
 
 def run(command: EvaluateCommand) -> int:
     """Print the scores, and whether they are those in result.json. Returns the exit code: 1 if they are not."""
-    config, result = read_config(command.workdir), read_result(command.workdir)
+    config, result = now_at(read_config(command.workdir), command.dataset), read_result(command.workdir)
     if command.crops > 1 and config.images.crop is None:
         raise UsageError(f"this run's network sees whole images, of which there are no {command.crops} crops")
     num_devices = command.devices or (result["devices"] if result else None)
-    split_cpu(num_devices)
+    start_jax(num_devices)
     devices = choose_devices(num_devices or config.batch_size, num_devices)
     step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
     evaluate = make_evaluator(config, model, device_mesh(devices), command.crops)
     scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
     wrong = scores.num_examples - scores.num_correct
     print(f"step {step}: {config.scored} error {scores.error:.4%} ({wrong} of {scores.num_examples}), loss {scores.loss:.6f}")
+    if missing := untested(dataset, config.scored):
+        print(missing)
 
     if result is None or step != result["steps"] or command.crops > 1:
         return 0

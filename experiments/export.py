@@ -14,7 +14,8 @@ from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
 from experiments.evaluate import restore
-from experiments.hardware import choose_devices
+from experiments.hardware import start_jax
+from experiments.known_data import now_at
 from experiments.learner import DECODER, network_at
 from experiments.run_directory import read_config, read_result
 
@@ -31,8 +32,10 @@ class ExportCommand:
     """The file, which ends in .safetensors."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    dataset: Path | None = None
+    """Where the .npz file of the run is now; the default is where it was."""
     examples: bool = True
-    """Put the first test image of each class into the file."""
+    """Put the first test image of each class that has one into the file."""
 
     def __post_init__(self):
         if self.out.suffix != SUFFIX:
@@ -46,7 +49,7 @@ def export(command: ExportCommand) -> Classifier:
         UsageError: the run is not one of a finished `CapsNet`, or the file is there already or has no folder to be in.
         RunnerError: the file cannot be written.
     """
-    config, result = read_config(command.workdir), read_result(command.workdir)
+    config, result = now_at(read_config(command.workdir), command.dataset), read_result(command.workdir)
     if config.model.family != "capsules":
         raise UsageError(f"only networks of matrix capsules are exported; {command.workdir} holds a {config.model.family}")
     if result is None:
@@ -55,19 +58,19 @@ def export(command: ExportCommand) -> Classifier:
         raise UsageError(f"{command.out} is there already, and is not overwritten; choose another --out")
     if not command.out.parent.is_dir():
         raise UsageError(f"there is no folder {command.out.parent} to write {command.out.name} into")
-    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, choose_devices(1, 1))
+    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, start_jax(1)[:1])
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
-    classifier = Classifier(
-        model,
-        {name: branch for name, branch in state.params.items() if name != DECODER},
-        view_of(config),
-        dataset.test_images.shape[1:],
-        dataset.class_names,
-        first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
-        {name: result[name] for name in FACTS},
-    )
     try:
+        classifier = Classifier(
+            model,
+            {name: branch for name, branch in state.params.items() if name != DECODER},
+            view_of(config),
+            dataset.test_images.shape[1:],
+            dataset.class_names,
+            first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
+            {name: result[name] for name in FACTS},
+        )
         save_classifier(command.out, classifier)
     except (OSError, ValueError) as error:
         raise RunnerError(str(error)) from error
@@ -80,8 +83,8 @@ def view_of(config: TrainConfig) -> View:
 
 
 def first_of_each_class(dataset: Dataset) -> Examples:
-    """The first test image of each class, in the order of the classes."""
-    chosen = np.array([np.flatnonzero(dataset.test_labels == label)[0] for label in range(len(dataset.class_names))])
+    """The first test image of each class that has one, in the order of the classes."""
+    _, chosen = np.unique(dataset.test_labels, return_index=True)
     return Examples(dataset.test_images[chosen], dataset.test_labels[chosen])
 
 

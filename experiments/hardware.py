@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import hosts
 from experiments.configs import check_not_negative, check_positive
-from experiments.errors import UsageError
+from experiments.errors import UsageError, first_line
 from experiments.parallel import Devices, Execution, Mode
 
 
@@ -53,10 +53,11 @@ class Hardware:
                 raise ValueError(f"process_id must be less than num_processes, {self.num_processes}; got {self.process_id}")
 
     def start(self) -> None:
-        """Get ready what must be before JAX is used. Raises RunnerError if the processes do not come together."""
+        """Get JAX ready. Raises RunnerError if the processes do not come together, and UsageError as `all_devices`."""
         local = None if self.devices is None else max(1, self.devices // (self.num_processes or 1))
         split_cpu(local)
         hosts.join(self.coordinator, self.num_processes, self.process_id)
+        all_devices()
 
     def execution(self, batch_size: int) -> Execution:
         """The devices for a batch, and how they share it. Raises UsageError as `choose_devices` does."""
@@ -76,15 +77,14 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
     Raises:
         UsageError: there are not as many as requested, or they cannot share the batch evenly.
     """
-    available, processes, local = jax.devices(), jax.process_count(), jax.local_device_count()
+    available, processes, local = all_devices(), jax.process_count(), jax.local_device_count()
     if requested is None and processes == 1:
         fitting = [n for n in range(model_axis, len(available) + 1, model_axis) if batch_size % (n // model_axis * accumulate) == 0]
         requested = max(fitting, default=model_axis)
     elif requested is None:
         requested = len(available)
+    check_number(available, requested)
     there_are = f"there are {len(available)} devices ({describe(available)})"
-    if not 1 <= requested <= len(available):
-        raise UsageError(f"{there_are}; {requested} were requested")
     if processes > 1 and requested < len(available):
         raise UsageError(f"{there_are} in {processes} processes, of which all take part; {requested} were requested")
     if requested % model_axis or (processes > 1 and local % model_axis):
@@ -114,15 +114,51 @@ def programs_kept_in(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
+def start_jax(count: int | None = None) -> Devices:
+    """Get JAX ready in a process that is alone, and see that there are `count` devices, if so many are needed.
+
+    Returns:
+        All devices.
+
+    Raises:
+        UsageError: there are fewer, or none; see `all_devices`.
+    """
+    split_cpu(count)
+    available = all_devices()
+    check_number(available, count or len(available))
+    return available
+
+
+def all_devices(platform: str | None = None) -> Devices:
+    """All devices of a platform, or of the one that JAX takes. Raises UsageError: JAX has been told to use one that is not here."""
+    try:
+        return jax.devices(platform)
+    # jaxlib raises the one, and jax the other where it knows the platform but has no plugin for it.
+    except (RuntimeError, AssertionError) as error:
+        told = jax.config.values["jax_platforms"]
+        asked = f"with JAX_PLATFORMS={told}, " if told else ""
+        wanted = f"{platform} device" if platform else "device"
+        why = f" ({first_line(error)})" if str(error) else ""
+        raise UsageError(f"{asked}JAX finds no {wanted} here{why}; without JAX_PLATFORMS it takes what there is") from error
+
+
+def check_number(available: Devices, requested: int) -> None:
+    """Raise UsageError unless so many devices can be had."""
+    if not 1 <= requested <= len(available):
+        raise UsageError(f"there are {len(available)} devices ({describe(available)}); {requested} were requested")
+
+
 def split_cpu(count: int | None = None) -> None:
     """Show the CPU to JAX as `count` devices, by default one per core, since a routing kernel runs on one core.
 
-    To be called before JAX is used. Settings that the user has made in the environment stay.
+    Settings that the user has made in the environment stay; so do the devices of a process that has used JAX already, such as a
+    notebook, since they can no longer change.
     """
     by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not by_flag and "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", count or cores or 1)
+        with contextlib.suppress(RuntimeError):  # JAX has been used
+            jax.config.update("jax_num_cpu_devices", count or cores or 1)
 
 
 def describe(devices: Devices) -> str:

@@ -19,7 +19,7 @@ HEARTBEAT_SECONDS = 60
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Wait for the other processes of a run, before JAX is used; nothing if there is no coordinator.
+    """Wait for the other processes of a run, before JAX is used; nothing if there is no coordinator, or they are together.
 
     Args:
         coordinator: `address:port` of the first process, or `auto`, with the other two None, to ask the cluster's environment.
@@ -29,7 +29,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     Raises:
         RunnerError: they do not come together.
     """
-    if coordinator is None:
+    if coordinator is None or jax.distributed.is_initialized():
         return
     address = None if coordinator == DETECT else coordinator
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -15,8 +16,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within this context the first Ctrl-C (or SIGTERM) is a request; the second acts as usual."""
+    """Within this context the first Ctrl-C (or SIGTERM) is a request; the second acts as usual.
+
+    Signals are the main thread's: in another one nothing is ever requested.
+    """
     stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:

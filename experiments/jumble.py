@@ -23,11 +23,13 @@ from experiments.configs import check_positive, default_of
 from experiments.datasets import DRAWINGS
 from experiments.drawings import draw_split
 from experiments.errors import UsageError
-from experiments.evaluate import Scores, load_data, make_evaluator
-from experiments.hardware import split_cpu
+from experiments.evaluate import Scores, make_evaluator
+from experiments.hardware import start_jax
+from experiments.known_data import load_data
 from experiments.parallel import device_mesh
 from experiments.pose_claims import jumble_table
 from experiments.run_directory import Record, save_arrays
+from experiments.stratified import sample
 from experiments.study import (
     NETWORKS,
     Study,
@@ -51,7 +53,7 @@ class JumbleCommand:
     networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
     """Which: names of `experiments.study.NETWORKS`."""
     num_images: int = 1000
-    """Test images, the first ones."""
+    """Test images, of each class its share."""
     pieces: tuple[int, ...] = (2, 4, 7)
     """In how many pieces each side of an image is cut; in one, it is whole."""
     moved: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -119,11 +121,11 @@ def cut_and_jumbled(key: jax.Array, images: jax.Array, pieces: int) -> jax.Array
     return blocks.swapaxes(2, 3).reshape(images.shape)
 
 
-def jumbled_images(command: JumbleCommand, seed: int, whole: np.ndarray) -> list[np.ndarray]:
-    """The test images at each of the amounts."""
+def jumbled_images(command: JumbleCommand, seed: int, images: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
+    """The test images that are taken, bool `[N]`, at each of the amounts."""
     if command.study.dataset == DRAWINGS:
-        return [draw_split("test", amount)[0][: command.num_images] for amount in command.amounts]
-    return [np.asarray(cut_and_jumbled(jax.random.key(seed), whole, int(amount))) for amount in command.amounts]
+        return [draw_split("test", amount)[0][taken] for amount in command.amounts]
+    return [np.asarray(cut_and_jumbled(jax.random.key(seed), images[taken], int(amount))) for amount in command.amounts]
 
 
 def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
@@ -165,8 +167,8 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
     study = command.study
     dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
-    whole, labels = dataset.test_images[: command.num_images], dataset.test_labels[: command.num_images]
-    jumbled = jumbled_images(command, seed, whole)
+    taken = sample(dataset.test_labels, command.num_images)
+    labels, jumbled = dataset.test_labels[taken], jumbled_images(command, seed, dataset.test_images, taken)
     for name in command.networks:
         train_network(study, name, seed, typed)
     kept = np.unique(labels, return_index=True)[1][:SHOWN]
@@ -193,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = command.study
 
     def run(typed: str) -> None:
-        split_cpu()
+        start_jax()
         check(command)
         found = []
         for seed in study.seeds:

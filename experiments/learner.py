@@ -151,7 +151,7 @@ def network_stages(
         params: the network's.
         images: float `[B, H, W, C]`.
         step: how many steps have been taken.
-        dropout_keys: in training, `[B]`; see `BaselineCNN`. Capsules drop nothing.
+        dropout_keys: in training, `[B, 2]`; see `BaselineCNN`. Capsules drop nothing.
     """
     given = (images, dropout_keys) if isinstance(model, BaselineCNN) else (images,)
     output: Any = network_at(config, model, step).apply({"params": params}, *given)

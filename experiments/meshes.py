@@ -25,7 +25,7 @@ import emcaps
 from experiments.collectives import collectives
 from experiments.command_line import exit_code, parse
 from experiments.errors import UsageError
-from experiments.hardware import split_cpu
+from experiments.hardware import start_jax
 from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.sections import Table
 
@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(typed: str) -> None:
         check_folder(command.output)
-        split_cpu(max(command.devices))
+        start_jax(max(command.devices))
         rows = compare_all(command)
         print(f"\n{table(rows).markdown()}")
         wrong.extend(row for row in rows if not row["right"])

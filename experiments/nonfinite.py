@@ -3,7 +3,7 @@
 In the run's folder, `nonfinite/`:
 
     batch.npz      the batch: images, float32 `[B, H, W, C]`, as the network saw them, labels, int32 `[B]`, and (but where an
-                   evaluation stopped the run) the raw data of dropout_keys, uint32 `[B, 2]`
+                   evaluation stopped the run) dropout_keys, uint32 `[B, 2]`
     state/         the training state before the step, the one checkpoint there (see checkpoints.py)
     report.json    written last: the step, the first layer, what of it, the metrics, and every place that is not finite
 
@@ -248,7 +248,7 @@ def save(folder: Path, state: TrainState, batch: Batch, report: Mapping[str, Any
     hosts.wait_for_all("what an earlier stop has left is gone")
     arrays = {"images": batch.images, "labels": batch.labels}
     if batch.dropout_keys is not None:
-        arrays["dropout_keys"] = jax.random.key_data(batch.dropout_keys)
+        arrays["dropout_keys"] = batch.dropout_keys
     with Checkpoints(folder / "state") as checkpoints:
         checkpoints.save(int(state.step), state)
     if not hosts.is_first():

@@ -1,20 +1,19 @@
 """Data sets in .npz files.
 
-    image         uint8 [N, H, W, C], or [N, H, W] for one channel
+    image         uint8 [N, H, W, C], channels last, or [N, H, W] for one channel
     label         integers [N]: 0 to num_classes - 1, each of which occurs
     class_names   optional: strings [num_classes]
     split         optional: strings [N], "train" or "test"
 
-Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Arrays of other types or shapes, such as masks, are
-neither labels nor factors and play no part.
+Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Arrays of other types or shapes, such as masks or
+Python objects (which are never read), are neither labels nor factors and play no part.
 
 Without `split`, what is tested depends on the file alone. Where there is a factor `instance`, which tells apart the objects of a
 class, it is the upper half of each class's instances (of five, the upper two): objects that are not trained on. Otherwise it is
-every fifth image of each class, in the order of the file.
+a fifth of the images of each class, rounded down: always the same ones of that many labels, whatever order they are in.
 """
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +21,12 @@ import numpy as np
 
 from experiments import bounded
 from experiments.errors import RunnerError, UsageError, first_line
+from experiments.stratified import of_each_class
 
 SUFFIX = ".npz"
-TEST_EVERY = 5
+NAMED = ("image", "label", "class_names", "split", "instance")  # what has a meaning of its own, and is not passed over
+MOST_CHANNELS = 4  # of an image file; fewer rows than a kernel has, so that no image has so few
+TESTED_FRACTION = 5  # one image of so many is tested
 Arrays = dict[str, np.ndarray]
 
 
@@ -76,13 +78,13 @@ def read_arrays(path: Path) -> Arrays:
 
     Raises:
         UsageError: there is no such file.
-        RunnerError: an array cannot be read, or holds Python objects, which could run any code.
+        RunnerError: an array cannot be read; or one of `NAMED` holds Python objects, which could run any code.
     """
     try:
-        return bounded.read_npz(path)
+        return bounded.read_npz(path, NAMED)
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}") from error
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise RunnerError(f"{path} cannot be read as an .npz file of plain arrays: {first_line(error)}") from error
 
 
@@ -91,6 +93,8 @@ def checked_images(arrays: Arrays) -> np.ndarray:
     images = required(arrays, "image")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         raise ValueError(f"image must be uint8 [N, H, W, C] or [N, H, W]; it is {described(images)}")
+    if images.ndim == 4 and images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
+        raise ValueError(f"image must be uint8 [N, H, W, C]; it is {described(images)}: do channels come first? They must be last")
     return images if images.ndim == 4 else images[..., np.newaxis]
 
 
@@ -98,7 +102,9 @@ def checked_labels(arrays: Arrays) -> np.ndarray:
     """The labels, int32 `[N]`. Raises ValueError."""
     labels, size = required(arrays, "label"), len(arrays["image"])
     if not is_integers(labels, size):
-        raise ValueError(f"label must be integers [{size}], one for each image; it is {described(labels)}")
+        last = " (the last axis of image is as long: do images come last? They must be first)"
+        hint = last if labels.shape == arrays["image"].shape[-1:] else ""
+        raise ValueError(f"label must be integers [{size}], one for each image; it is {described(labels)}{hint}")
     there_are = np.unique(labels)
     if there_are[0] < 0:
         raise ValueError(f"label must not be negative; got {there_are[0]}")
@@ -126,14 +132,13 @@ def checked_split(arrays: Arrays, size: int) -> np.ndarray:
 
 def default_split(labels: np.ndarray, instances: np.ndarray | None) -> np.ndarray:
     """What is tested, bool `[N]`, where the file does not say: see above."""
+    if instances is None:
+        return of_each_class(labels, np.bincount(labels) // TESTED_FRACTION)
     tested = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         (places,) = np.nonzero(labels == label)
-        if instances is None:
-            tested[places[TEST_EVERY - 1 :: TEST_EVERY]] = True
-        else:
-            objects = np.unique(instances[places])
-            tested[places] = np.isin(instances[places], objects[(len(objects) + 1) // 2 :])
+        objects = np.unique(instances[places])
+        tested[places] = np.isin(instances[places], objects[(len(objects) + 1) // 2 :])
     return tested
 
 

@@ -5,8 +5,7 @@ convolutional capsule layers (`emcaps.partition_specs`), for layers that are too
 
 A step takes `(state, batch, average)`. It sees the whole state, and uses the batch only through `average(function)`: the mean of
 `function(params, batch, step)`, which sees its device's share of the batch and of the parameters, over all devices. The shares are
-divided by shard_map and not by the compiler, because the routing merges the batch with the positions into one axis, which automatic
-partitioning would gather onto every device.
+divided by shard_map: for a shared batch explicit or automatic axes would do, but not for divided parent types; one way serves both.
 """
 
 import functools
@@ -95,7 +94,7 @@ def parallelize(step: Callable, execution: Execution) -> ParallelStep:
 
         def mean(params: Any, batch: Any, step: Any) -> tuple[Any, Any]:
             specs = shares(params, mesh)
-            # With check_vma the gradient of replicated parameters would come already summed, and pmean would not divide it.
+            # With check_vma the gradient would come summed over the devices from each part of a share, not once from all of them.
             return jax.shard_map(
                 lambda *given: mean_over_devices(*accumulated(*given), specs, execution.model_axis),
                 mesh=mesh,
@@ -154,13 +153,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
     """Put arrays, the same in all processes, on the devices; `specs` is a tree like it, or a prefix of one."""
 
-    def put(array: Any, spec: PartitionSpec) -> jax.Array:
-        sharding = NamedSharding(mesh, spec)
-        if sharding.is_fully_addressable:
-            return jax.device_put(array, sharding)
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(put, tree, jax.tree.broadcast(specs, tree))
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+    if mesh.is_multi_process:
+        return jax.tree.map(put, tree, jax.tree.broadcast(places, tree))
+    return jax.device_put(tree, places)
 
 
 def map_examples(function: Callable, mesh: Mesh) -> Callable:
@@ -187,8 +186,12 @@ def map_chunks(function: Callable, mesh: Mesh, per_device: int) -> Callable[[Any
 
     def in_chunks(given: Any, examples: Any) -> np.ndarray:
         number = len(jax.tree.leaves(examples)[0])
-        pieces = [jax.tree.map(functools.partial(piece, start=start), examples) for start in range(0, number, chunk)]
-        return np.concatenate([fetch(mapped(given, taken)) for taken in pieces])[:number]
+        results, under_way = [], []
+        for start in range(0, number, chunk):
+            under_way.append(mapped(given, jax.tree.map(functools.partial(piece, start=start), examples)))
+            if len(under_way) > 1:  # the devices have the next to do while this one is fetched
+                results.append(fetch(under_way.pop(0)))
+        return np.concatenate(results + [fetch(last) for last in under_way])[:number]
 
     return in_chunks
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.command_line import exit_code, parse
-from experiments.hardware import split_cpu
+from experiments.hardware import start_jax
 from experiments.results import table
 from experiments.study import NETWORKS, Study, check_networks, check_trainable, train_network
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = command.study
 
     def run(typed: str) -> None:
-        split_cpu()
+        start_jax()
         check_trainable(study, command.networks, study.seeds)
         results = []
         for seed in study.seeds:

@@ -12,7 +12,7 @@ from experiments.assignments import Flow
 from experiments.claim_figures import COLORS, NAMES
 from experiments.intervals import confidence_interval
 from experiments.run_directory import Record
-from experiments.run_figures import NEUTRAL, PREDICTED, TRUE, draw_image
+from experiments.run_figures import NEUTRAL, PREDICTED, TRUE, draw_image, plain
 from experiments.toynorb.scene import View
 
 COORDINATES = {3: (PREDICTED, "row 1, column 4: down"), 7: (TRUE, "row 2, column 4: right")}  # of a pose, row by row
@@ -51,7 +51,7 @@ def jumble_curves(dataset: str, records: Sequence[Record], examples: Any) -> Fig
     """
     amounts, networks = records[0]["amounts"], records[0]["networks"]
     figure = Figure(figsize=(13, 4), layout="constrained")
-    figure.suptitle(f"{dataset}: objects whose parts are in the wrong places, seeds: {len(records)}")
+    figure.suptitle(f"{plain(dataset)}: objects whose parts are in the wrong places, seeds: {len(records)}")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.1, 1.3])[0]
     if examples is not None:
         shown = examples["images"][:, :3]
@@ -91,7 +91,7 @@ def equivariance_bars(dataset: str, records: Sequence[Record]) -> Figure:
         means = [statistics.mean(values) for values in found]
         axes.bar(at, means, width, yerr=reach, color=COLORS[family(layer)], alpha=alpha, label=label, error_kw={"linewidth": 1})
     axes.set_xticks(range(len(names)), labels=names)
-    axes.set(ylabel="R² on unseen toys", ylim=(None, 1), title=f"{dataset}: what a linear map reads from the last layer")
+    axes.set(ylabel="R² on unseen toys", ylim=(None, 1), title=f"{plain(dataset)}: what a linear map reads from the last layer")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize=8)
@@ -195,7 +195,7 @@ def assignment_flow(
         if layer == next(iter(flow)):
             for axes, j in zip(line[1:], shown, strict=True):
                 color = TRUE if j == label else PREDICTED if j == predicted else "black"
-                axes.set_title(f"to {class_names[j]} (activation {activations[j]:.2f})", fontsize=7, color=color)
+                axes.set_title(f"to {plain(class_names[int(j)])} (activation {activations[j]:.2f})", fontsize=7, color=color)
             line[0].set_title("activations", fontsize=7)
     return figure
 

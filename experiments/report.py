@@ -16,6 +16,7 @@ from experiments.attack_claims import attacks
 from experiments.command_line import exit_code, parse
 from experiments.errors import RunnerError, UsageError
 from experiments.npz_data import read_arrays
+from experiments.pictures import draw_all
 from experiments.run_directory import Record, check_folder, read_record, write_atomically
 from experiments.sections import Picture, Section, Table
 
@@ -161,13 +162,13 @@ def page(
 
 
 def write(sections: Sequence[Section], output: Path) -> None:
-    """Write the page and its pictures."""
+    """Write the page, and then its pictures. Raises RunnerError if not all could be drawn."""
     output.mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for picture in section.pictures:
-            picture.figure.savefig(output / f"{picture.name}.png", dpi=110)
     write_atomically(output / "report.md", to_markdown(sections))
     write_atomically(output / "report.html", to_html(sections))
+    figures = {picture.name: picture.figure for section in sections for picture in section.pictures}
+    drawings = {name: lambda figure=figure: figure for name, figure in figures.items()}
+    draw_all(output, drawings, dpi=110)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,25 +1,28 @@
-"""What a finished run has reached: the record for result.json, its table, and the pictures."""
+"""What a finished run has reached: the record for result.json, and its table."""
 
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments import run_figures
+from experiments.classes import class_errors, named, without_images
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluate import Scores
-from experiments.figures import routing_figures
-from experiments.learner import TrainState, make_model
+from experiments.learner import TrainState
 from experiments.run_directory import Record
 
 
 def summarize(
     config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """What was trained and what it has reached, for result.json; the scores are those of the last step."""
+    """What was trained and what it has reached, for result.json; the scores are those of the last step.
+
+    `training.train` adds times: `train_seconds` of training, compiling, evaluating and saving, over all processes of the run, and
+    how much of it the last process spent in `compile_seconds` (the training step) and `evaluate_seconds`. Drawing comes after.
+    """
+    missing = without_images(dataset.test_labels, dataset.class_names)
     iterations = {} if config.model.num_iterations is None else {"num_iterations": config.model.num_iterations}
     return {
         "dataset": dataset.name,
@@ -34,6 +37,8 @@ def summarize(
         "test_accuracy": scores.accuracy,
         "test_examples": scores.num_examples,
         "test_loss": scores.loss,
+        "class_errors": class_errors(scores.predictions, dataset.test_labels, dataset.class_names),
+        **({"untested_classes": missing} if missing else {}),
         "best_test_accuracy": max(record["accuracy"] for record in records if record["split"] == "test"),
         "images_per_second": statistics.median(r["images_per_second"] for r in records if r["split"] == "train"),
     }
@@ -44,36 +49,12 @@ def numbers(scalars: NamedTuple) -> dict[str, float]:
     return {name: float(value) for name, value in scalars._asdict().items()}
 
 
-def draw_figures(
-    folder: Path,
-    config: TrainConfig,
-    dataset: Dataset,
-    state: TrainState,
-    scores: Scores,
-    records: Sequence[Record],
-) -> None:
-    """Write the pictures of a finished run."""
-    model = make_model(config.model, len(dataset.class_names))
-    iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
-    network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
-    title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
-    loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
-    names = dataset.class_names
-    pictures = {
-        "samples": run_figures.samples(dataset.train_images, dataset.train_labels, names),
-        "learning_curves": run_figures.learning_curves(records, title, loss_name),
-        "misclassified": run_figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, names),
-    }
-    params = jax.device_put(state.params, jax.devices()[0])
-    chosen = range(min(3, len(dataset.test_labels)))
-    pictures |= routing_figures(config, model, params, config.steps, dataset, chosen)
-    for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty."""
-    names = list(dict.fromkeys(name for result in results for name in result))
+    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty.
+
+    What is itself a table, such as the error of each class, is left out.
+    """
+    names = list(dict.fromkeys(name for result in results for name, value in result.items() if not isinstance(value, Mapping)))
     rows = [[name, *(cell(result.get(name, "")) for result in results)] for name in names]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -81,4 +62,6 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def cell(value: Any) -> str:
     """A value as the table shows it."""
+    if isinstance(value, list):
+        return named(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

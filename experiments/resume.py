@@ -2,24 +2,20 @@
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.checkpoints import Checkpoints, DamagedCheckpoint
 from experiments.configs import TrainConfig, from_json
-from experiments.datasets import Dataset
 from experiments.errors import RunnerError, UsageError
+from experiments.known_data import check_data
 from experiments.learner import Metrics, TrainState
-from experiments.run_directory import differing_fields
+from experiments.run_directory import differing_fields, is_longer
 
 
-def fingerprint(dataset: Dataset) -> int:
-    """A number that changes with the training images and labels."""
-    return zlib.crc32(dataset.train_labels.tobytes(), zlib.crc32(dataset.train_images.tobytes()))
-
-
-def facts_of(config: TrainConfig, data: int, place: tuple[int, int], window: Sequence[Metrics]) -> dict[str, Any]:
+def facts_of(
+    config: TrainConfig, data: int, place: tuple[int, int], window: Sequence[Metrics], origin: str | None
+) -> dict[str, Any]:
     """What to save with the state after a step, in terms of JSON. Random keys are those of the config's seed and the step.
 
     Args:
@@ -27,9 +23,11 @@ def facts_of(config: TrainConfig, data: int, place: tuple[int, int], window: Seq
         data: `fingerprint` of what it trains on.
         place: epoch and position in it of the next batch.
         window: metrics of the steps since the last record, which the next record is to contain.
+        origin: of the weights that the run began with, if they are those of another.
     """
     metrics = [[float(value) for value in step] for step in window]
-    return {"config": dataclasses.asdict(config), "data": data, "epoch": place[0], "position": place[1], "window": metrics}
+    facts = {"config": dataclasses.asdict(config), "data": data, "epoch": place[0], "position": place[1], "window": metrics}
+    return facts | {"origin": origin}
 
 
 def go_on_from(
@@ -79,8 +77,8 @@ def restored(
         saved_config = from_json(json.dumps(facts["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpoint(f"{where} is damaged (its config is none that this version knows: {error})") from error
-    if differences := differing_fields(saved_config, config):
+    ended = step == saved_config.steps or saved_config.target_error is not None
+    if not (ended and is_longer(config, saved_config)) and (differences := differing_fields(saved_config, config)):
         raise UsageError(f"{where} is of another config ({differences}); choose another --workdir")
-    if facts["data"] != data:
-        raise UsageError(f"{where} is of a run on other training images than there are now; give it back its data set")
+    check_data(facts["data"], data, config, where)
     return checkpoints.restore(step, like, shardings), facts

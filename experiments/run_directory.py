@@ -6,16 +6,19 @@
     figures/        PNG files; figures.py can add to them later
     compiled/       programs that JAX has compiled, for the next process; of no other use
     damaged/        checkpoints that were passed over, if there were any
+    result-N.json   the result of the first N steps, if the run has been made longer since
     nonfinite/      only after a stop at a value that is not finite; see nonfinite.py
     result.json     written last: its presence says that the run is finished
 
-Nothing but pictures is written to a finished run. An unfinished one can be continued by the same config, by one process at a time.
+Nothing but pictures is written to a finished run, unless it is made longer: the same config with more steps goes on from its last.
+An unfinished one can be continued by the same config, by one process at a time.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,14 +29,19 @@ import numpy as np
 from experiments import hosts
 from experiments.configs import TrainConfig, from_json, to_json
 from experiments.errors import RunnerError, UsageError
+from experiments.locks import lock
 
 Record = dict[str, Any]
 
 
 class RunDirectory:
-    """A run's folder, open for writing. A context manager: it holds the folder's lock, which dies with the process.
+    """A run's folder, open for writing. A context manager: it holds the folder's lock, where there are locks.
 
-    Of several processes only the first writes; the others see the same folder.
+    Of several processes only the first writes; the others see the same folder. A run that begins, and fails before anything is
+    saved, leaves no trace.
+
+    Attributes:
+        locked: whether other processes are kept away, which not all systems can do.
     """
 
     def __init__(self, path: Path, config: TrainConfig, resume: bool = True):
@@ -43,6 +51,9 @@ class RunDirectory:
         self.figures = path / "figures"
         self._config = config
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # folders, the innermost first
+        self._begins = False
+        self.locked = True
 
     def __enter__(self) -> Self:
         if hosts.is_first():
@@ -51,20 +62,41 @@ class RunDirectory:
         return self
 
     def _open(self) -> None:
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")
+        self._lock = open(self.path / ".lock", "w", encoding="utf-8")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.locked = lock(self._lock)
         except BlockingIOError:
             self._lock.close()
             raise UsageError(f"{self.path} is in use: another process is training there") from None
         check_usable(self.path, self._config)  # it may have finished since
+        self._begins = not (self.path / "config.json").exists()
+        if (self.path / "result.json").exists():  # of a run that is made longer
+            os.replace(self.path / "result.json", earlier_result(self.path, read_config(self.path)))
         write_atomically(self.path / "config.json", to_json(self._config))
         self.figures.mkdir(exist_ok=True)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._lock is None:
+            return
+        nothing_saved = self._begins and kind is not None and not self._has_saved()
+        if nothing_saved:
+            for folder in (self.checkpoints, self.figures, self.path / "compiled"):
+                shutil.rmtree(folder, ignore_errors=True)
+            for file in ("config.json", "metrics.jsonl"):
+                (self.path / file).unlink(missing_ok=True)
+        self._lock.close()
+        if nothing_saved:
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what somebody else has put there stays
+                for folder in self._made:
+                    folder.rmdir()
+
+    def _has_saved(self) -> bool:
+        """Whether there is anything that the next process, or its user, could want."""
+        steps = (path.name.isdigit() for path in self.checkpoints.glob("*"))
+        return any(steps) or bool(self.records()) or any((self.path / name).exists() for name in ("result.json", "nonfinite"))
 
     def records(self) -> list[Record]:
         """All records of metrics.jsonl; a last line that a killed process left unfinished is passed over."""
@@ -74,7 +106,7 @@ class RunDirectory:
         """Add a line to metrics.jsonl."""
         if not hosts.is_first():
             return
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
@@ -83,6 +115,10 @@ class RunDirectory:
             kept = [record for record in self.records() if record["step"] <= step]
             write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
         hosts.wait_for_all("later records are dropped")
+
+    def extended_at(self) -> list[int]:
+        """After which steps this run was finished, before it was made longer."""
+        return sorted(int(path.stem.partition("-")[2]) for path in self.path.glob("result-*.json"))
 
     def finish(self, result: Record) -> None:
         """Write result.json."""
@@ -99,10 +135,17 @@ def check_folder(path: Path) -> None:
 
 
 def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
-    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on."""
+    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on.
+
+    A finished run goes on if it is made longer.
+    """
     check_folder(path)
     if (path / "config.json").exists():
-        differences = differing_fields(read_config(path), config)
+        there = read_config(path)
+        was_finished = (path / "result.json").exists() or earlier_result(path, there).exists()
+        if resume and was_finished and is_longer(config, there):
+            return
+        differences = differing_fields(there, config)
         other = f" of another config ({differences})" if differences else ""
         if (path / "result.json").exists():
             raise UsageError(f"{path} holds a finished run{other}, which is never overwritten; choose another folder")
@@ -114,6 +157,16 @@ def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
             )
     elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")):
         raise UsageError(f"{path} holds files of something else (no config.json); choose another folder")
+
+
+def is_longer(config: TrainConfig, there: TrainConfig) -> bool:
+    """Whether a config is another one with more steps."""
+    return config.steps > there.steps and config == dataclasses.replace(there, steps=config.steps)
+
+
+def earlier_result(path: Path, config: TrainConfig) -> Path:
+    """Where the result of a run of this config is when the run is made longer."""
+    return path / f"result-{config.steps}.json"
 
 
 def is_finished(path: Path, config: TrainConfig) -> bool:
@@ -141,7 +194,7 @@ def read_config(path: Path) -> TrainConfig:
     if not file.exists():
         raise UsageError(f"{path} holds no run: there is no {file}")
     try:
-        return from_json(file.read_text())
+        return from_json(file.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of a run: {error}") from error
 
@@ -172,7 +225,7 @@ def read_record(file: Path) -> Record:
 def read_text(file: Path) -> str:
     """What is written in a file. Raises RunnerError if that is no text."""
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RunnerError(f"{file} is damaged: {error}") from error
 
@@ -191,7 +244,7 @@ def parse_record(text: str, file: Path) -> Record:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that, whatever happens, it holds the old text or the new."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 

@@ -1,4 +1,7 @@
-"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves."""
+"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves.
+
+How much is drawn does not grow with the number of classes.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +14,21 @@ from experiments.convergence import Convergence
 
 TRAIN, TEST, NEUTRAL = "tab:blue", "tab:orange", "0.75"
 TRUE, PREDICTED = "tab:green", "tab:red"
+MOST_ROWS = 20  # classes of which samples are drawn
+MOST_CLASSES = 10  # beside one image
+
+
+def plain(text: str) -> str:
+    """A text that Matplotlib does not take for a formula, whatever dollars there are in it."""
+    return text.replace("$", r"\$")
+
+
+def likeliest(activations: np.ndarray, label: int, most: int = MOST_CLASSES) -> list[int]:
+    """The classes to show of an image, in order: those with the highest activations `[num_classes]`, and its own."""
+    chosen = np.argsort(-activations, kind="stable")[:most]
+    if label not in chosen:
+        chosen[-1] = label
+    return np.sort(chosen).tolist()
 
 
 def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: str) -> Figure:
@@ -22,7 +40,7 @@ def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: st
         loss_name: of which loss.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     loss, error = figure.subplots(1, 2)
     for split, style in (("train", {"color": TRAIN, "linewidth": 1}), ("test", {"color": TEST, "marker": "o"})):
         chosen = [record for record in records if record["split"] == split]
@@ -40,7 +58,7 @@ def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: st
 
 
 def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6) -> Figure:
-    """Images of each class, a class a row, from all over the data set.
+    """Images of each class, a class a row, from all over the data set; of many classes, of the first `MOST_ROWS`.
 
     Args:
         images: uint8 `[N, H, W, C]`.
@@ -49,16 +67,19 @@ def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], 
         columns: images of a class, at most.
     """
     aspect = shown_image(images[0]).shape[1] / images.shape[1]
-    figure = Figure(figsize=(1.1 * aspect * columns + 1, 1.15 * len(class_names) + 0.5), layout="constrained")
-    figure.suptitle(f"{len(labels)} training images" + (", both of each pair" if images.shape[-1] == 2 else ""))
-    for j, row in enumerate(figure.subplots(len(class_names), columns, squeeze=False)):
+    rows = min(len(class_names), MOST_ROWS)
+    figure = Figure(figsize=(1.1 * aspect * columns + 1, 1.15 * rows + 0.5), layout="constrained")
+    pairs = ", both of each pair" if images.shape[-1] == 2 else ""
+    chosen = f"; {rows} of {len(class_names)} classes" if rows < len(class_names) else ""
+    figure.suptitle(f"{len(labels)} training images{pairs}{chosen}")
+    for j, row in enumerate(figure.subplots(rows, columns, squeeze=False)):
         of_class = np.flatnonzero(labels == j)
         places = np.linspace(0, len(of_class) - 1, min(columns, len(of_class))).astype(int)
         for axes in row:
             axes.axis("off")
         for axes, index in zip(row, of_class[places], strict=False):  # a class may have fewer
             draw_image(axes, images[index])
-        row[0].text(-0.1, 0.5, class_names[j], transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+        row[0].text(-0.1, 0.5, plain(class_names[j]), transform=row[0].transAxes, ha="right", va="center", fontsize=9)
     return figure
 
 
@@ -97,7 +118,7 @@ def misclassified(
         picture = figure.add_subplot(grid[row, 2 * column])
         draw_image(picture, images[index])
         title = f"{class_names[true]} → {class_names[predicted]}"
-        picture.set_title(title, fontsize=9 if len(title) < 26 else 7, loc="left")
+        picture.set_title(plain(title), fontsize=9 if len(title) < 26 else 7, loc="left")
         draw_activations(figure.add_subplot(grid[row, 2 * column + 1]), activations[index], class_names, true, predicted)
     return figure
 
@@ -117,10 +138,11 @@ def shown_image(image: np.ndarray) -> np.ndarray:
 
 
 def draw_activations(axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int) -> None:
-    """One bar a class, with an axis from 0 to 1."""
-    colors = [TRUE if j == true else PREDICTED if j == predicted else NEUTRAL for j in range(len(activations))]
-    axes.barh(range(len(activations)), activations, color=colors)
-    axes.set_yticks(range(len(activations)), labels=class_names, fontsize=6)
+    """One bar for each of the likeliest classes, with an axis from 0 to 1."""
+    shown = likeliest(activations, true)
+    colors = [TRUE if j == true else PREDICTED if j == predicted else NEUTRAL for j in shown]
+    axes.barh(range(len(shown)), activations[shown], color=colors)
+    axes.set_yticks(range(len(shown)), labels=[plain(class_names[j]) for j in shown], fontsize=6)
     axes.set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"], fontsize=6)
     axes.set(xlim=(0, 1))
     axes.invert_yaxis()
@@ -161,7 +183,9 @@ def benchmark(record: dict[str, Any]) -> Figure:
 
 
 def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """For each image, histograms of the votes' distances to the mean of each class after each iteration: the paper's figure 2.
+    """For each image, histograms of the votes' distances to the mean of a class after each iteration: the paper's figure 2.
+
+    The classes are those with the highest activations after the last iteration, at most `MOST_CLASSES`, and the image's own.
 
     Filled as in the paper: a vote counts by its assignment, here in units of an even share, 1 / J. The outline counts each once.
 
@@ -174,9 +198,9 @@ def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, c
     """
     num_iterations, num_images, _, num_classes = measured.distances.shape
     height = num_images * (0.75 * num_iterations + 0.5) + 0.9
-    figure = Figure(figsize=(max(11, 2.2 + 1.15 * num_classes), height), layout="constrained")
+    figure = Figure(figsize=(max(11, 2.2 + 1.15 * min(num_classes, MOST_CLASSES)), height), layout="constrained")
     figure.suptitle(
-        f"{title}: how far the votes are from the mean of each class capsule\n"
+        f"{plain(title)}: how far the votes are from the mean of each class capsule\n"
         "weighted by assignment (filled), each counted once (outline); number: activation; true class green, predicted class red"
     )
     figure.supxlabel("distance of the vote to the mean")
@@ -189,15 +213,16 @@ def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, c
 def draw_convergence(block: SubFigure, measured: Convergence, image: np.ndarray, label: int, class_names: Sequence[str]) -> None:
     """One image `[H, W, C]`, and beside it a row of histograms for each iteration; `measured` has no axis of images."""
     num_iterations, _, num_classes = measured.distances.shape
-    predicted = int(measured.activations[-1].argmax())
-    left, right = block.subfigures(1, 2, squeeze=False, width_ratios=[1.6, num_classes])[0]
+    predicted, shown = int(measured.activations[-1].argmax()), likeliest(measured.activations[-1], label)
+    left, right = block.subfigures(1, 2, squeeze=False, width_ratios=[1.6, len(shown)])[0]
     picture = left.subplots()
     draw_image(picture, image)
-    picture.set_title(f"{class_names[label]} → {class_names[predicted]}", fontsize=9)
+    picture.set_title(plain(f"{class_names[label]} → {class_names[predicted]}"), fontsize=9)
 
     bins = np.linspace(0, measured.distances.max(), 25)
-    panels = right.subplots(num_iterations, num_classes, sharex=True, sharey=True, squeeze=False)
-    for (iteration, j), axes in np.ndenumerate(panels):
+    panels = right.subplots(num_iterations, len(shown), sharex=True, sharey=True, squeeze=False)
+    for (iteration, place), axes in np.ndenumerate(panels):
+        j = shown[place]
         distances, assignments = measured.distances[iteration, :, j], measured.assignments[iteration, :, j]
         color = TRUE if j == label else PREDICTED if j == predicted else NEUTRAL
         axes.hist(distances, bins, weights=num_classes * assignments, color=color)
@@ -207,7 +232,7 @@ def draw_convergence(block: SubFigure, measured: Convergence, image: np.ndarray,
         )
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-    for name, axes in zip(class_names, panels[0], strict=True):
-        axes.set_title(name, fontsize=8)
+    for j, axes in zip(shown, panels[0], strict=True):
+        axes.set_title(plain(class_names[j]), fontsize=8)
     for iteration, axes in enumerate(panels[:, 0], start=1):
         axes.set_ylabel(f"iteration {iteration}", fontsize=7)

@@ -18,7 +18,7 @@ from experiments.collectives import collectives, compiled_step, totals
 from experiments.command_line import exit_code, parse
 from experiments.configs import ImageConfig, ModelConfig, TrainConfig
 from experiments.equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
-from experiments.hardware import split_cpu
+from experiments.hardware import start_jax
 from experiments.parallel import Execution
 from experiments.run_directory import Record, check_folder, write_atomically
 from experiments.sections import Table
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(typed: str) -> None:
         check_folder(command.output)
-        split_cpu(max(NUM_DEVICES))
+        start_jax(max(NUM_DEVICES))
         record: dict[str, Any] = {"command": typed, "jax_version": jax.__version__}
         if "equality" in command.parts:
             record["equality"] = rows = compare()

@@ -11,8 +11,8 @@ from pathlib import Path
 from experiments import hosts
 from experiments.command_line import exit_code, parse
 from experiments.configs import FAMILIES, Preset, TrainConfig, as_cnn, default_config
-from experiments.evaluate import load_data
 from experiments.hardware import Hardware
+from experiments.known_data import as_known, load_data
 from experiments.results import table
 from experiments.run_directory import Record, check_usable, is_finished, read_result
 from experiments.training import check_fits, train
@@ -59,8 +59,9 @@ def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
     runs = {workdir: command.config}
     if command.baseline:
         runs[workdir.with_name(f"{workdir.name}-cnn")] = as_cnn(command.config)
-    unfinished = {path: config for path, config in runs.items() if not is_finished(path, config)}
-    for path, config in (unfinished or runs).items():
+    known = {path: as_known(config, path, command.data_dir) for path, config in runs.items()}
+    unfinished = {path: config for path, config in known.items() if not is_finished(path, config)}
+    for path, config in (unfinished or known).items():
         check_usable(path, config, command.resume)
     return runs
 
@@ -76,11 +77,12 @@ def check_runs(
         runs: configs by folder.
         data_dir, hardware, resume: see `trained`.
     """
-    unfinished = {path: config for path, config in runs.items() if not is_finished(path, config)}
+    known = {path: as_known(config, path, data_dir) for path, config in runs.items()}
+    unfinished = {path: config for path, config in runs.items() if not is_finished(path, known[path])}
     if not unfinished:
         return
-    for path, config in unfinished.items():
-        check_usable(path, config, resume)
+    for path in unfinished:
+        check_usable(path, known[path], resume)
     executions = [(hardware or Hardware()).execution(config.batch_size) for config in unfinished.values()]
     dataset = load_data(next(iter(unfinished.values())), data_dir)
     for config, execution in zip(unfinished.values(), executions, strict=True):
@@ -99,7 +101,7 @@ def trained(
     """The result of the run of this config in a folder, which is trained, or continued, if it is not finished.
 
     Args:
-        config: of the run.
+        config: of the run; it may name another place of its data than the run in the folder.
         workdir: its folder.
         data_dir: TFDS folder.
         typed: the command that asks for it, for the record.
@@ -109,13 +111,14 @@ def trained(
     Raises:
         UsageError, RunnerError, NonfiniteError, Stopped: as `train` does.
     """
-    if is_finished(workdir, config):
+    known = as_known(config, workdir, data_dir)
+    if is_finished(workdir, known):
         announce(f"{workdir} is finished")
     else:
-        check_usable(workdir, config, resume)
+        check_usable(workdir, known, resume)
         execution = (hardware or Hardware()).execution(config.batch_size)
         dataset = load_data(config, data_dir)
-        train(config, dataset, workdir, execution=execution, resume=resume, fall_back=fall_back, command=typed)
+        train(known, dataset, workdir, execution=execution, resume=resume, fall_back=fall_back, command=typed)
     return read_result(workdir) or {}
 
 

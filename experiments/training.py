@@ -15,12 +15,15 @@ from tqdm import tqdm
 from experiments import hosts
 from experiments.batches import TrainingBatches, check_batch_size
 from experiments.checkpoints import Checkpoints
+from experiments.classes import check_classes, untested
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import RunnerError, Stopped, UsageError, first_line
 from experiments.evaluate import Scores, make_evaluator
 from experiments.hardware import choose_devices, describe, programs_kept_in
+from experiments.initial_weights import InitialWeights, initial_weights
 from experiments.interrupt import stop_request
+from experiments.known_data import fingerprint, recorded_fingerprint
 from experiments.learner import (
     Metrics,
     TrainState,
@@ -31,10 +34,12 @@ from experiments.learner import (
     routing_diagnostics,
 )
 from experiments.nonfinite import Guard, copied, examined
-from experiments.parallel import REPLICATED, Execution, ParallelStep, parallelize, shardings
-from experiments.results import draw_figures, numbers, summarize
-from experiments.resume import facts_of, fingerprint, go_on_from
+from experiments.parallel import Execution, ParallelStep, parallelize, shardings
+from experiments.pictures import draw_figures
+from experiments.results import numbers, summarize
+from experiments.resume import facts_of, go_on_from
 from experiments.run_directory import Record, RunDirectory
+from experiments.stratified import sample
 from experiments.views import test_view, training_view
 
 LOG_EVERY = 20  # steps between two looks at the metrics
@@ -99,13 +104,14 @@ class Programs(NamedTuple):
 
 
 def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
-    """Raise UsageError unless images, batch, network and devices fit together. It looks at shapes alone: nothing is compiled."""
+    """Raise UsageError unless data, batch, network and devices fit together, of images by their shape. Nothing is compiled."""
 
     def first_state(images: jax.Array) -> TrainState:
         key, num_classes = jax.random.key(0), len(dataset.class_names)
         make_model(config.model, num_classes, execution.parent_axis)
         return init_state(config, make_model(config.model, num_classes), training_view(config.images, key, images), key)
 
+    check_classes(dataset)
     try:
         check_batch_size(config.batch_size, len(dataset.train_labels))
         shape = (config.batch_size, *dataset.train_images.shape[1:])
@@ -126,8 +132,9 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
     init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
     step = make_train_step(config, shared)
+    diagnosed = dataset.test_images[sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))]
 
-    @functools.partial(jax.jit, out_shardings=jax.NamedSharding(execution.mesh, REPLICATED))
+    @jax.jit
     def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
         return routing_diagnostics(config, model, params, test_view(config.images, images), step)
 
@@ -137,7 +144,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
         parallelize(step, execution),
         parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
         make_evaluator(config, shared, execution.mesh),
-        lambda params, step: jax.device_get(diagnose(params, dataset.test_images[:DIAGNOSED], step)),
+        lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
     )
 
 
@@ -156,7 +163,8 @@ def train(
     Args:
         config: what to train.
         dataset: the data set of that name.
-        workdir: new, or with an unfinished run of this config, which goes on from its newest checkpoint. All processes see it.
+        workdir: new, or with an unfinished run of this config, which goes on from its newest checkpoint; or with a finished run of
+            fewer steps, which goes on as this config says from there. All processes see it.
         execution: on what; None for as many devices as divide the batch size.
         resume: whether an unfinished run may go on.
         fall_back: whether it may go on from an older checkpoint where newer ones are damaged.
@@ -173,10 +181,12 @@ def train(
     """
     execution = execution or Execution(choose_devices(config.batch_size))
     check_fits(config, dataset, execution)
+    # A run that goes on has its own weights, and does not need those that it began with.
+    weights = None if recorded_fingerprint(workdir / "checkpoints") is not None else initial_weights(config, dataset)
     try:
         with RunDirectory(workdir, config, resume) as run, programs_kept_in(workdir / "compiled"):
             programs = make_programs(config, dataset, execution)
-            return _train(config, dataset, run, programs, execution, fall_back, command)
+            return _train(config, dataset, run, programs, weights, execution, fall_back, command)
     except OSError as error:
         raise RunnerError(
             f"{workdir} cannot be written to ({first_line(error)}). What was saved there before is whole: "
@@ -196,6 +206,7 @@ def _train(
     dataset: Dataset,
     run: RunDirectory,
     programs: Programs,
+    weights: InitialWeights | None,
     execution: Execution,
     fall_back: bool,
     command: str,
@@ -206,18 +217,29 @@ def _train(
     with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
         say = functools.partial(progress.write, file=sys.stdout) if hosts.is_first() else lambda _: None
         say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
+        if missing := untested(dataset, config.scored):
+            say(missing)
+        if not run.locked:
+            say("there are no locks here: let no other process train in this folder")
         like: TrainState = jax.eval_shape(programs.init)
         window_before: list[Metrics] = []
         if checkpoints.steps():
             state, facts = go_on_from(checkpoints, config, data, like, shardings(like, execution.mesh), fall_back)
             window_before = [Metrics(*map(jnp.float32, values)) for values in facts["window"]]
             say(f"going on after step {int(state.step)}")
+            origin = facts.get("origin")
         else:
-            state = programs.step.replicate(programs.init())
+            state = programs.init()
+            origin = None
+            if weights is not None:
+                say(f"beginning with the weights of {weights.origin}")
+                state, origin = state._replace(params=weights.params), weights.origin
+            state = programs.step.replicate(state)
         step = progress.n = int(state.step)
         run.rewind(step)
         errors = {record["step"]: 1 - record["accuracy"] for record in run.records() if record["split"] == "test"}
         done = at_target(config, errors.get(step))
+        evaluate_seconds = 0.0
         start -= max((record["seconds"] for record in run.records()), default=0)
 
         def log(record: Record) -> None:
@@ -228,10 +250,12 @@ def _train(
             progress.unpause()  # what came between is not part of the time that remains
 
         def save(step: int, state: TrainState, window: Sequence[Metrics] = (), **measured: float) -> None:
-            checkpoints.save(step, state, facts_of(config, data, programs.batches.place(step), window), **measured)
+            checkpoints.save(step, state, facts_of(config, data, programs.batches.place(step), window, origin), **measured)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
+            nonlocal evaluate_seconds
             progress.set_description("evaluating")
+            evaluate_start = time.perf_counter()
             scores = programs.evaluate(state.params, dataset.test_images, dataset.test_labels, step)
             guard.check_scores(state, scores, dataset, functools.partial(test_view, config.images), config.batch_size)
             if step not in checkpoints.steps():
@@ -239,6 +263,7 @@ def _train(
                 if layers := programs.diagnose(state.params, step):
                     log({"step": step, "split": "diagnostics"} | {name: numbers(found) for name, found in layers.items()})
                 save(step, state, accuracy=scores.accuracy)
+            evaluate_seconds += time.perf_counter() - evaluate_start
             return scores
 
         progress.set_description("compiling")
@@ -279,6 +304,7 @@ def _train(
         result = summarize(config, dataset, state, scores, records) | {
             "train_seconds": time.perf_counter() - start,
             "compile_seconds": compile_seconds,
+            "evaluate_seconds": evaluate_seconds,
             "devices": len(execution.devices),
             "device_kind": execution.devices[0].device_kind,
             "processes": jax.process_count(),
@@ -286,9 +312,15 @@ def _train(
             "jax_version": jax.__version__,
             "command": command,
         }
+        if origin is not None:
+            result["init_from"] = origin
+        if extended_at := run.extended_at():
+            result["extended_at"] = extended_at
+        checkpoints.wait()
+        run.finish(result)
         if hosts.is_first():
-            draw_figures(run.figures, config, dataset, state, scores, records)
-    run.finish(result)
+            progress.set_description("drawing")
+            draw_figures(run.figures, config, dataset, state, scores, records, say)
     return result
 
 

@@ -17,7 +17,7 @@ import jax
 from experiments.command_line import exit_code, parse
 from experiments.configs import check_positive
 from experiments.equality import Division, as_arrays, differences, take_steps
-from experiments.hardware import describe, split_cpu
+from experiments.hardware import all_devices, describe, start_jax
 from experiments.parallel import Execution
 from experiments.run_directory import check_folder, write_atomically
 from experiments.verify_memory import check_memory
@@ -115,8 +115,10 @@ def run(command: VerifyCommand) -> int:
     """Make the checks, print what they find, and write verify.json after each. Returns 1 if anything is off, otherwise 0.
 
     Raises:
-        UsageError: there can be no such folder; nothing has been looked at.
+        UsageError: there can be no such folder, or no CPU to compare with; nothing has been looked at.
     """
+    start_jax()
+    all_devices("cpu")
     check_folder(command.output)
     command.output.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
@@ -142,7 +144,6 @@ def run(command: VerifyCommand) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parse(VerifyCommand, "python -m experiments.verify", arguments)
-    split_cpu()
     return exit_code(lambda _: run(command), "experiments.verify", arguments)
 
 

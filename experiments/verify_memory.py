@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from emcaps.layout import ACCELERATOR_BYTES
+from emcaps.implementations import ACCELERATOR_BYTES
 from experiments.benchmark_layer import Layer, layer_arguments, routings, with_gradient
 from experiments.verify_routing import Finding
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import emcaps
-from emcaps.layout import IMPLEMENTATIONS
+from emcaps.implementations import IMPLEMENTATIONS
 from experiments import textbook
 from experiments.benchmark_layer import Layer, layer_arguments
 from experiments.errors import first_line

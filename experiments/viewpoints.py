@@ -21,7 +21,7 @@ from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig
 from experiments.errors import UsageError
 from experiments.evaluate import make_evaluator, restore
-from experiments.hardware import choose_devices, split_cpu
+from experiments.hardware import choose_devices, start_jax
 from experiments.parallel import device_mesh
 from experiments.results import table
 from experiments.run_directory import Record, read_result
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run(typed: str) -> None:
         folder = study.folder / f"viewpoints-{command.factor}"
         found = []
-        split_cpu()
+        start_jax()
         check(command, folder)
         for seed in study.seeds:
             path = folder / f"seed-{seed}.json"

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import emcaps
-from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
+from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, DynamicCapsNet, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
 
 SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
 ONE_ITERATION = RoutingOptions(num_iterations=1)  # where routing is beside the point, a program that compiles faster
@@ -96,6 +96,12 @@ def test_an_examples_result_does_not_depend_on_its_batch():
 def test_too_small_an_image_names_the_layer_that_cannot_take_it(size, layer):
     with pytest.raises(ValueError, match=rf"^{layer}: its input is \d+x\d+, too small for its \d+x\d+ kernel with stride \d"):
         jax.eval_shape(CapsNet(3, **SMALL).init, jax.random.key(0), jnp.zeros((1, size, 20, 1)))
+
+
+@pytest.mark.parametrize("model", [CapsNet(3, **SMALL), DynamicCapsNet(3)])
+def test_channels_that_come_first_are_asked_about(model):
+    with pytest.raises(ValueError, match=r"^conv: .* images have shape \[2, 3, 20, 24\]: do channels come first\?"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3, 20, 24)))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from safetensors import numpy as safetensors_numpy
+from safetensors import safe_open
 
 import emcaps
 from emcaps import CapsNet, Classifier, Examples, RoutingOptions, View, load_classifier, save_classifier
@@ -69,6 +70,7 @@ def test_predictions_are_part_of_other_programs(small):
         (np.zeros((1, 15, 14, 2), np.int32), TypeError, "images must be uint8, or floating point in .*; got int32"),
         (np.zeros((15, 14, 2), np.uint8), ValueError, r"images must have shape \[N, 15, 14, 2\]; got shape \[15, 14, 2\]"),
         (np.zeros((1, 14, 15, 2), np.uint8), ValueError, r"images must have shape .*; got shape \[1, 14, 15, 2\]"),
+        (np.zeros((1, 2, 15, 14), np.uint8), ValueError, r"got shape \[1, 2, 15, 14\]: do channels come first\?"),
         (np.full((1, 15, 14, 2), 7.0), ValueError, r"images must lie in \[0, 1\]; got 7"),
         (np.full((1, 15, 14, 2), np.nan), ValueError, r"images must lie in \[0, 1\]; got nan"),
     ],
@@ -103,6 +105,161 @@ def test_parts_that_do_not_fit_together_are_not_written(small, tmp_path, changes
     with pytest.raises(ValueError, match=message):
         save_classifier(tmp_path / "wrong.safetensors", dataclasses.replace(small, **changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16", jnp.float32])
+def test_a_file_keeps_the_dtype_that_the_network_computes_in(small, tmp_path, dtype):
+    classifier = dataclasses.replace(small, model=small.model.clone(dtype=dtype))
+    save_classifier(tmp_path / "a.safetensors", classifier)
+    loaded = load_classifier(tmp_path / "a.safetensors")
+    assert loaded.model.dtype == jnp.dtype(dtype)
+    for ours, theirs in zip(loaded.predict(small.examples.images), classifier.predict(small.examples.images), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_keeps_how_parameters_start_and_their_own_dtype(small, tmp_path):
+    model = small.model.clone(capsule_init=emcaps.CapsuleInit(identity=0.5, beta_a=jnp.float32(0.25)))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.params)
+    save_classifier(tmp_path / "a.safetensors", dataclasses.replace(small, model=model, params=params))
+    loaded = load_classifier(tmp_path / "a.safetensors")
+    assert loaded.model.capsule_init == emcaps.CapsuleInit(identity=0.5, beta_a=0.25)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def rewritten(path, change):
+    """Change what a file says of a classifier, and its arrays."""
+    arrays = safetensors_numpy.load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        described = json.loads(file.metadata()["emcaps"])
+    change(described, arrays)
+    path.write_bytes(safetensors_numpy.save(arrays, {"emcaps": json.dumps(described)}))
+
+
+def test_files_of_before_are_read_as_they_were(small, tmp_path):
+    def older(described, _):
+        del described["model"]["dtype"], described["model"]["capsule_init"]
+        described["class_names"] = [0.0, 1.0, 2.0]
+
+    save_classifier(tmp_path / "a.safetensors", small)
+    rewritten(tmp_path / "a.safetensors", older)
+    loaded = load_classifier(tmp_path / "a.safetensors")
+    assert loaded.model.dtype is None and loaded.class_names == ("0", "1", "2")
+    np.testing.assert_array_equal(loaded.predict(small.examples.images).poses, small.predict(small.examples.images).poses)
+
+
+def test_parameters_are_not_read_with_less_precision(small, tmp_path):
+    def wider(_, arrays):
+        arrays["params/conv/bias"] = arrays["params/conv/bias"].astype(np.float64)
+
+    save_classifier(tmp_path / "a.safetensors", small)
+    rewritten(tmp_path / "a.safetensors", wider)
+    with pytest.raises(ValueError, match="params/conv/bias is float64, which JAX would make float32; enable jax_enable_x64"):
+        load_classifier(tmp_path / "a.safetensors")
+
+
+def test_numbers_of_numpy_are_kept_as_what_they_are(small, tmp_path):
+    facts = {
+        "steps": np.int64(5),
+        "test_error": np.float32(0.5),
+        "held_out": np.bool_(True),
+        "seeds": (0, np.int32(1)),
+        "mean": None,
+    }
+    image_shape, class_names = np.array(small.image_shape), np.array(small.class_names)
+    classifier = dataclasses.replace(small, facts=facts, image_shape=image_shape, class_names=class_names)
+    save_classifier(tmp_path / "a.safetensors", classifier)
+    loaded = load_classifier(tmp_path / "a.safetensors")
+    assert loaded.facts == {"steps": 5, "test_error": 0.5, "held_out": True, "seeds": [0, 1], "mean": None}
+    assert [type(value) for value in loaded.facts.values()] == [int, float, bool, list, type(None)]
+    assert (loaded.image_shape, loaded.class_names) == ((15, 14, 2), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "error", "message"),
+    [
+        ({3: "steps"}, TypeError, "keys of facts must be strings; got 3"),
+        ({"run": {"folder": Path("a")}}, TypeError, r"facts\['run'\]\['folder'\] must be in terms of JSON; got .*Path"),
+        ({"curve": np.zeros(3)}, TypeError, r"facts\['curve'\] must be in terms of JSON"),
+        ({"test_error": np.nan}, ValueError, r"facts\['test_error'\] must be finite"),
+    ],
+)
+def test_facts_that_a_file_would_change_are_refused(small, tmp_path, facts, error, message):
+    with pytest.raises(error, match=message):
+        save_classifier(tmp_path / "a.safetensors", dataclasses.replace(small, facts=facts))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_come_back_as_it_was_is_not_left(small, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    other = dataclasses.replace(small, class_names=("a", "b", "d"), params=jax.tree.map(lambda leaf: leaf + 1, small.params))
+    with monkeypatch.context() as patch:
+        patch.setattr(emcaps.classifier, "load_classifier", lambda _: other)
+        with pytest.raises(
+            ValueError, match=f"{path} cannot hold .* read back, it has another class_names, params/class_caps/beta_a"
+        ):
+            save_classifier(path, small)
+    with monkeypatch.context() as patch:
+        patch.setattr(emcaps.classifier, "LARGEST_FILE", 1000)
+        with pytest.raises(ValueError, match="at most 1000 are read"):
+            save_classifier(path, small)
+    assert not list(tmp_path.iterdir())
+    path.write_text("of somebody else")
+    with pytest.raises(FileExistsError):
+        save_classifier(path, small)
+    assert path.read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"conv_capsules": [2]},
+        {"routing": [RoutingOptions(num_iterations=1)] * 2},
+        {"routing": RoutingOptions(num_iterations=1, assignment_temperature=jnp.float32(16), inverse_temperature=np.array(1.0))},
+        {"capsule_init": emcaps.CapsuleInit(beta_a=np.array(0.5))},
+    ],
+)
+def test_networks_with_lists_and_arrays_classify(small, tmp_path, settings):
+    classifier = dataclasses.replace(small, model=small.model.clone(**settings))
+    expected = small.predict(small.examples.images)
+    np.testing.assert_array_equal(classifier.predict(small.examples.images).poses, expected.poses)
+    save_classifier(tmp_path / "a.safetensors", classifier)
+    loaded = load_classifier(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(loaded.predict(small.examples.images).poses, expected.poses)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": None}, TypeError, "model must be a CapsNet; got NoneType"),
+        ({"model": CapsNet(3, 4, 2, np.array([2]))}, TypeError, "conv_capsules must be a tuple of ints"),  # pyright: ignore
+        ({"params": [1]}, ValueError, "variables must be those of the model"),
+        ({"view": None}, TypeError, "view must be a View; got NoneType"),
+        ({"image_shape": 15}, TypeError, "image_shape must be a tuple, list or array of one axis; got 15"),
+        ({"image_shape": (15, 14)}, ValueError, "image_shape must be a tuple of 3 ints"),
+        ({"image_shape": (15.0, 14, 2)}, TypeError, "each entry of image_shape must be a Python int.*; got 15.0"),
+        ({"class_names": "abc"}, TypeError, "class_names must be a tuple, list or array of one axis; got 'abc'"),
+        ({"class_names": np.arange(3)}, TypeError, "class_names must be strings; got 0"),
+        ({"examples": None}, TypeError, "examples must be Examples"),
+        ({"facts": [1]}, TypeError, "facts must be a mapping; got list"),
+    ],
+)
+def test_what_is_no_classifier_is_refused_by_name(small, changes, error, message):
+    with pytest.raises(error, match=message):
+        dataclasses.replace(small, **changes)
+
+
+def test_labels_of_examples_are_of_the_classes(small):
+    with pytest.raises(ValueError, match=r"labels of examples must lie in \[0, 2\]; got 3"):
+        dataclasses.replace(small, examples=small.examples._replace(labels=np.array([0, 3, 1, 2])))
+
+
+def test_a_traced_temperature_is_no_part_of_a_classifier(small):
+    def classify(temperature):
+        routing = RoutingOptions(num_iterations=1, assignment_temperature=temperature)
+        return dataclasses.replace(small, model=small.model.clone(routing=routing)).predict(small.examples.images)
+
+    with pytest.raises(TypeError, match="assignment_temperature of a classifier's network must be a known number"):
+        jax.jit(classify)(16.0)
 
 
 class Canary:

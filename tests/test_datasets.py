@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
 from experiments import builders, datasets
-from experiments.errors import RunnerError
+from experiments.errors import RunnerError, UsageError
 
 SMALLNORB12 = Path(__file__).parents[2] / "shared" / "data" / "smallnorb12.npz"
 
@@ -231,14 +231,33 @@ def test_real_stereo_pairs_go_through_their_own_format_and_tfds(tmp_path, monkey
     assert by_content(real._replace(**parts), "test") == by_content(real, "test")
 
 
-def test_held_out_images_are_the_last_with_their_factors():
-    data = originals.noise("smallnorb")
-    held_out = datasets.hold_out(data, 4)
-    np.testing.assert_array_equal(held_out.test_images, data.train_images[6:])
-    for name, values in data.train_factors.items():
-        np.testing.assert_array_equal(held_out.train_factors[name], values[:6])
-        np.testing.assert_array_equal(held_out.test_factors[name], values[6:])
+def numbered(labels):
+    """A data set with these training labels, whose images, and factor `number`, are their places."""
+    number = np.arange(len(labels), dtype=np.int32)
+    images = np.broadcast_to(number[:, None, None, None].astype(np.uint8), (len(labels), 2, 2, 1))
+    labels, factors = np.array(labels, np.int32), {"number": number}
+    return datasets.Dataset("some", tuple("abc"), images, labels, images[:0], labels[:0], factors, {"number": number[:0]})
+
+
+def test_held_out_images_are_of_all_classes_also_in_a_sorted_file():
+    data = numbered([0] * 100 + [1] * 50 + [2] * 50)
+    held_out = datasets.hold_out(data, 40)
+    assert np.bincount(held_out.test_labels).tolist() == [20, 10, 10]
+    assert np.bincount(held_out.train_labels).tolist() == [80, 40, 40]
+    there = held_out.test_factors["number"]
+    np.testing.assert_array_equal(held_out.test_images[:, 0, 0, 0], there)
+    np.testing.assert_array_equal(held_out.test_labels, data.train_labels[there])
+    np.testing.assert_array_equal(held_out.train_factors["number"], np.delete(np.arange(200), there))
+    assert datasets.hold_out(data, 40).test_factors["number"].tolist() == there.tolist()
     assert datasets.hold_out(data, 0) is data
+
+
+def test_a_class_keeps_its_last_image():
+    data = numbered([0] * 5 + [1] + [2] * 3)
+    held_out = datasets.hold_out(data, 6)
+    assert sorted(held_out.train_labels) == [0, 1, 2] and np.bincount(held_out.test_labels).tolist() == [4, 0, 2]
+    with pytest.raises(UsageError, match="must leave an image of each class to train on: it is at most 6; got 7"):
+        datasets.hold_out(data, 7)
 
 
 def test_held_out_instances_come_from_the_training_set():

@@ -1,13 +1,16 @@
 """Pictures: drawn from arrays alone, for any number of examples, without pyplot."""
 
 import dataclasses
+import gc
 import io
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from matplotlib.figure import Figure
 
 from experiments import datasets, figures, pose_figures, reconstructions, run_figures
 from experiments.assignments import Flow
@@ -105,11 +108,15 @@ def trained(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_draws_into_the_folder_of_the_run(trained, capsys):
+def test_the_command_draws_into_the_folder_of_the_run_and_keeps_nothing(trained, capsys):
+    arrays_before = len(jax.live_arrays())
     assert figures.main(["--workdir", str(trained), "--images", "3", "36"]) == 0
     paths = [trained / "figures" / f"{name}.png" for name in ("convergence", "assignments")]
     assert capsys.readouterr().out == f"wrote {paths[0]}, {paths[1]}\n"
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    gc.collect()
+    assert not any(isinstance(found, Figure) for found in gc.get_objects())
+    assert len(jax.live_arrays()) <= arrays_before
 
 
 @pytest.mark.parametrize(

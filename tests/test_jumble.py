@@ -13,6 +13,7 @@ from experiments.evaluate import make_evaluator
 from experiments.jumble import JumbleCommand, cut_and_jumbled, jumbled_images
 from experiments.learner import init_state, make_model
 from experiments.parallel import device_mesh
+from experiments.stratified import sample
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
 TINY = "--batch-size 8 --model cnn --cnn-channels 2 3 --cnn-hidden-units"
@@ -52,10 +53,11 @@ def test_drawings_are_redrawn(monkeypatch):
     command = JumbleCommand(study.Study(dataset="drawings"), num_images=7, moved=(0.5, 1.0))
     dataset = datasets.load("drawings")
     assert dataset.class_names == tuple(drawings.OBJECTS) and len(dataset.train_images) == 5
-    found = jumbled_images(command, 0, dataset.test_images[:7])
+    taken = sample(dataset.test_labels, 7)
+    found = jumbled_images(command, 0, dataset.test_images, taken)
     assert command.amounts == [0.0, 0.5, 1.0] and len(found) == 3
-    np.testing.assert_array_equal(found[0], dataset.test_images[:7])
-    np.testing.assert_array_equal(found[2], drawings.draw_split("test", 1.0)[0][:7])
+    np.testing.assert_array_equal(found[0], dataset.test_images[taken])
+    np.testing.assert_array_equal(found[2], drawings.draw_split("test", 1.0)[0][taken])
 
 
 @pytest.fixture
@@ -83,9 +85,10 @@ def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch,
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "mnist" / "jumble" / "seed-1.json").read_text())
     assert [(row["network"], row["amount"]) for row in record["rows"]] == [(n, a) for n in ("capsules", "cnn") for a in (1, 13)]
-    jumbled = np.asarray(cut_and_jumbled(jax.random.key(1), tiny.dataset().test_images[:20], 13))
+    taken = sample(tiny.dataset().test_labels, 20)
+    jumbled = np.asarray(cut_and_jumbled(jax.random.key(1), tiny.dataset().test_images[taken], 13))
     network = untrained(study.Study(dataset="mnist"), "cnn", 1)
-    labels = tiny.dataset().test_labels[:20]
+    labels = tiny.dataset().test_labels[taken]
     scores = make_evaluator(network.config, network.model, device_mesh(jax.devices()))(
         network.params, jumbled, labels, network.step
     )

@@ -12,8 +12,8 @@ import pytest
 from jax import export
 
 from emcaps import conv_em_routing
+from emcaps.blocks import Blocks, Form, route_blocks
 from emcaps.em import Constants, Geometry
-from emcaps.em_gradient import route_streamed
 from emcaps.kernels import COLUMNS, KernelVotes
 from emcaps.receptive_field import ReceptiveField
 from emcaps.votes import StreamedVotes, VoteTerms
@@ -91,22 +91,19 @@ def test_moments_are_taken_again_only_where_they_lost_digits():
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 def test_routing_and_its_gradient(damping):
     """Of two maps of 4x4 parents, all iterations."""
-    field = ReceptiveField((6, 6), (3, 3), 1)
-    num_children, num_parents, width = 18, 4, 32
     poses, transforms, activations, beta_u, beta_a = random_arrays(
-        5, (num_children, 4, 4, width), (num_children, 4, 4, num_parents), (num_children, width), (num_parents,), (num_parents,)
+        5, (2, 6, 6, 2, 4, 4), (3, 3, 2, 4, 4, 4), (2, 6, 6, 2), (4,), (4,)
     )
     scalars = [jnp.float32(value) for value in (0.1, 1e-6, 0.1, 4.0)]
     constants = Constants(beta_u[:, None], beta_a[:, None], jnp.ones(3), *scalars)
-    geometry = Geometry(field, 3, normalize_costs=True, damping=damping)
+    geometry = Geometry(ReceptiveField((6, 6), (3, 3), 1), 3, normalize_costs=True, damping=damping)
 
-    def loss(form, poses, transforms, activations, constants):
-        parents, assignments = route_streamed(form(poses, transforms), activations, constants, geometry)
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves((parents, assignments)))
+    def loss(form, *given):
+        return sum((leaf**2).sum() for leaf in route_blocks(Blocks(geometry, Form(form), remat=False), *given))
 
-    given = poses, transforms, jax.nn.sigmoid(activations), constants
+    given = (poses, jax.nn.sigmoid(activations)), transforms, constants
     losses = (functools.partial(loss, form) for form in (KernelVotes, StreamedVotes))
-    assert_close(*(jax.jit(jax.value_and_grad(of_form, argnums=(0, 1, 2, 3)))(*given) for of_form in losses), 1e-4)
+    assert_close(*(jax.jit(jax.value_and_grad(of_form, argnums=(0, 1, 2)))(*given) for of_form in losses), 1e-4)
 
 
 # By platform, without its devices.

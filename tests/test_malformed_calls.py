@@ -194,6 +194,11 @@ CALLS_BY_NAME = {
         {"activations": Array(floats(4, 3), (1,), values=()), "labels": LABELS(np.array([0, 1, 2, 0])), "margin": NUMBER},
         {"margin": 0.5},
     ),
+    "spread_loss.targets": Call(
+        emcaps.spread_loss,
+        {"activations": Array(floats(4, 3), values=()), "labels": UNIT(floats(4, 3)), "margin": NUMBER},
+        {"margin": 0.5},
+    ),
     "margin_loss": Call(
         emcaps.margin_loss, {"activations": Array(floats(4, 3), (1,), values=()), "labels": LABELS(np.array([0, 1, 2, 0]))}
     ),

@@ -47,8 +47,7 @@ def scaled_gradient(function, factors):
 
 def saved_batch(folder):
     with np.load(folder / "batch.npz") as file:
-        keys = jax.random.wrap_key_data(file["dropout_keys"]) if "dropout_keys" in file else None
-        return Batch(file["images"], file["labels"], keys)
+        return Batch(file["images"], file["labels"], file.get("dropout_keys"))
 
 
 def parameters_overflow(config, model):

@@ -54,20 +54,42 @@ def test_what_is_optional_can_be_left_out(tmp_path):
     assert data.train_images.shape[1:] == data.test_images.shape[1:] == (13, 13, 1)
 
 
+def test_what_cannot_be_read_and_plays_no_part_is_passed_over(tmp_path):
+    others = {"mask": np.array([None] * SIZE), "notes": np.array([["a", 1]], object), "table": np.zeros(2, [("大", int)])}
+    with pytest.warns(UserWarning, match="Stored array in format 3"):
+        path = saved(tmp_path / "a.npz", example_arrays() | others)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "not for NumPy", compress_type=zipfile.ZIP_BZIP2)
+    data = datasets.load(path)
+    assert len(data.train_labels) == 12 and data.train_factors.keys() == {"instance", "azimuth"}
+
+
 def test_strings_may_be_bytes(tmp_path):
     arrays = example_arrays() | {"split": np.array([b"train", b"test"] * 12), "class_names": np.array([b"r", b"g", "blå".encode()])}
     data = datasets.load(saved(tmp_path / "a.npz", arrays))
     assert data.class_names == ("r", "g", "blå") and len(data.test_labels) == 12
 
 
-def test_without_a_split_every_fifth_image_of_each_class_is_tested(tmp_path):
-    shuffled = np.random.default_rng(1).permutation(np.repeat(np.arange(3), [12, 4, 8]))
-    arrays = example_arrays() | {"label": shuffled, "class_names": None, "instance": None}
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_without_a_split_a_fifth_of_each_class_is_tested(order, tmp_path):
+    labels = np.repeat(np.arange(3), [12, 4, 8])
+    if order == "shuffled":
+        labels = np.random.default_rng(1).permutation(labels)
+    arrays = example_arrays() | {"label": labels, "class_names": None, "instance": None}
     data = datasets.load(saved(tmp_path / "a.npz", arrays))
-    fifths = [place for label in range(3) for place in np.flatnonzero(shuffled == label)[4::5]]
-    assert len(fifths) == 2 + 0 + 1
-    np.testing.assert_array_equal(data.test_factors["azimuth"], sorted(fifths))
-    np.testing.assert_array_equal(data.train_factors["azimuth"], np.delete(np.arange(SIZE), fifths))
+    np.testing.assert_array_equal(np.bincount(data.test_labels, minlength=3), [2, 0, 1])
+    tested = data.test_factors["azimuth"]
+    np.testing.assert_array_equal(labels[tested], data.test_labels)
+    np.testing.assert_array_equal(data.train_factors["azimuth"], np.delete(np.arange(SIZE), tested))
+    assert datasets.load(str(tmp_path / "a.npz")).test_factors["azimuth"].tolist() == tested.tolist()
+
+
+def test_what_is_tested_does_not_follow_a_rhythm_of_the_file(tmp_path):
+    """With five photographs of each object, in the same order, every fifth image would be from one viewpoint."""
+    labels, viewpoints = np.repeat(np.arange(2), 50), np.tile(np.arange(5), 20)
+    arrays = {"image": np.zeros((100, 5, 5), np.uint8), "label": labels, "azimuth": viewpoints}
+    data = datasets.load(saved(tmp_path / "a.npz", arrays))
+    assert len(data.test_labels) == 20 and len(np.unique(data.test_factors["azimuth"])) == 5
 
 
 def test_without_a_split_the_upper_half_of_each_class_s_instances_is_tested(tmp_path):
@@ -87,8 +109,11 @@ def test_without_a_split_the_upper_half_of_each_class_s_instances_is_tested(tmp_
         ({"image": np.zeros((SIZE, 13, 13, 3))}, r"image must be uint8 .* it is float64 \[24, 13, 13, 3\]"),
         ({"image": np.zeros((SIZE, 13), np.uint8)}, r"image must be uint8 .* it is uint8 \[24, 13\]"),
         ({"image": np.zeros((0, 13, 13), np.uint8)}, r"image must be uint8 .* it is uint8 \[0, 13, 13\]"),
-        ({"image": np.array([None] * SIZE)}, "an array holds Python objects"),
-        ({"mask": np.array([None] * SIZE)}, "an array holds Python objects"),
+        ({"image": np.array([None] * SIZE)}, "image: an array holds Python objects"),
+        ({"class_names": np.array(["red", "green", "blue"], object)}, "class_names: an array holds Python objects"),
+        ({"instance": np.array([None] * SIZE)}, "instance: an array holds Python objects"),
+        ({"image": np.zeros((SIZE, 3, 13, 12), np.uint8)}, r"it is uint8 \[24, 3, 13, 12\]: do channels come first\?"),
+        ({"image": np.zeros((13, 12, 3, SIZE), np.uint8)}, r"label must be integers \[13\].*: do images come last\?"),
         ({"label": np.zeros(SIZE)}, r"label must be integers \[24\], .* float64 \[24\]"),
         ({"label": np.zeros(SIZE - 1, int)}, r"label must be integers \[24\], .* int64 \[23\]"),
         ({"label": np.zeros((SIZE, 1), int)}, r"label must be integers \[24\], .* int64 \[24, 1\]"),
@@ -139,6 +164,7 @@ def test_a_file_that_cannot_be_read_is_refused(harm, tmp_path):
     message = (
         "there is no array `image`; the file has none" if "other" in harm else "cannot be read as an .npz file of plain arrays"
     )
+    message += ": image: " if harm == "changed inside" else ""
     with pytest.raises(RunnerError, match=rf"wrong\.npz.*{message}"):
         datasets.load(str(tmp_path / "wrong.npz"))
 
@@ -173,6 +199,6 @@ def test_colour_images_from_a_file_are_trained_on_drawn_and_scored(tmp_path, mon
     assert (result["dataset"], result["test_examples"]) == ("colours", 12)
     assert figures.main(["--workdir", str(run), "--images", "0"]) == 0
     drawn = {file.stem for file in (run / "figures").iterdir()}
-    assert drawn == {"samples", "learning_curves", "misclassified", "convergence"}
+    assert drawn == {"samples", "learning_curves", "misclassified", "convergence", "assignments"}
     assert evaluate.main(["--workdir", str(run)]) == 0
     assert "reproduced exactly" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
     views = ImageConfig(standardize=True, crop=11, max_shift=0, contrast=0.5, brightness=0.5)
     drawn = batches(views)(5)
     shared = parallelize(make_train_step(tiny.CONFIG, model()), Execution(jax.devices()[:num_devices], mode)).shard(drawn)
-    for whole, parts in zip(tiny.with_raw_keys(drawn), tiny.with_raw_keys(shared), strict=True):
+    for whole, parts in zip(drawn, shared, strict=True):
         assert len(parts.sharding.device_set) == num_devices
         np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
 

@@ -198,6 +198,7 @@ def test_losses_and_decoder_take_a_sharded_batch():
     def function(activations, poses, labels):
         images = decoder.apply(params, poses, labels)
         losses = emcaps.spread_loss(activations, labels, 0.5) + emcaps.margin_loss(activations, labels)
+        losses += emcaps.spread_loss(activations, activations, 0.5) + emcaps.margin_loss(activations, activations)  # as targets
         return losses + emcaps.reconstruction_loss(emcaps.prepare_images(images, standardize=True), images)
 
     given = activations, poses, labels
@@ -283,6 +284,9 @@ def everything():
     yield "squash", emcaps.squash, (normal(2, 3),)
     margin = lambda step: emcaps.margin_schedule(step, 10)  # noqa: E731
     yield "spread_loss", lambda a: emcaps.spread_loss(a, labels, margin(jnp.int32(3))), (normal(2, 3).astype(BF16),)
+    targets = np.float32([[0.7, 0.3, 0], [1, 1, 0]])
+    yield "spread_loss of targets", lambda a: emcaps.spread_loss(a, targets, 0.5), (normal(2, 3).astype(BF16),)
+    yield "margin_loss of targets", lambda a: emcaps.margin_loss(a, targets), (normal(2, 3).astype(BF16),)
     yield "margin_loss", lambda a: emcaps.margin_loss(a, labels), (normal(2, 3),)
     yield "reconstruction_loss", emcaps.reconstruction_loss, (normal(2, 4, 4, 1), normal(2, 4, 4, 1))
     yield "View", emcaps.View(2, True, 4), (np.abs(normal(2, 8, 8, 1)),)

@@ -185,6 +185,21 @@ def test_many_pictures_in_one_call_are_those_of_single_calls():
         np.testing.assert_allclose(together[index], render.render(*single, size=SIZE), atol=0.02)
 
 
+def test_accelerators_take_all_views_and_rays_together(monkeypatch):
+    """To them each step of a loop is many launches. Left are those along rays: to the object, to the lamp, and of the slope."""
+    shape, size = one(ball((0.1, 0.0, 0.4), (0.9, 0.5, 0.8))), 2 * SIZE  # of four blocks
+    views = shape, angles(35.0, 60.0, 50.0), angles(20.0, 150.0, 200.0)
+    traced = scene.photograph.trace(*views, size=size)
+    loops = [traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.while") for name in ("cpu", "cuda", "tpu")]
+    assert loops == [6, 3, 3]
+
+    one_by_one = np.asarray(scene.photograph(*views, size=size)).astype(int)
+    together = partial(jax.lax.map, batch_size=render.AT_ONCE)
+    monkeypatch.setattr(scene, "by_platform", lambda function, *given: function(*given, each=together))
+    differences = np.abs(jax.jit(partial(scene.photograph.__wrapped__, size=size))(*views).astype(int) - one_by_one)
+    assert differences.max() <= 1
+
+
 def test_the_grid_has_every_combination_of_factors_once():
     full = builder.ToyNorb
     seen = set()

@@ -1,5 +1,6 @@
 """Training from end to end on a tiny problem: what a run leaves, that it resumes exactly, and how it fails."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -26,11 +27,22 @@ from experiments.views import crop_places
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of an uninterrupted run on two devices, whose train step was traced once."""
+    """The folder of an uninterrupted run on two devices, whose train step was traced once.
+
+    Between two looks its steps took nothing from the host and gave it nothing: devices only sent each other shares of a batch.
+    """
     workdir = tmp_path_factory.mktemp("finished") / "run"
     traced_once = lambda *args: chex.assert_max_traces(make_train_step(*args), n=1)  # noqa: E731
     make_train_step = training.make_train_step
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as guards:
+
+        def forbid_transfers():
+            guards.enter_context(jax.transfer_guard("disallow"))
+            guards.enter_context(jax.transfer_guard_host_to_device("disallow_explicit"))
+            guards.enter_context(jax.transfer_guard_device_to_host("disallow_explicit"))
+
+        tiny.at_step(patch, 1, forbid_transfers)
+        tiny.at_step(patch, 3, guards.close)
         patch.setattr(training, "make_train_step", traced_once)
         training.train(tiny.CONFIG, tiny.dataset(), workdir, execution=Execution(jax.devices()[:2]), command="the command")
     return workdir
@@ -176,6 +188,12 @@ def test_crops_average_the_activations_of_views():
 
 
 @pytest.mark.slow
+def test_a_run_may_be_by_pmap(finished, tmp_path):
+    result = training.train(tiny.CONFIG, tiny.dataset(), tmp_path, execution=Execution(jax.devices()[:2], "pmap"))
+    assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
+
+
+@pytest.mark.slow
 def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatch):
     errors = iter([0.9, 0.4951, 0.4951, 0.4951, 0.4951])
     make_evaluator = training.make_evaluator
@@ -197,6 +215,7 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "fingerprint", lambda _: 0)  # the data set will change
+    monkeypatch.setattr(training, "check_classes", lambda _: None)  # which would be refused
     monkeypatch.setattr(training, "draw_figures", lambda *_: None)
     config = dataclasses.replace(tiny.CONFIG, eval_every=1)
     with pytest.MonkeyPatch.context() as patch:

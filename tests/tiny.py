@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from emcaps import RoutingOptions
-from experiments.batches import Batch
 from experiments.checkpoints import Checkpoints
 from experiments.configs import ImageConfig, ModelConfig, TrainConfig
 from experiments.datasets import Dataset
@@ -51,12 +50,6 @@ def initial_state() -> TrainState:
     """A state before the first step, in NumPy arrays, which no training step can take away."""
     init = jax.jit(functools.partial(init_state, CONFIG, make_model(MODEL, 3)))
     return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.float32), jax.random.key(0)))
-
-
-def with_raw_keys(batch: Batch) -> Batch:
-    """A batch with the raw data of its keys, which NumPy can compare."""
-    assert batch.dropout_keys is not None
-    return batch._replace(dropout_keys=jax.random.key_data(batch.dropout_keys))
 
 
 def newest_state(folder: Path) -> TrainState:

@@ -50,7 +50,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 
 def reference_names() -> list[str]:
     """The names in the groups of reference.rst, as often as they are there."""
-    return re.findall(r"^   (\w+)$", (HERE / "reference.rst").read_text(), re.MULTILINE)
+    return re.findall(r"^   (\w+)$", (HERE / "reference.rst").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def check_reference() -> None:
@@ -65,7 +65,7 @@ def check_reference() -> None:
 def constant(name: str) -> tuple[str, str]:
     """The string below the assignment of a public constant, and the assignment itself. Empty if there is none."""
     for path in Path(inspect.getfile(emcaps)).parent.glob("*.py"):
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         for statement, below in itertools.pairwise(ast.parse(source).body):
             if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
                 if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
@@ -124,16 +124,16 @@ def tutorial_page(script: str) -> str:
 def write_pages() -> None:
     """The pages whose text has its place elsewhere."""
     sources = {"README": TOP / "README.md", "BUILD_NOTES": TOP / "BUILD_NOTES.md", "claims": HERE.parent / "README.md"}
-    pages = {name: path.read_text() for name, path in sources.items()}
+    pages = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
     for there, here in SITE_LINKS.items():
         pages = {name: text.replace(f"]({there}", f"]({here}") for name, text in pages.items()}
-    pages |= {f"tutorials/{path.stem}": tutorial_page(path.read_text()) for path in TUTORIALS.glob("*.py")}
+    pages |= {f"tutorials/{path.stem}": tutorial_page(path.read_text(encoding="utf-8")) for path in TUTORIALS.glob("*.py")}
     pages["shapes"] = f"# Shapes and their letters\n\n{emcaps.types.__doc__}"
     for name, text in pages.items():
         file = GENERATED / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists() or file.read_text() != text:  # what is as it was, Sphinx need not read again
-            file.write_text(text)
+        if not file.exists() or file.read_text(encoding="utf-8") != text:  # what is as it was, Sphinx need not read again
+            file.write_text(text, encoding="utf-8")
 
 
 def setup(app) -> None:

@@ -8,8 +8,9 @@ kernel evaluates a whole distance function in registers.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,10 @@ STEP = 0.9  # of the distance: tapering and blending make the distances a little
 HIT = 0.012  # what is nearer than this is the surface; a sample of a 48 x 48 image with 2 x 2 samples is 0.03 wide
 GROUND = 1e-4  # rays end so far in front of the ground, lest it be hit as if it were the object
 
+AT_ONCE = 64  # of what is many, on accelerators: views (stereo pairs), and blocks of an image
+
 Vector = tuple[jax.Array, jax.Array, jax.Array]  # x, y, z, each [N]
+Each = Callable[[Callable, Any], Any]  # as jax.lax.map: each(function, given)
 
 
 class Shape(NamedTuple):
@@ -104,13 +108,23 @@ class Surface(NamedTuple):
 @partial(jax.jit, static_argnames=("size", "samples"))
 def render(shape: Shape, camera: Camera, light: Light, size: int = 48, samples: int = 2) -> jax.Array:
     """One image `[size, size]`, float32, from 0 (black) to 1; each pixel is the mean of `samples` x `samples` rays."""
-    return render_lights(shape, camera, jax.tree.map(lambda field: field[None], light), size, samples)[0]
+    lights = jax.tree.map(lambda field: field[None], light)
+    return by_platform(partial(render_lights, size=size, samples=samples), shape, camera, lights)[0]
 
 
-def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, samples: int) -> jax.Array:
+def by_platform(function: Callable[..., jax.Array], *given: Any) -> jax.Array:
+    """`function(*given, each=...)`, whose `each` is a loop in a program for CPUs, whose caches hold one block of rays.
+
+    In programs for accelerators, to which each step of a loop is as many launches, it takes `AT_ONCE` together.
+    """
+    together = partial(jax.lax.map, batch_size=AT_ONCE)
+    return jax.lax.platform_dependent(*given, cpu=partial(function, each=jax.lax.map), default=partial(function, each=together))
+
+
+def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, samples: int, each: Each) -> jax.Array:
     """The same view under L lights, `[L, size, size]`, float32: as `render`, but what the camera sees is traced once.
 
-    Rays are traced block by block, and no further than the last ray of a block has to go: most blocks show bare ground.
+    One by one, blocks of rays are traced no further than the last ray of each has to go: most of them show bare ground.
     """
     block = math.gcd(BLOCK, size)
     number = size // block
@@ -125,7 +139,7 @@ def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, sample
         return axes.transpose(0, 3, 2, 5, 1, 4).reshape(number * number, -1)
 
     x, y, z = rays(camera, size * samples)
-    blocks = jax.lax.map(brightness, (in_blocks(x), in_blocks(y), in_blocks(z)))
+    blocks = each(brightness, (in_blocks(x), in_blocks(y), in_blocks(z)))
     pixels = blocks.reshape(number, number, -1, samples**2, block, block).mean(3)
     return pixels.transpose(2, 0, 3, 1, 4).reshape(-1, size, size)
 
@@ -247,6 +261,7 @@ def bounding_box(shape: Shape, margin: float) -> tuple[jax.Array, jax.Array]:
     return (shape.center - extent).min(0) - margin, (shape.center + extent).max(0) + margin
 
 
+@jax.jit
 def distance(shape: Shape, point: Vector) -> jax.Array:
     """About the signed distance of points `[N]` from the object's surface."""
     nearest = jnp.full_like(point[0], 10.0)
@@ -256,6 +271,7 @@ def distance(shape: Shape, point: Vector) -> jax.Array:
     return nearest
 
 
+@jax.jit
 def solid_distance(solid: Shape, point: Vector) -> jax.Array:
     """The signed distance of points `[N]` from one solid, whose fields lack the first axis."""
     moved = [point[i] - solid.center[i] for i in range(3)]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.toynorb.render import CENTER, Camera, Light, Shape, render_lights
+from experiments.toynorb.render import CENTER, Camera, Each, Light, Shape, by_platform, render_lights
 
 ELEVATIONS = tuple(range(30, 71, 5))  # degrees above the ground
 AZIMUTHS = tuple(range(0, 360, 20))
@@ -100,12 +100,15 @@ def photograph(shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int
         uint8 `[N, 6, 2, size, size]`: views, lightings, left and right.
     """
 
-    def view(angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        lights = lamps(angles[1])
-        images = jax.lax.map(lambda camera: render_lights(shape, camera, lights, size, samples), stereo(*angles))
-        return jnp.round(255 * images).astype(jnp.uint8).swapaxes(0, 1)
+    def take(shape: Shape, elevation: jax.Array, azimuth: jax.Array, each: Each) -> jax.Array:
+        def view(angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+            lights = lamps(angles[1])
+            images = each(lambda camera: render_lights(shape, camera, lights, size, samples, each), stereo(*angles))
+            return jnp.round(255 * images).astype(jnp.uint8).swapaxes(0, 1)
 
-    return jax.lax.map(view, (elevation, azimuth))
+        return each(view, (elevation, azimuth))
+
+    return by_platform(take, shape, elevation, azimuth)
 
 
 @partial(jax.jit, static_argnames=("size", "samples"))
@@ -123,14 +126,17 @@ def snapshots(shape: Shape, views: View, lightings: jax.Array, size: int = 48, s
         uint8 `[N, 2, size, size]`: left and right.
     """
 
-    def snapshot(given: tuple[View, jax.Array]) -> jax.Array:
-        view, lighting = given
-        light = jax.tree.map(lambda field: field[lighting][None], lamps(view.azimuth))
-        cameras = jax.vmap(lambda camera: moved(camera, view))(stereo(view.elevation, view.azimuth))
-        images = jax.lax.map(lambda camera: render_lights(shape, camera, light, size, samples)[0], cameras)
-        return jnp.round(255 * images).astype(jnp.uint8)
+    def take(shape: Shape, views: View, lightings: jax.Array, each: Each) -> jax.Array:
+        def snapshot(given: tuple[View, jax.Array]) -> jax.Array:
+            view, lighting = given
+            light = jax.tree.map(lambda field: field[lighting][None], lamps(view.azimuth))
+            cameras = jax.vmap(lambda camera: moved(camera, view))(stereo(view.elevation, view.azimuth))
+            images = each(lambda camera: render_lights(shape, camera, light, size, samples, each)[0], cameras)
+            return jnp.round(255 * images).astype(jnp.uint8)
 
-    return jax.lax.map(snapshot, (views, lightings))
+        return each(snapshot, (views, lightings))
+
+    return by_platform(take, shape, views, lightings)
 
 
 def moved(camera: Camera, view: View) -> Camera:
