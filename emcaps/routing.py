@@ -27,7 +27,7 @@ from emcaps.implementations import IMPLEMENTATIONS, route_capsules, route_votes
 from emcaps.layout import compute_dtype
 from emcaps.partitioning import divide_examples
 from emcaps.receptive_field import ReceptiveField
-from emcaps.sharding import Bound, for_each_shard
+from emcaps.sharding import Bound, for_each_shard, leave_to_compiler
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 
@@ -315,9 +315,9 @@ def class_em_routing(
 def _route_map(children: Any, shared: Any, **static: Any) -> RoutingResult:
     """Route the children of each example, on the device where it is; explain what JAX says when it is asked for forward mode."""
     route = Bound(_route_examples, tuple(static.items()))
-    divide = {} if static["implementation"] == "dense" else {"divide": divide_examples}
+    divide = leave_to_compiler if static["implementation"] == "dense" else divide_examples
     try:
-        return for_each_shard(route, children, shared, **divide)
+        return for_each_shard(route, children, shared, divide=divide)
     except TypeError as error:
         if "forward-mode" in str(error):
             raise TypeError(FIRST_ORDER_ONLY) from error

@@ -59,12 +59,17 @@ def is_sharded(array: Any) -> bool:
     return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
-def _apply(function: Callable[[Any, Any], Any], batched: Any, shared: Any) -> Any:
+def leave_to_compiler(function: Callable[[Any, Any], Any], batched: Any, shared: Any) -> Any:
+    """`function(batched, shared)`, of which the compiler divides over automatic axes what it can."""
     return function(batched, shared)
 
 
 def for_each_shard(
-    function: Callable[[Any, Any], Any], batched: Any, shared: Any, batch_axes: int = 1, divide: Callable[..., Any] = _apply
+    function: Callable[[Any, Any], Any],
+    batched: Any,
+    shared: Any,
+    batch_axes: int = 1,
+    divide: Callable[..., Any] = leave_to_compiler,
 ) -> Any:
     """`function(batched, shared)`, run by each device on its own part of the batch.
 
@@ -74,7 +79,7 @@ def for_each_shard(
             mesh, those of all arrays alike, and no other axes may.
         shared: a tree of arrays that all examples share. Those that are sharded are gathered.
         batch_axes: how many axes the batch has.
-        divide: `divide(function, batched, shared)` is called where no mesh has explicit axes.
+        divide: called as `divide(function, batched, shared)` where no mesh has explicit axes.
 
     Raises:
         ValueError: an array of `batched` is sharded in another way.
@@ -95,7 +100,7 @@ def for_each_shard(
         if not any(map(is_sharded, arrays)):
             # An axis that `vmap` took away may be: types do not tell, but the compiler knows, and divides what it does not merge.
             divided = jax.sharding.auto_axes(route, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, whole))
-            return divided(batched, shared)
+            return divided(batched, shared)  # pyright: ignore[reportCallIssue]
         batched, shared = jax.reshard((batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole)))
         return jax.shard_map(route, mesh=mesh, in_specs=(spec, whole), out_specs=spec, axis_names=axes)(batched, shared)
 
