@@ -63,5 +63,5 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def cell(value: Any) -> str:
     """A value as the table shows it."""
     if isinstance(value, list):
-        return named(value)
+        return named([str(item) for item in value])
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from experiments.datasets import Dataset
 from experiments.errors import UsageError
 from experiments.initial_weights import initial_weights
 from experiments.learner import make_optimizer
+from experiments.results import table
 from experiments.run_directory import RunDirectory, check_usable, is_finished, read_records, read_result
 
 # Its steps do not depend on how many there will be.
@@ -54,6 +55,7 @@ def test_a_finished_run_that_is_made_longer_equals_one_that_was_long_from_the_be
     chex.assert_trees_all_equal(*(tiny.newest_state(folder / "checkpoints") for folder in (longer, long)))
     assert tiny.deterministic(read_records(longer)) == tiny.deterministic(read_records(long))
     assert (result["test_error"], result["steps"]) == (expected["test_error"], 6)
+    assert table([result]).count("extended_at         4") == 1
     assert result["extended_at"] == [4] and "extended_at" not in expected
     assert json.loads((longer / "result-4.json").read_text()) == first
     with pytest.raises(UsageError, match=r"a finished run of another config \(steps: 6 there, 4 here\)"):
@@ -121,8 +123,9 @@ def test_a_run_begins_with_the_weights_of_a_classifier():
 def test_weights_of_another_network_are_refused_by_the_parameters_name(run, tmp_path_factory):
     config, data = dataclasses.replace(tiny.CONFIG, init_from=str(run)), tiny.dataset()
     workdir = tmp_path_factory.mktemp("new") / "run"
+    labels = np.arange(20, dtype=np.int32) % 4
     with pytest.raises(UsageError, match=r"class_caps/beta_a is float32\[3\] there, float32\[4\] here"):
-        training.train(config, data._replace(class_names=("a", "b", "c", "d")), workdir)
+        training.train(config, data._replace(class_names=("a", "b", "c", "d"), train_labels=labels), workdir)
     decoded = dataclasses.replace(config, model=dataclasses.replace(config.model, reconstruction=True))
     with pytest.raises(UsageError, match=r"decoder/\S+ is missing there, float32\[.*\] here"):
         training.train(decoded, data, workdir)
