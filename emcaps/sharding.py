@@ -91,7 +91,8 @@ def for_each_shard(
     arrays = jax.tree.leaves((batched, shared))
     meshes = [mesh for mesh in (jax.typeof(array).sharding.mesh for array in arrays) if mesh.explicit_axes]
     if not meshes:
-        return divide(function, *vary_alike((batched, shared)))
+        varying = vary_alike((batched, shared))
+        return divide(function, varying[0], varying[1])
     mesh, spec, whole = meshes[0], _batch_spec(batched, batch_axes), PartitionSpec()
     axes = set(mesh.explicit_axes)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,13 +25,28 @@ def test_what_is_divided_is_compared_and_counted(tmp_path, capsys):
     assert "| squash | " in capsys.readouterr().out
 
 
-def test_examples_that_see_each_other_are_found_out(tmp_path, monkeypatch, capsys):
-    batch = np.random.default_rng(0).normal(size=(meshes.BATCH, 3)).astype(np.float32)
-    case = meshes.Case("centered", lambda batch, _: batch - batch.mean(0), batch, ())
+def run_as_the_only_case(case, folder, monkeypatch):
     monkeypatch.setattr(meshes, "cases", lambda: iter([case]))
-    assert meshes.main(["--devices", "2", "--ways", "automatic", "shard_map", "--output", str(tmp_path)]) == 1
+    return meshes.main(["--devices", "2", "--ways", "automatic", "shard_map", "--output", str(folder)])
+
+
+RANDOM = np.random.default_rng(0).normal(size=(meshes.BATCH, 3)).astype(np.float32)
+
+
+def test_examples_that_see_each_other_are_found_out(tmp_path, monkeypatch, capsys):
+    case = meshes.Case("centered", lambda batch, _: batch - batch.mean(0), RANDOM, ())
+    assert run_as_the_only_case(case, tmp_path, monkeypatch) == 1
     assert [row["right"] for row in rows_of(tmp_path)] == [True, False]
     assert "NOT RIGHT" in capsys.readouterr().out
+
+
+def test_low_precision_may_be_as_far_from_float32_as_on_one_device(tmp_path, monkeypatch):
+    rounded = lambda batch, _: batch.astype(jnp.bfloat16)  # noqa: E731
+    case = meshes.Case("rounded", rounded, RANDOM, (), lambda batch, _: batch)
+    assert run_as_the_only_case(case, tmp_path, monkeypatch) == 0
+    assert all(row["difference"] > meshes.TOLERANCE for row in rows_of(tmp_path))
+    case = case._replace(function=lambda batch, _: rounded(batch - batch.mean(0), _), exact=lambda batch, _: batch - batch.mean(0))
+    assert run_as_the_only_case(case, tmp_path, monkeypatch) == 1
 
 
 @pytest.mark.parametrize("flags, words", [(["--ways", "telepathy"], "ways must be"), (["--devices", "3"], "divisors of the batch")])
