@@ -61,7 +61,7 @@ def test_a_run_leaves_its_outputs(finished):
     ]
     for record in records:
         if record["split"] == "diagnostics":
-            assert record["class_caps"]["assignment_entropy"] == pytest.approx(np.log(3))  # one iteration
+            assert record["class_caps"]["assignment_entropy"] == pytest.approx(np.log(3), rel=1e-4)  # one iteration
             continue
         assert np.isfinite([record["loss"], record["accuracy"], record["seconds"]]).all()
     for name in ("samples.png", "learning_curves.png", "misclassified.png", "convergence.png"):
