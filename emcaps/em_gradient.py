@@ -176,24 +176,18 @@ def backward(
         if to_old_means is not None:
             to_means += to_old_means
         form = _about(common_centre, quadratic, jnp.zeros_like(quadratic), parents.means)
-        return to_parents._replace(means=to_means), to_constants, scores, form
+        return gradients._replace(
+            parents=to_parents._replace(means=to_means),
+            assignments=jnp.zeros_like(gradients.assignments),
+            constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
+            scores=_put(gradients.scores, scores, iteration - 1),
+            score_forms=_put(gradients.score_forms, form, iteration - 1),
+        )
 
     def step(turn, gradients):
         iteration = repeats - 1 - turn
         to_old_means, gradients = m_step_back(gradients, iteration)
-        place = jnp.maximum(iteration - 1, 0)
-        to_parents, to_constants, scores, form = unless_first(
-            iteration,
-            lambda: e_step_back(gradients, to_old_means, iteration),
-            lambda: (gradients.parents, no_constants, _take(gradients.scores, place), _take(gradients.score_forms, place)),
-        )
-        return gradients._replace(
-            parents=to_parents,
-            assignments=jnp.zeros_like(gradients.assignments),
-            constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
-            scores=_put(gradients.scores, scores, place),
-            score_forms=_put(gradients.score_forms, form, place),
-        )
+        return unless_first(iteration, lambda: e_step_back(gradients, to_old_means, iteration), lambda: gradients)
 
     to_parents, to_assignments = result_gradients
     no_constants, no_form = jax.tree.map(jnp.zeros_like, (constants, (common_centre, common_centre)))
