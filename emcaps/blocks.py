@@ -71,14 +71,14 @@ def route_blocks(blocks: Blocks, children: tuple[jax.Array, jax.Array], transfor
     return _route(blocks, children, transforms, constants, lambda *given: (route(*given), None))[0]
 
 
-def _route(blocks, children, transforms, constants, route_votes):
-    """The result, and what `route_votes` keeps of each block beside what `em.route` gives."""
+def _route(blocks, children, transforms, constants, procedure):
+    """The result, and what `procedure` keeps of each block beside what `em.route` gives."""
     field, size = blocks.geometry.field, _block_size(blocks, children, transforms)
     inner = inner_transforms(transforms)
 
     def route_block(children):
         poses, activations = inner_children(*children, field=field)
-        outputs, kept = route_votes(blocks.form.hold_votes(poses, inner), activations, constants, blocks.geometry)
+        outputs, kept = procedure(blocks.form.hold_votes(poses, inner), activations, constants, blocks.geometry)
         return (outer_result(*outputs, field=field), kept), ()
 
     (results, kept), _ = _for_blocks(route_block, _divide(children, size), ())

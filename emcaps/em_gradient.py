@@ -1,6 +1,6 @@
 """The gradient of Procedure 1 without ever storing the votes.
 
-The forward pass is `em.route` that keeps what each `Iteration` leaves. The backward pass takes the M-steps and E-steps in reverse.
+The forward pass is `em.route` that keeps a `History`. The backward pass takes the M-steps and E-steps in reverse.
 The transpose of the one's sums is the other's scores, so that
 
     M-step: (mass, first, second) = moments(g)            back: d_g = scores(d_mass, d_second, d_first)
@@ -138,34 +138,34 @@ def backward(
         Gradients for the poses and transforms of the votes, for the activations, and for the constants.
     """
     repeats = geometry.num_iterations
-    common_centre = _take(history, repeats - 1).read()[0].centre
+    (_, common_centre, _), _ = _take(history, repeats - 1).read()
 
-    def fit(iteration):
+    def fit(sums, old_means, iteration):
         """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
-        (_, centre, moments), old_means = _take(history, iteration).read()
         return jax.vjp(
-            lambda moments, old_means, constants: fit_gaussians(moments, centre, old_means, constants, geometry, iteration),
-            moments,
+            lambda moments, old_means, constants: fit_gaussians(moments, sums.centre, old_means, constants, geometry, iteration),
+            sums.moments,
             old_means,
             constants,
         )
 
     def m_step_back(gradients, iteration):
         """From the parents of an iteration to its assignments. Returns the gradient for the old means as well."""
-        _, transpose = fit(iteration)
+        sums, old_means = _take(history, iteration).read()
+        _, transpose = fit(sums, old_means, iteration)
         (mass, first, second), to_old_means, to_constants = transpose(gradients.parents)
-        (assignments, centre, _), _ = _take(history, iteration).read()
-        data_gradient = votes.scores(mass, second, centre, first)
+        data_gradient = votes.scores(mass, second, sums.centre, first)
         return to_old_means, gradients._replace(
             assignments=gradients.assignments + data_gradient * activations[:, None],
-            activations=gradients.activations + (data_gradient * assignments).sum(1),
+            activations=gradients.activations + (data_gradient * sums.assignments).sum(1),
             constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
-            data_forms=_put(gradients.data_forms, _about(common_centre, second, first, centre), iteration),
+            data_forms=_put(gradients.data_forms, _about(common_centre, second, first, sums.centre), iteration),
         )
 
     def e_step_back(gradients, to_old_means, iteration):
         """From the assignments of an iteration to the parents of the one before."""
-        parents, _ = fit(iteration - 1)
+        earlier, old_means = _take(history, iteration - 1).read()
+        parents, _ = fit(earlier, old_means, iteration - 1)
         (_, quadratic), transpose = jax.vjp(log_densities, parents, constants)
         assignments = _take(history, iteration).assignments
         direction = gradients.assignments if geometry.assignment_gradient else jnp.zeros_like(assignments)

@@ -91,8 +91,8 @@ def for_each_shard(
     arrays = jax.tree.leaves((batched, shared))
     meshes = [mesh for mesh in (jax.typeof(array).sharding.mesh for array in arrays) if mesh.explicit_axes]
     if not meshes:
-        varying = vary_alike((batched, shared))
-        return divide(function, varying[0], varying[1])
+        batched, shared = vary_alike((batched, shared))
+        return divide(function, batched, shared)
     mesh, spec, whole = meshes[0], _batch_spec(batched, batch_axes), PartitionSpec()
     axes = set(mesh.explicit_axes)
 

@@ -111,11 +111,19 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
         dataset = load_data(config, data_dir)
         if "data" in (facts := checkpoints.facts(step)):
             check_data(facts["data"], fingerprint(dataset), config, f"the checkpoint of step {step} in {checkpoints.folder}")
-        model = make_model(config.model, len(dataset.class_names))
-        images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
-        like = jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
+        like = state_like(config, dataset)
         state = checkpoints.restore(step, like, shardings(like, device_mesh(devices)))
-    return Restored(step, state, dataset, model)
+    return Restored(step, state, dataset, make_model(config.model, len(dataset.class_names)))
+
+
+def state_like(config: TrainConfig, dataset: datasets.Dataset) -> TrainState:
+    """Shapes and dtypes of a state of such a run on such a data set. Raises UsageError if the network does not fit the images."""
+    model = make_model(config.model, len(dataset.class_names))
+    images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
+    try:
+        return jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,8 @@ from experiments.checkpoints import Checkpoints, differing_arrays, named_arrays
 from experiments.configs import TrainConfig
 from experiments.datasets import Dataset
 from experiments.errors import UsageError, first_line
-from experiments.learner import TrainState, init_state, make_model
+from experiments.evaluate import state_like
 from experiments.run_directory import read_config
-from experiments.views import test_view
 
 
 class InitialWeights(NamedTuple):
@@ -64,13 +63,3 @@ def of_classifier(name: str) -> InitialWeights:
         return InitialWeights(emcaps.load_classifier(name).params, name)
     except (OSError, ValueError) as error:
         raise UsageError(f"init_from must be the folder of a run, or a classifier: {first_line(error)}") from error
-
-
-def state_like(config: TrainConfig, dataset: Dataset) -> TrainState:
-    """Shapes and dtypes of a state of such a run on such a data set. Raises UsageError if the network does not fit the images."""
-    model = make_model(config.model, len(dataset.class_names))
-    images = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dataset.train_images.dtype)
-    try:
-        return jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
-    except ValueError as error:
-        raise UsageError(str(error)) from error

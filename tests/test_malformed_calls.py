@@ -399,6 +399,6 @@ def test_each_of_many_malformed_calls_is_refused_by_name():
 
 def test_every_public_function_and_module_is_drawn_from():
     records = {"Capsules", "RoutingResult", "RoutingDiagnostics", "DynamicRoutingResult", "PRESETS", "RECONSTRUCTION_WEIGHT"}
-    with_files = {"Classifier", "Examples", "Prediction", "PRETRAINED", "load_classifier", "save_classifier"}  # test_classifier.py
+    with_files = {"Classifier", "Examples", "Prediction", "PRETRAINED", "load_classifier", "save_classifier"}  # test_classifier*.py
     of_images = {"View", "prepare_images"}  # likewise
     assert {name.split(".")[0] for name in CALLS_BY_NAME} | records | with_files | of_images == set(emcaps.__all__)

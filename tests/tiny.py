@@ -1,14 +1,15 @@
-"""A data set and a run that are small enough to train in a test."""
+"""A data set, a run and a classifier that are small enough for a test."""
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcaps import RoutingOptions
+from emcaps import CapsNet, Classifier, Examples, RoutingOptions, View
 from experiments.checkpoints import Checkpoints
 from experiments.configs import ImageConfig, ModelConfig, TrainConfig
 from experiments.datasets import Dataset
@@ -78,3 +79,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], N
 
 def crash() -> None:
     raise RuntimeError("crash")
+
+
+def classifier():
+    """A classifier of 15x14 images, untrained."""
+    model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]
+    images = np.random.default_rng(0).integers(0, 256, (4, 15, 14, 2), np.uint8)
+    view, examples = View(standardize=True, crop=13), Examples(images, np.array([0, 1, 2, 0], np.int32))
+    return Classifier(model, params, view, (15, 14, 2), ("a", "b", "c"), examples, {"test_error": 0.5})
