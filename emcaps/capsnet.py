@@ -49,6 +49,10 @@ class CapsNet(nn.Module):
     dtype: Any = None
     parent_axis: str | None = None
 
+    def layer_names(self) -> tuple[str, ...]:
+        """The name of each capsule layer, among parameters and stages, the class capsules last."""
+        return (*(f"conv_caps_{number}" for number in range(1, len(self.conv_capsules) + 1)), "class_caps")
+
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
         """How each capsule layer routes, the class capsules last."""
         num_layers = len(self.conv_capsules) + 1
@@ -100,18 +104,18 @@ class CapsNet(nn.Module):
         out["conv"] = nn.relu(conv(images))
         capsules = out["primary"] = PrimaryCaps(self.primary_capsules, self.dtype, name="primary")(out["conv"])
 
+        *names, class_name = self.layer_names()
         *conv_routing, class_routing = self.layer_routing()
-        layers = zip(self.conv_capsules, geometry[2:], conv_routing, strict=True)
-        for index, (num_capsules, (kernel, stride), routing) in enumerate(layers, start=1):
-            name = f"conv_caps_{index}"
+        layers = zip(names, self.conv_capsules, geometry[2:], conv_routing, strict=True)
+        for name, num_capsules, (kernel, stride), routing in layers:
             layer = ConvCaps(num_capsules, kernel, stride, routing, self.capsule_init, self.dtype, self.parent_axis, name=name)
             out[name] = layer(capsules)
             capsules = Capsules(out[name].poses, out[name].activations)
 
         rows, columns = (receptive_field_centers(size, geometry) for size in images.shape[1:3])
-        class_caps = ClassCaps(self.num_classes, class_routing, self.capsule_init, self.add_coordinates, name="class_caps")
-        out["class_caps"] = class_caps(capsules, (rows, columns))
-        return Capsules(out["class_caps"].poses[:, 0, 0], out["class_caps"].activations[:, 0, 0]), out
+        class_caps = ClassCaps(self.num_classes, class_routing, self.capsule_init, self.add_coordinates, name=class_name)
+        classes = out[class_name] = class_caps(capsules, (rows, columns))
+        return Capsules(classes.poses[:, 0, 0], classes.activations[:, 0, 0]), out
 
 
 def partition_specs(tree: Any, parent_axis: str) -> Any:

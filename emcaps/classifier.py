@@ -235,10 +235,14 @@ def _arrays(classifier: Classifier) -> dict[str, np.ndarray]:
     return arrays | {f"examples/{key}": np.asarray(value) for key, value in classifier.examples._asdict().items()}
 
 
+FIXED_TEMPERATURES = {"inverse_temperature_rate": 0.0, "assignment_temperature_rate": 0.0}
+"""What files say of routing, where they do not say it: they are from before temperatures could be learned."""
+
+
 def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Classifier:
     """The classifier of a file. Raises KeyError, TypeError or ValueError if the file's parts do not fit together."""
     settings = dict(described["model"])
-    settings["routing"] = tuple(RoutingOptions(**routing) for routing in settings["routing"])
+    settings["routing"] = tuple(RoutingOptions(**FIXED_TEMPERATURES | routing) for routing in settings["routing"])
     # Older files say nothing of these two: what computed in another dtype was saved as if it did not.
     settings["capsule_init"] = CapsuleInit(**settings.get("capsule_init", {}))
     settings.setdefault("dtype", None)

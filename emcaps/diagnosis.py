@@ -106,7 +106,7 @@ def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, laye
         TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
     """
     check_network(model, variables, images)
-    check_choice("layer", layer, (*(f"conv_caps_{number}" for number, _ in enumerate(model.conv_capsules, start=1)), "class_caps"))
+    check_choice("layer", layer, model.layer_names())
     routed = _routing_results(model, variables, images)
     return _results_by_iteration(model, variables, images, layer, routed)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +40,10 @@ class RoutingOptions:
         inverse_temperature: lambda, the same in every iteration, because the costs it multiplies are normalised; None is the
             schedule of `em_routing`.
         assignment_temperature: divides log p in the E-step. 16, the number of pose entries, makes it a mean over entries.
+        assignment_temperature_rate: 0: the temperature stays as it is. Otherwise each layer learns its own: that number times
+            exp(rate * theta), with a parameter theta that starts at 0. Steps of Adam, which have all the same size, change the
+            temperature's logarithm `rate` times as fast as other parameters.
+        inverse_temperature_rate: the same for the inverse temperature.
         normalize_costs: whether costs are measured in standard deviations over the parent types at a position.
         parent_mass: the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is
             this over the number of children on the map per parent on its map. None, the paper's own cost, has no such scale.
@@ -49,13 +53,15 @@ class RoutingOptions:
         competition, initial_assignments, damping, assignment_gradient, implementation, remat: see `conv_em_routing`.
 
     Raises:
-        TypeError, ValueError: an option is not what it must be (as in `conv_em_routing`), or both `parent_mass` and `field_mass`
-            are given.
+        TypeError, ValueError: an option is not what it must be (as in `conv_em_routing`); both `parent_mass` and `field_mass` are
+            given; or `inverse_temperature_rate` without a constant `inverse_temperature` above 0 to start from.
     """
 
     num_iterations: int = 2
     inverse_temperature: float | None = 1.0
     assignment_temperature: float = 16.0
+    assignment_temperature_rate: float = 0.0
+    inverse_temperature_rate: float = 0.0
     normalize_costs: bool = True
     parent_mass: float | None = 16.0
     field_mass: float | None = None
@@ -76,6 +82,12 @@ class RoutingOptions:
             if getattr(self, name) is not None or name not in ("parent_mass", "field_mass"):
                 check_number(name, getattr(self, name), 0, open_low=True)
         check_known_number("damping", self.damping, 0, 1, open_high=True)
+        for name in ("assignment_temperature_rate", "inverse_temperature_rate"):
+            check_known_number(name, getattr(self, name), 0)
+        if self.inverse_temperature_rate:
+            if self.inverse_temperature is None:
+                raise ValueError("inverse_temperature_rate needs a constant inverse_temperature to start from; got None")
+            check_number("inverse_temperature, where it is learned,", self.inverse_temperature, 0, open_low=True)
         for name in ("normalize_costs", "assignment_gradient", "remat"):
             check_bool(name, getattr(self, name))
         check_choice("competition", self.competition, COMPETITIONS)
@@ -83,6 +95,23 @@ class RoutingOptions:
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         if self.parent_mass is not None and self.field_mass is not None:
             raise ValueError(f"give parent_mass or field_mass, not both; got {self.parent_mass} and {self.field_mass}")
+
+    def learned(self, parameters: Mapping[str, Any]) -> "RoutingOptions":
+        """The same with the temperatures that a layer with these parameters has learned, as scalar arrays."""
+        temperatures = {}
+        for name in self.learns():
+            exponent = getattr(self, f"{name}_rate") * parameters[f"{name}_log"]
+            temperatures[name] = getattr(self, name) * jnp.exp(exponent)
+        return dataclasses.replace(self, **temperatures)
+
+    def learned_by(self, layer: nn.Module) -> "RoutingOptions":
+        """The same for a layer that is being called: its parameters for temperatures, scalars, are made here."""
+        names = [f"{name}_log" for name in self.learns()]
+        return self.learned({name: layer.param(name, lambda _: jnp.zeros(())) for name in names})
+
+    def learns(self) -> list[str]:
+        """Which temperatures are learned."""
+        return [name for name in ("assignment_temperature", "inverse_temperature") if getattr(self, f"{name}_rate")]
 
     def mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
         """The `mass_scale` of a layer of this geometry."""
@@ -213,7 +242,7 @@ class PrimaryCaps(nn.Module):
 class ConvCaps(nn.Module):
     """Convolutional capsules: EM routing from `kernel x kernel` patches of child capsules (`conv_em_routing`).
 
-    Parameters: `transforms` `[K, K, I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`.
+    Parameters: `transforms` `[K, K, I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`, and those of temperatures that are learned.
 
     Attributes:
         num_capsules: parent types J.
@@ -258,7 +287,7 @@ class ConvCaps(nn.Module):
             *self.capsule_init.betas(self, here),
             stride=self.stride,
             parent_axis=self.parent_axis,
-            **self.routing.keywords(field, child_types, self.num_capsules),
+            **self.routing.learned_by(self).keywords(field, child_types, self.num_capsules),
         )
         if self.parent_axis is None:
             return routed
@@ -280,7 +309,7 @@ class ConvCaps(nn.Module):
 class ClassCaps(nn.Module):
     """Class capsules: every class sees every capsule on the map, with transforms shared by all positions (`class_em_routing`).
 
-    Parameters: `transforms` `[I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`.
+    Parameters: `transforms` `[I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`, and those of temperatures that are learned.
 
     Attributes:
         num_classes: J.
@@ -326,7 +355,7 @@ class ClassCaps(nn.Module):
             transforms,
             *self.capsule_init.betas(self, self.num_classes),
             coordinates=coordinates,
-            **self.routing.keywords(field, child_types, self.num_classes),
+            **self.routing.learned_by(self).keywords(field, child_types, self.num_classes),
         )
 
 

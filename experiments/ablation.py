@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from experiments.agreement import measure_agreement
 from experiments.batches import Batch, TrainingBatches
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
@@ -34,17 +35,21 @@ from experiments.learner import (
     TrainState,
     class_logits,
     init_state,
+    learned_temperatures,
     losses,
     make_model,
     make_train_step,
+    network_at,
     network_stages,
     routing_diagnostics,
 )
 from experiments.parallel import Execution, device_mesh, parallelize
 from experiments.results import numbers
 from experiments.run_directory import Record, check_folder, read_lines
+from experiments.stratified import sample
 from experiments.train import TrainCommand
-from experiments.training import check_fits
+from experiments.training import DIAGNOSED, check_fits
+from experiments.views import test_view
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
@@ -56,6 +61,17 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--assignment-temperature 64",
         "--assignment-temperature-end 1",
         "--assignment-temperature-end 4",
+    ),
+    "sharpness": (
+        "",
+        "--assignment-temperature-rate 1",
+        "--assignment-temperature-rate 3",
+        "--assignment-temperature-rate 10",
+        "--inverse-temperature-rate 3",
+        "--assignment-temperature-rate 3 --inverse-temperature-rate 3",
+        "--assignment-temperature-rate 3 --inverse-temperature-rate 3 --no-normalize-costs --inverse-temperature 0.03",
+        "--assignment-temperature 4 --assignment-temperature-rate 3",
+        "--assignment-temperature 1 --assignment-temperature-rate 10",
     ),
     "transforms": (
         "--transform-stddev 0.02",
@@ -130,6 +146,8 @@ class AblationConfig:
     """Training images held out and scored; 0 scores the test set."""
     causes: bool = False
     """Also measure what may be the cause, before and after training; see `measure_causes`."""
+    agreement: bool = False
+    """Also measure what routing decides after training; see agreement.py."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     output: Path = Path("runs/ablation")
@@ -167,8 +185,9 @@ def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
     check_folder(config.output)
     configs = list(configs)
     for variant in configs:
-        if config.causes and variant.model.family != "capsules":
-            raise UsageError(f"--causes measures EM routing, of which a network of the kind {variant.model.family} has none")
+        measured = [name for name in ("causes", "agreement") if getattr(config, name)]
+        if measured and variant.model.family != "capsules":
+            raise UsageError(f"--{measured[0]} measures EM routing, of which a network of the kind {variant.model.family} has none")
         if variant.init_from is not None:
             raise UsageError(f"the variants of an ablation begin with weights of their own; got --init-from {variant.init_from}")
     dataset = load_data(configs[0], config.data_dir)
@@ -176,7 +195,9 @@ def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
         check_fits(variant, dataset, Execution(choose_devices(variant.batch_size)))
 
 
-def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, progress: tqdm) -> Iterator[Record]:
+def run_variant(
+    config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, agreement: bool, progress: tqdm
+) -> Iterator[Record]:
     """Train with each seed; a record as soon as one is done, with the flags left to the caller."""
     devices = choose_devices(config.batch_size)
     model = make_model(config.model, len(dataset.class_names))
@@ -184,6 +205,7 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
     on_devices = parallelize(make_train_step(config, model), Execution(devices))
     evaluate = make_evaluator(config, model, device_mesh(devices))
     probe = make_probe(config, len(dataset.class_names)) if causes else None
+    routed = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
@@ -209,6 +231,12 @@ def run_variant(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], cau
         }
         if probe:
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
+        if agreement:
+            params, images = jax.device_get(state.params), test_view(config.images, jnp.asarray(dataset.test_images[routed]))
+            network: Any = network_at(config, model, config.steps)
+            record["agreement"] = measure_agreement(network, {"params": params}, images, dataset.test_labels[routed])
+        if temperatures := learned_temperatures(model, state.params):
+            record["temperatures"] = jax.tree.map(float, jax.device_get(temperatures))
         yield record
 
 
@@ -320,7 +348,7 @@ def run(config: AblationConfig) -> None:
             if not seeds:
                 continue
             dataset = load_data(configs[name], config.data_dir)
-            for record in run_variant(configs[name], dataset, seeds, config.causes, progress):
+            for record in run_variant(configs[name], dataset, seeds, config.causes, config.agreement, progress):
                 done.append({"variant": name, **setting, **record})
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(done[-1]) + "\n")

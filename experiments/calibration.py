@@ -26,7 +26,7 @@ def calibrate_betas(model: emcaps.CapsNet, params: Any, images: jax.Array) -> An
         params: its parameters.
         images: float `[B, height, width, channels]`, the first batch.
     """
-    layers = [f"conv_caps_{index}" for index in range(1, len(model.conv_capsules) + 1)] + ["class_caps"]
+    layers = model.layer_names()
     strides = [stride for _, stride in model.layer_geometry()[2:]] + [1]
     for below, layer, options, stride in zip(["primary", *layers[:-1]], layers, model.layer_routing(), strides, strict=True):
         output: Any = model.apply({"params": params}, images)

@@ -221,6 +221,12 @@ class TrainConfig:
                 check_positive(self, name)
         if self.inverse_temperature_start is not None and self.model.routing.inverse_temperature is None:
             raise ValueError("inverse_temperature_start needs a constant inverse_temperature to rise to; got None")
+        for moved, rate in (
+            ("assignment_temperature_end", self.model.routing.assignment_temperature_rate),
+            ("inverse_temperature_start", self.model.routing.inverse_temperature_rate),
+        ):
+            if rate and getattr(self, moved) is not None:
+                raise ValueError(f"a temperature that is learned has no schedule; got {moved} {getattr(self, moved)}, rate {rate}")
         for name in ("margin_start", "margin_end", "margin_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
@@ -258,7 +264,8 @@ def from_json(text: str) -> TrainConfig:
     return build(TrainConfig, json.loads(text))
 
 
-LATER = ("init_from",)  # fields whose default is what was before there was such a field
+# What was before there were such fields.
+LATER = {"init_from": None, "inverse_temperature_rate": 0.0, "assignment_temperature_rate": 0.0}
 
 
 def build(config_class: type, values: dict[str, Any]) -> Any:
@@ -267,7 +274,7 @@ def build(config_class: type, values: dict[str, Any]) -> Any:
     Raises ValueError unless the keys are exactly its fields; those of `LATER` may be missing, as in runs of earlier versions.
     """
     fields = get_type_hints(config_class)
-    values = {name: default_of(config_class, name) for name in LATER if name in fields} | values
+    values = {name: value for name, value in LATER.items() if name in fields} | values
     if wrong := fields.keys() ^ values.keys():
         raise ValueError(f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}")
     values = dict(values)

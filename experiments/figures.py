@@ -14,7 +14,7 @@ from experiments.evaluate import make_evaluator, restore
 from experiments.hardware import start_jax
 from experiments.known_data import now_at
 from experiments.parallel import device_mesh
-from experiments.pictures import RUN_FIGURES, draw_all, routing_drawings, run_drawings
+from experiments.pictures import draw_all, routing_drawings, run_drawings, run_pictures
 from experiments.run_directory import read_config, read_records, read_result
 
 
@@ -54,7 +54,7 @@ def run(command: FiguresCommand) -> list[Path]:
     folder = command.workdir / "figures"
     folder.mkdir(exist_ok=True)
     drawings = routing_drawings(config, model, state.params, step, dataset, chosen)
-    missing = [name for name in RUN_FIGURES if not (folder / f"{name}.png").exists()]
+    missing = [name for name in run_pictures(config) if not (folder / f"{name}.png").exists()]
     result = read_result(command.workdir)
     if missing and result is not None and result["steps"] == step:
         evaluate = make_evaluator(config, model, device_mesh(devices))

@@ -158,6 +158,17 @@ def network_stages(
     return output[1]
 
 
+def learned_temperatures(model: Network, params: Any) -> dict[str, dict[str, jax.Array]]:
+    """The temperatures that the layers of a network have learned, scalars by name and layer; empty if it learns none."""
+    found: dict[str, dict[str, jax.Array]] = {}
+    if isinstance(model, emcaps.CapsNet):
+        for layer, routing in zip(model.layer_names(), model.layer_routing(), strict=True):
+            learned = routing.learned(params[layer])
+            for name in routing.learns():
+                found.setdefault(name, {})[layer] = getattr(learned, name)
+    return found
+
+
 def network_at(config: TrainConfig, model: Network, step: jax.Array | int) -> Network:
     """The network as it is after `step` steps, where the config lets the temperatures of routing move during the training."""
     if not isinstance(model, emcaps.CapsNet) or not (config.assignment_temperature_end or config.inverse_temperature_start):

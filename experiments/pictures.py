@@ -28,7 +28,6 @@ from experiments.views import test_view
 
 Drawings = dict[str, Callable[[], Figure]]  # by the name of the file, without suffix
 DPI = 120
-RUN_FIGURES = ("samples", "learning_curves", "misclassified")
 
 
 def draw(folder: Path, drawings: Mapping[str, Callable[[], Figure]], say: Callable[[str], None], dpi: int = DPI) -> list[Path]:
@@ -90,18 +89,25 @@ def draw_figures(
     draw(folder, run_drawings(config, dataset, scores, records) | routing, say)
 
 
+def run_pictures(config: TrainConfig) -> list[str]:
+    """The names of the pictures that there are of a run."""
+    return ["samples", "learning_curves", "misclassified"] + (["temperatures"] if config.model.routing.learns() else [])
+
+
 def run_drawings(config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> Drawings:
-    """The pictures `RUN_FIGURES` of a run with these records and, at its end, these scores of the test images."""
+    """The `run_pictures` of a run with these records and, at its end, these scores of the test images."""
     iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
     network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
     title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
     loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
     names = dataset.class_names
-    return {
+    drawings = {
         "samples": lambda: run_figures.samples(dataset.train_images, dataset.train_labels, names),
         "learning_curves": lambda: run_figures.learning_curves(records, title, loss_name),
         "misclassified": lambda: run_figures.misclassified(dataset.test_images, dataset.test_labels, scores.activations, names),
+        "temperatures": lambda: run_figures.temperatures(records, title),
     }
+    return {name: drawings[name] for name in run_pictures(config)}
 
 
 def routing_drawings(

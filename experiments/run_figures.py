@@ -57,6 +57,26 @@ def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: st
     return figure
 
 
+def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
+    """What the layers have learned for temperatures, against the training step.
+
+    Args:
+        records: of metrics.jsonl; those with the split `temperatures` have, by name and layer, numbers above 0.
+        title: of the figure.
+    """
+    learned = [record for record in records if record["split"] == "temperatures"]
+    names = [name for name in learned[0] if isinstance(learned[0][name], dict)]
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    figure.suptitle(plain(title))
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        for layer in learned[0][name]:
+            axes.semilogy([record["step"] for record in learned], [record[name][layer] for record in learned], label=layer)
+        axes.set(xlabel="training step", title=name.replace("_", " ").capitalize())
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    return figure
+
+
 def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6) -> Figure:
     """Images of each class, a class a row, from all over the data set; of many classes, of the first `MOST_ROWS`.
 

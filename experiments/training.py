@@ -28,6 +28,7 @@ from experiments.learner import (
     Metrics,
     TrainState,
     init_state,
+    learned_temperatures,
     make_model,
     make_train_step,
     network_stages,
@@ -93,6 +94,7 @@ class Programs(NamedTuple):
         examine: a step that says where it is not finite.
         evaluate: scores parameters; see `make_evaluator`.
         diagnose: how parameters route some test images after a step.
+        temperatures: that parameters have learned.
     """
 
     batches: TrainingBatches
@@ -101,6 +103,7 @@ class Programs(NamedTuple):
     examine: ParallelStep
     evaluate: Callable[..., Scores]
     diagnose: Callable[[Any, int], Any]
+    temperatures: Callable[[Any], Record]
 
 
 def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
@@ -145,6 +148,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
         parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
         make_evaluator(config, shared, execution.mesh),
         lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
+        lambda params: jax.tree.map(float, jax.device_get(learned_temperatures(model, params))),
     )
 
 
@@ -284,6 +288,8 @@ def _train(
             if look:
                 record = window.close(step, guard)
                 log(record)
+                if temperatures := programs.temperatures(state.params):
+                    log({"step": step, "split": "temperatures"} | temperatures)
                 show(progress, record)
                 if evaluation_due:
                     scores = score_and_save(step, state)

@@ -47,17 +47,17 @@ def write_npz(path: Path) -> None:
 
 
 @functools.cache
-def initial_state() -> TrainState:
+def initial_state(config: TrainConfig = CONFIG) -> TrainState:
     """A state before the first step, in NumPy arrays, which no training step can take away."""
-    init = jax.jit(functools.partial(init_state, CONFIG, make_model(MODEL, 3)))
+    init = jax.jit(functools.partial(init_state, config, make_model(config.model, 3)))
     return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.float32), jax.random.key(0)))
 
 
-def newest_state(folder: Path) -> TrainState:
-    """The newest state in a folder of checkpoints of a run like `CONFIG`."""
+def newest_state(folder: Path, config: TrainConfig = CONFIG) -> TrainState:
+    """The newest state in a folder of checkpoints of a run of this config."""
     with Checkpoints(folder, read_only=True) as checkpoints:
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoints.restore(checkpoints.steps()[-1], initial_state(), one_device)
+        return checkpoints.restore(checkpoints.steps()[-1], initial_state(config), one_device)
 
 
 def deterministic(records: list[Record]) -> list[Record]:

@@ -1,0 +1,75 @@
+"""Whether routing routes: what each iteration decides in each capsule layer, and what this does to the classes."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import emcaps
+from emcaps import ReceptiveField, RoutingResult
+from experiments.run_directory import Record
+
+
+def measure_agreement(model: emcaps.CapsNet, variables: Any, images: jax.Array, labels: np.ndarray) -> Record:
+    """What routing decides of images.
+
+    Args:
+        model: the network; a layer's T is its number of iterations.
+        variables: the network's, `{"params": ...}`.
+        images: `[B, height, width, channels]`, floating.
+        labels: `[B]`.
+
+    Returns:
+        In terms of JSON. Of each layer, by name, a list of T numbers for
+
+        - `entropy`: of a child's assignments, in units of that of even ones, which is what the first iteration has;
+        - `best_share`: in [0, 1], how much of the data goes to the best parent of its child.
+
+        Of the class capsules, by name `classes`, means over the images, T numbers for
+
+        - `true_share`: how much of the data goes to the true class, in units of an even share, which is 1 / classes;
+        - `true_spread`: root mean square distance of the votes for the true class from their mean;
+        - `true_activation` and `rival_activation`: of the true class, and of the most active other one.
+    """
+    layers, classes = jax.device_get(_measure(model, variables, jnp.asarray(images), jnp.asarray(labels)))
+    return jax.tree.map(np.ndarray.tolist, {layer: layers[layer] for layer in model.layer_names()} | {"classes": classes})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(model: emcaps.CapsNet, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+    """`measure_agreement` of the layers, and of the classes, in arrays `[T]`."""
+    _, stages = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
+    below, strides = ["primary", *model.layer_names()], [*(stride for _, stride in model.layer_geometry()[2:]), 1]
+    layers, results = {}, []
+    for child, layer, stride in zip(below, model.layer_names(), strides, strict=False):
+        results = emcaps.results_by_iteration(model, variables, images, layer)
+        data = stages[child].activations
+        field = ReceptiveField(data.shape[1:3], results[0].assignments.shape[3:5], stride)
+        entropies = jnp.stack([emcaps.diagnose(result).assignment_entropy for result in results])
+        shares = jnp.stack([_best_share(data, result.assignments, field) for result in results])
+        layers[layer] = {"entropy": entropies / entropies[0], "best_share": shares}
+    of_classes = [_of_classes(stages[below[-2]].activations, result, labels) for result in results]
+    return layers, jax.tree.map(lambda *values: jnp.stack(values), *of_classes)
+
+
+def _best_share(data: jax.Array, assignments: jax.Array, field: ReceptiveField) -> jax.Array:
+    """How much of the data `[B, H, W, I]` goes to the best parent of its child. What no parent sees does not count."""
+    by_child = assignments.transpose(3, 4, 5, 6, 1, 2, 0)  # [KH, KW, I, J, OH, OW, B]
+    best = jnp.maximum(field.scatter_max(by_child.max(3)).transpose(3, 1, 2, 0), 0)
+    return (data * best).sum() / (data * (best > 0)).sum()
+
+
+def _of_classes(data: jax.Array, result: RoutingResult, labels: jax.Array) -> dict[str, jax.Array]:
+    """What an iteration makes of the classes, given the data `[B, H, W, I]` that is divided among them."""
+    examples = jnp.arange(len(labels))
+    assignments, activations = result.assignments[:, 0, 0], result.activations[:, 0, 0]
+    of_class = jnp.einsum("byxi,byxij->bj", data, assignments) / data.sum((1, 2, 3))[:, None]
+    variances = result.variances[:, 0, 0].sum((-2, -1))
+    return {
+        "true_share": of_class[examples, labels].mean() * activations.shape[1],
+        "true_spread": jnp.sqrt(variances[examples, labels]).mean(),
+        "true_activation": activations[examples, labels].mean(),
+        "rival_activation": activations.at[examples, labels].set(-1).max(-1).mean(),
+    }
