@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments.agreement import measure_agreement
+from experiments.agreement import agreement_table, measure_agreement
 from experiments.batches import Batch, TrainingBatches
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
@@ -72,6 +72,23 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--assignment-temperature-rate 3 --inverse-temperature-rate 3 --no-normalize-costs --inverse-temperature 0.03",
         "--assignment-temperature 4 --assignment-temperature-rate 3",
         "--assignment-temperature 1 --assignment-temperature-rate 10",
+    ),
+    "pace": (
+        "",
+        "--num-iterations 1",
+        "--num-iterations 1 --inverse-temperature-rate 3",
+        "--num-iterations 1 --inverse-temperature-rate 3 --loss cross_entropy",
+        "--num-iterations 1 --inverse-temperature-rate 10",
+        "--num-iterations 1 --inverse-temperature 4",
+        "--num-iterations 1 --inverse-temperature-rate 3 --clip-norm 10",
+        "--num-iterations 1 --inverse-temperature-rate 3 --learning-rate 3e-2",
+        "--num-iterations 1 --inverse-temperature-rate 3 --learning-rate 5e-3",
+        "--num-iterations 1 --inverse-temperature-rate 3 --parent-mass 64",
+        "--num-iterations 1 --inverse-temperature-rate 3 --parent-mass 4",
+        "--num-iterations 1 --inverse-temperature-rate 3 --margin-start 0.9",
+        "--num-iterations 1 --inverse-temperature-rate 3 --transform-stddev 0.3",
+        "--num-iterations 1 --inverse-temperature-rate 3 --no-normalize-costs --inverse-temperature 0.03",
+        "--num-iterations 1 --inverse-temperature-rate 3 --beta-a-stddev 0.5 --beta-u-stddev 0.5",
     ),
     "transforms": (
         "--transform-stddev 0.02",
@@ -353,7 +370,10 @@ def run(config: AblationConfig) -> None:
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(done[-1]) + "\n")
             progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)
-    text = table([record for record in done if record["seed"] in config.seeds], variants(config))
+    chosen = [record for record in done if record["seed"] in config.seeds]
+    text = table(chosen, variants(config))
+    if config.agreement:
+        text += "\n\n" + agreement_table({name: [r for r in chosen if r["variant"] == name] for name in variants(config)})
     (config.output / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}\n\n{text}")
 

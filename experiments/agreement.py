@@ -1,6 +1,7 @@
 """Whether routing routes: what each iteration decides in each capsule layer, and what this does to the classes."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,3 +74,29 @@ def _of_classes(data: jax.Array, result: RoutingResult, labels: jax.Array) -> di
         "true_activation": activations[examples, labels].mean(),
         "rival_activation": activations.at[examples, labels].set(-1).max(-1).mean(),
     }
+
+
+def agreement_table(runs: Mapping[str, Sequence[Record]]) -> str:
+    """A Markdown table of what `measure_agreement` has found after the last iteration, and of the temperatures that were learned.
+
+    Args:
+        runs: by variant the records of its seeds, over which means are taken, with `agreement` and perhaps `temperatures`.
+    """
+    header = "entropy of each layer, % | data to the true class | spread of its votes | activations, true and rival"
+    rows = [f"| variant | {header} | temperatures |", "|---|---|---|---|---|---|"]
+    for name, records in runs.items():
+        found = jax.tree.map(lambda *values: float(np.mean(values)), *(record["agreement"] for record in records))
+        learned = jax.tree.map(lambda *values: float(np.mean(values)), *(record.get("temperatures", {}) for record in records))
+        classes = found.pop("classes")
+        cells = (
+            " / ".join(f"{100 * layer['entropy'][-1]:.0f}" for layer in found.values()),
+            f"{classes['true_share'][-1]:.2f} x even",
+            f"{classes['true_spread'][0]:.2f} to {classes['true_spread'][-1]:.2f}",
+            f"{classes['true_activation'][-1]:.2f}, {classes['rival_activation'][-1]:.2f}",
+            "; ".join(
+                f"{kind.removesuffix('_temperature')} {' / '.join(f'{layers[layer]:.2g}' for layer in found)}"
+                for kind, layers in learned.items()
+            ),
+        )
+        rows.append(f"| `{name or 'default'}` | {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -121,6 +121,10 @@ class ImageConfig:
     """Side of the square that the network sees: at a random place in training, at the centre in test."""
     max_shift: int = 2
     """Training images are shifted at random by up to this many pixels."""
+    max_rotation: float = 0.0
+    """Training images are turned at random by up to this many degrees, either way."""
+    max_scaling: float = 0.0
+    """Training images are scaled by a random factor of 1 plus or minus up to this."""
     contrast: float = 0.0
     """Training images are stretched about their mean by a random factor of 1 plus or minus up to this."""
     brightness: float = 0.0
@@ -130,7 +134,9 @@ class ImageConfig:
         check_positive(self, "downsample")
         if self.crop is not None:
             check_positive(self, "crop")
-        check_not_negative(self, "max_shift", "brightness")
+        check_not_negative(self, "max_shift", "max_rotation", "brightness")
+        if not 0 <= self.max_scaling < 1:
+            raise ValueError(f"max_scaling must lie in [0, 1); got {self.max_scaling}")
         if not 0 <= self.contrast <= 1:
             raise ValueError(f"contrast must lie in [0, 1]; got {self.contrast}")
 
@@ -265,7 +271,13 @@ def from_json(text: str) -> TrainConfig:
 
 
 # What was before there were such fields.
-LATER = {"init_from": None, "inverse_temperature_rate": 0.0, "assignment_temperature_rate": 0.0}
+LATER: dict[str, Any] = {
+    "init_from": None,
+    "inverse_temperature_rate": 0.0,
+    "assignment_temperature_rate": 0.0,
+    "max_rotation": 0.0,
+    "max_scaling": 0.0,
+}
 
 
 def build(config_class: type, values: dict[str, Any]) -> Any:

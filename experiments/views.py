@@ -5,9 +5,12 @@ smallNORB this is the paper's pipeline: 96x96 to 48x48, each image to zero mean 
 brightness.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 from emcaps import prepare_images
 from experiments.configs import ImageConfig
@@ -19,12 +22,18 @@ def prepare(config: ImageConfig, images: jax.Array) -> jax.Array:
 
 
 def training_view(config: ImageConfig, key: jax.Array, images: jax.Array) -> jax.Array:
-    """A random view of each of the images `[B, H, W, C]`, uint8: shifted, cropped, of other contrast and brightness.
+    """A random view of each of the images `[B, H, W, C]`, uint8: moved, turned, scaled, of other contrast and brightness.
 
     Image i's view depends on its place in the batch, not on the other images.
     """
     shift_key, crop_key, contrast_key, brightness_key = jax.random.split(key, 4)
     views = random_shift(shift_key, prepare(config, images), config.max_shift)
+    if config.max_rotation or config.max_scaling:
+        low, high = np.array([-config.max_rotation, -config.max_scaling]), np.array([config.max_rotation, config.max_scaling])
+        degrees, scaling = jax.random.uniform(
+            jax.random.fold_in(key, 4), (2, len(views)), minval=low[:, None], maxval=high[:, None]
+        )
+        views = turned(views, jnp.deg2rad(degrees), 1 + scaling)
     if config.crop is not None:
         offsets = jax.random.randint(crop_key, (len(views), 2), 0, crop_room(config.crop, views.shape[1:3]) + 1)
         views = windows(views, offsets, (config.crop, config.crop))
@@ -80,6 +89,29 @@ def random_shift(key: jax.Array, images: jax.Array, max_shift: int) -> jax.Array
     offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
     padded = jnp.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)))
     return windows(padded, offsets, (images.shape[1], images.shape[2]))
+
+
+def turned(images: jax.Array, angles: jax.Array, factors: jax.Array) -> jax.Array:
+    """Each image `[B, H, W, C]`, floating, turned counterclockwise and made larger about its centre; edges go on outside.
+
+    Pixels are interpolated linearly.
+
+    Args:
+        images: floating.
+        angles: in radians, `[B]`.
+        factors: above 0, `[B]`.
+    """
+    height, width = images.shape[1:3]
+    rows, columns = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
+
+    def turn(image: jax.Array, angle: jax.Array, factor: jax.Array) -> jax.Array:
+        cosine, sine = jnp.cos(angle) / factor, jnp.sin(angle) / factor
+        source_rows = cosine * rows + sine * columns + (height - 1) / 2
+        source_columns = cosine * columns - sine * rows + (width - 1) / 2
+        sample = functools.partial(map_coordinates, coordinates=[source_rows, source_columns], order=1, mode="nearest")
+        return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+    return jax.vmap(turn)(images, angles, factors)
 
 
 def windows(images: jax.Array, offsets: jax.Array, size: tuple[int, int]) -> jax.Array:

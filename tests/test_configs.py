@@ -41,7 +41,16 @@ def test_a_config_with_impossible_values_does_not_exist(field, value):
 
 
 @pytest.mark.parametrize(
-    "field, value", [("max_shift", -1), ("downsample", 0), ("crop", 0), ("contrast", 1.5), ("brightness", -0.1)]
+    "field, value",
+    [
+        ("max_shift", -1),
+        ("downsample", 0),
+        ("crop", 0),
+        ("contrast", 1.5),
+        ("brightness", -0.1),
+        ("max_rotation", -1),
+        ("max_scaling", 1.0),
+    ],
 )
 def test_views_that_cannot_be_do_not_exist(field, value):
     with pytest.raises(ValueError, match=f"{field} .*{value}"):

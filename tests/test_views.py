@@ -98,6 +98,29 @@ def test_contrast_and_brightness_are_uniform_in_their_ranges(channels):
     assert abs(np.corrcoef(brightness, contrast)[0, 1]) < 0.1
 
 
+def test_a_quarter_turn_is_exact_and_counterclockwise():
+    square = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype(np.float32)
+    quarter = views.turned(square, jnp.full(3, jnp.pi / 2), jnp.ones(3))
+    np.testing.assert_allclose(quarter, np.rot90(square, axes=(1, 2)), atol=1e-4)
+
+
+def test_an_image_is_scaled_about_its_centre_and_its_edges_go_on_outside():
+    ramp = np.broadcast_to(np.arange(7.0, dtype=np.float32)[:, None, None], (2, 7, 5, 1))  # value: the row
+    scaled = views.turned(ramp, jnp.zeros(2), jnp.array([2.0, 0.5]))
+    np.testing.assert_allclose(scaled[0, :, 0, 0], 3 + (np.arange(7) - 3) / 2, atol=1e-5)
+    np.testing.assert_allclose(scaled[1, :, 0, 0], np.clip(3 + (np.arange(7) - 3) * 2, 0, 6), atol=1e-5)
+
+
+def test_images_are_turned_and_scaled_at_random_within_their_ranges(monkeypatch):
+    given = {}
+    monkeypatch.setattr(views, "turned", lambda images, *drawn: given.update(drawn=drawn) or images)
+    views.training_view(dataclasses.replace(PLAIN, max_rotation=90.0, max_scaling=0.25), KEY, jnp.asarray(images(2000)))
+    angles, factors = given["drawn"]
+    for drawn, low, high in ((angles, -np.pi / 2, np.pi / 2), (factors, 0.75, 1.25)):
+        assert low <= drawn.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < drawn.max() <= high
+        assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+
+
 def test_a_view_depends_on_the_key_and_not_on_the_other_images():
     config = ImageConfig(max_shift=1, standardize=True, crop=4, contrast=0.4, brightness=0.3)
     changed = images()
