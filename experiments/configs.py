@@ -149,6 +149,7 @@ DATASET_IMAGES = {
     "smallnorb": NORB_IMAGES,
     "toynorb": dataclasses.replace(NORB_IMAGES, downsample=1),
     "toynorb96": NORB_IMAGES,
+    "toynorb_tuning": dataclasses.replace(NORB_IMAGES, downsample=1),
 }
 
 
@@ -162,7 +163,8 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     images: ImageConfig = DATASET_IMAGES["toynorb"]
     dataset: str = "toynorb"
-    """Data set: mnist, affnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, drawings, or the path of an .npz file.
+    """Data set: mnist, affnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, toynorb_tuning, drawings, or the path of an
+    .npz file.
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, a fifth of each class's images."""

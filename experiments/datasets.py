@@ -22,9 +22,9 @@ from experiments.drawings import OBJECTS, draw_split
 from experiments.errors import RunnerError, UsageError, first_line
 from experiments.npz_data import SUFFIX, read_npz
 from experiments.stratified import of_each_class, shares
-from experiments.toynorb.builder import ToyNorb, ToyNorb96
+from experiments.toynorb.builder import ToyNorb, ToyNorb96, ToyNorbTuning
 
-BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Smallnorb, ToyNorb, ToyNorb96, Cifar10)}
+BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Smallnorb, ToyNorb, ToyNorb96, ToyNorbTuning, Cifar10)}
 AFFNIST = "affnist"
 DRAWINGS = "drawings"
 DATASETS = (*BUILDERS, AFFNIST, DRAWINGS)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments.builders import NorbLayout, encode_png
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
-from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
+from experiments.toynorb.shapes import CATEGORIES, toy
 
 
 class Sweep(NamedTuple):
@@ -58,7 +58,7 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     "image": tfds.features.Image(**image),
                     "image2": tfds.features.Image(**image),
                     "label_category": tfds.features.ClassLabel(names=list(CATEGORIES)),
-                    "instance": tfds.features.ClassLabel(num_classes=INSTANCES),
+                    "instance": tfds.features.ClassLabel(num_classes=1 + max(max(instances) for instances in self.SPLITS.values())),
                     "label_elevation": tfds.features.ClassLabel(num_classes=len(ELEVATIONS)),
                     "label_azimuth": tfds.features.ClassLabel(num_classes=len(AZIMUTHS)),
                     "label_lighting": tfds.features.ClassLabel(num_classes=len(LIGHTINGS)),
@@ -132,3 +132,16 @@ class ToyNorb96(ToyNorb, skip_registration=True):
 
     name = "toynorb96"
     SIZE = 96
+
+
+class ToyNorbTuning(ToyNorb, skip_registration=True):
+    """What to choose hyper-parameters on: toynorb's training toys, and in place of its test toys others of the same kinds.
+
+    Of these there are three elevations only, so that many networks can be scored.
+    """
+
+    name = "toynorb_tuning"
+    SPLITS = {"train": ToyNorb.SPLITS["train"], "test": tuple(10 + instance for instance in ToyNorb.SPLITS["test"])}  # noqa: RUF012
+
+    def sweeps(self, split: str) -> list[Sweep]:
+        return [sweep for sweep in super().sweeps(split) if split == "train" or sweep.elevation in (1, 4, 7)]

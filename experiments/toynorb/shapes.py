@@ -18,16 +18,17 @@ MAKERS = (animal, human, airplane, truck, car)
 
 @cache
 def toy(category: int, instance: int) -> Shape:
-    """One of the fifty toys.
+    """One of the fifty toys, or one like it.
 
     Of a category's ten, each is of another variant, 0 to 9: a list of kinds with repetitions. All else about it is drawn at random.
+    Instances 10 to 19 are of the same variants once more, and so on.
 
     Args:
         category: of `CATEGORIES`.
-        instance: from 0 to 9.
+        instance: from 0.
     """
     key = jax.random.fold_in(jax.random.key(SEED), category)
-    variant = int(jax.random.permutation(key, INSTANCES)[instance])
+    variant = int(jax.random.permutation(key, INSTANCES)[instance % INSTANCES])
     dice = Dice(jax.random.fold_in(key, instance))
     size, heading = dice.between(0.78, 1.0), dice.between(-20, 20)
     shift = dice.between(-0.06, 0.06), dice.between(-0.06, 0.06)
