@@ -32,6 +32,7 @@ from experiments.hardware import choose_devices, start_jax
 from experiments.intervals import confidence_interval
 from experiments.known_data import load_data
 from experiments.learner import (
+    Metrics,
     TrainState,
     class_logits,
     init_state,
@@ -90,6 +91,15 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--num-iterations 1 --inverse-temperature-rate 3 --no-normalize-costs --inverse-temperature 0.03",
         "--num-iterations 1 --inverse-temperature-rate 3 --beta-a-stddev 0.5 --beta-u-stddev 0.5",
     ),
+    "widths": (
+        "--num-iterations 1 --inverse-temperature-rate 3 --conv-channels 64 --conv-capsules 16 16",
+        "--assignment-temperature-rate 3 --conv-channels 64",
+        "--assignment-temperature-rate 3 --inverse-temperature-rate 3",
+        "--assignment-temperature-rate 3 --conv-channels 64 --conv-capsules 16 16",
+        "--assignment-temperature-rate 3 --primary-capsules 16",
+        "--assignment-temperature-rate 3 --num-iterations 3",
+    ),
+    "agreement": ("", "--assignment-temperature-rate 3"),
     "transforms": (
         "--transform-stddev 0.02",
         "--transform-stddev 0.3",
@@ -230,21 +240,23 @@ def run_variant(
         record: Record = {"seed": seed}
         if probe:
             record["before"] = measure_causes(probe, jax.device_get(state.params), batches)
-        gradient_norms = []
+        taken: list[Metrics] = []
         for step in range(config.steps):
             state, metrics = on_devices.step(state, on_devices.shard(batches(step)))
-            gradient_norms.append(metrics.gradient_norm)
+            taken.append(metrics)
             if step % 20 == 19:
                 jax.block_until_ready(metrics)  # not too many steps under way
             progress.update()
-        norms = np.array(jax.device_get(gradient_norms))
+        of_steps = jax.tree.map(lambda *values: np.array(values), *jax.device_get(taken))
+        norms, last_tenth = of_steps.gradient_norm, slice(-max(1, config.steps // 10), None)
         scores = evaluate(state.params, dataset.test_images, dataset.test_labels, config.steps)
         record |= {
             "accuracy": scores.accuracy,
             "loss": scores.loss,
             "finite": bool(np.isfinite(norms).all()),
             "gradient_norm_first": float(norms[: max(1, len(norms) // 10)].mean()),
-            "gradient_norm_last": float(norms[-max(1, len(norms) // 10) :].mean()),
+            "gradient_norm_last": float(norms[last_tenth].mean()),
+            "train_accuracy": float(of_steps.accuracy[last_tenth].mean()),
         }
         if probe:
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)

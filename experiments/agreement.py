@@ -35,7 +35,8 @@ def measure_agreement(model: emcaps.CapsNet, variables: Any, images: jax.Array, 
         - `true_activation` and `rival_activation`: of the true class, and of the most active other one.
     """
     layers, classes = jax.device_get(_measure(model, variables, jnp.asarray(images), jnp.asarray(labels)))
-    return jax.tree.map(np.ndarray.tolist, {layer: layers[layer] for layer in model.layer_names()} | {"classes": classes})
+    in_order = {layer: layers[layer] for layer in model.layer_names()} | {"classes": classes}
+    return {name: {kind: values.tolist() for kind, values in numbers.items()} for name, numbers in in_order.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -87,15 +88,15 @@ def agreement_table(runs: Mapping[str, Sequence[Record]]) -> str:
     for name, records in runs.items():
         found = jax.tree.map(lambda *values: float(np.mean(values)), *(record["agreement"] for record in records))
         learned = jax.tree.map(lambda *values: float(np.mean(values)), *(record.get("temperatures", {}) for record in records))
-        classes = found.pop("classes")
+        layers, classes = [name for name in records[0]["agreement"] if name != "classes"], found["classes"]
         cells = (
-            " / ".join(f"{100 * layer['entropy'][-1]:.0f}" for layer in found.values()),
+            " / ".join(f"{100 * layer['entropy'][-1]:.0f}" for layer in map(found.get, layers)),
             f"{classes['true_share'][-1]:.2f} x even",
             f"{classes['true_spread'][0]:.2f} to {classes['true_spread'][-1]:.2f}",
             f"{classes['true_activation'][-1]:.2f}, {classes['rival_activation'][-1]:.2f}",
             "; ".join(
-                f"{kind.removesuffix('_temperature')} {' / '.join(f'{layers[layer]:.2g}' for layer in found)}"
-                for kind, layers in learned.items()
+                f"{kind.removesuffix('_temperature')} {' / '.join(f'{values[layer]:.2g}' for layer in layers)}"
+                for kind, values in learned.items()
             ),
         )
         rows.append(f"| `{name or 'default'}` | {' | '.join(cells)} |")

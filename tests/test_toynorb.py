@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from experiments import datasets
-from experiments.toynorb import builder, render, scene
+from experiments.toynorb import builder, render, scene, shapes
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 from experiments.toynorb.solids import ball, bounds, box, limb, mirrored, wheel, wing
 
@@ -210,6 +210,17 @@ def test_the_grid_has_every_combination_of_factors_once():
         assert {pair[1] for pair in pairs} == set(instances)
         seen |= pairs
     assert len(seen) == 48600
+
+
+def test_toys_to_tune_on_are_of_the_test_toys_kinds_and_none_of_the_fifty(monkeypatch):
+    tuning, full = builder.ToyNorbTuning, builder.ToyNorb
+    assert tuning.SPLITS["train"] == full.SPLITS["train"]
+    assert len(tuning.sweeps(tuning, "test")) * 18 * 6 == 8100  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(shapes, "MAKERS", [lambda dice, variant: (float(dice.between(0, 1)), variant)] * 5)
+    monkeypatch.setattr(shapes, "assemble", lambda made, *_: made)
+    tested, others = ([toy.__wrapped__(0, instance) for instance in split["test"]] for split in (full.SPLITS, tuning.SPLITS))
+    assert [variant for _, variant in tested] == [variant for _, variant in others]
+    assert len({number for number, _ in tested + others}) == 10
 
 
 class Tiny(builder.ToyNorb, skip_registration=True):

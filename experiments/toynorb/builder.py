@@ -144,4 +144,4 @@ class ToyNorbTuning(ToyNorb, skip_registration=True):
     SPLITS = {"train": ToyNorb.SPLITS["train"], "test": tuple(10 + instance for instance in ToyNorb.SPLITS["test"])}  # noqa: RUF012
 
     def sweeps(self, split: str) -> list[Sweep]:
-        return [sweep for sweep in super().sweeps(split) if split == "train" or sweep.elevation in (1, 4, 7)]
+        return [sweep for sweep in ToyNorb.sweeps(self, split) if split == "train" or sweep.elevation in (1, 4, 7)]
