@@ -178,8 +178,9 @@ class TrainConfig:
     """Seed of the parameters, the shuffling and the augmentation."""
     learning_rate: float = 1e-2
     """Adam's learning rate after the warm-up."""
-    schedule: Literal["cosine", "exponential"] = "cosine"
-    """How the learning rate falls: to 0 at the last step, or as the paper's."""
+    schedule: Literal["cosine", "exponential", "schedule_free"] = "cosine"
+    """How the learning rate falls: to 0 at the last step, or as the paper's; or not at all, and the network is an average of the
+    parameters over all steps (schedule-free Adam, Defazio et al. 2024)."""
     decay_rate: float = 0.96
     """The exponential schedule multiplies the learning rate by this every `decay_steps`."""
     decay_steps: int = 20_000

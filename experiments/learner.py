@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import schedule_free_adamw, schedule_free_eval_params
 
 import emcaps
 from experiments.baseline import BaselineCNN
@@ -14,6 +15,7 @@ from experiments.batches import Batch
 from experiments.calibration import calibrate_betas
 from experiments.configs import FAMILIES, ModelConfig, TrainConfig
 
+AVERAGE_WEIGHT = 0.9  # of the average of schedule-free Adam, beside the newest parameters, where the gradient is taken
 DECODER = "decoder"  # its place among the parameters, beside the network's layers
 Network = emcaps.CapsNet | emcaps.DynamicCapsNet | BaselineCNN
 
@@ -23,7 +25,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32 scalar, how many steps have been taken.
-        params: the network's parameters.
+        params: the network's parameters, as it is scored and saved.
         opt_state: the optimiser's.
     """
 
@@ -69,6 +71,13 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Adam on a gradient that includes the L2 term, with the schedule, warm-up and clipping of the config."""
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), clip, _adam(config))
+
+
+def _adam(config: TrainConfig) -> optax.GradientTransformation:
+    if config.schedule == "schedule_free":
+        return schedule_free_adamw(config.learning_rate, config.warmup_steps or None, b1=AVERAGE_WEIGHT)
     if config.schedule == "cosine":
         learning_rate = optax.cosine_decay_schedule(config.learning_rate, max(1, config.steps - config.warmup_steps))
     else:
@@ -76,8 +85,31 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     if config.warmup_steps:
         warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         learning_rate = optax.join_schedules([warmup, learning_rate], [config.warmup_steps])
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), clip, optax.adam(learning_rate))
+    return optax.adam(learning_rate)
+
+
+def gradient_params(config: TrainConfig, state: TrainState) -> Any:
+    """Where a step takes its gradient: at the parameters.
+
+    Of schedule-free Adam these are an average over the steps, and the gradient is taken a part of the way to where the newest
+    step has led.
+    """
+    if config.schedule != "schedule_free":
+        return state.params
+    newest = _schedule_free_state(state.opt_state).z
+    return jax.tree.map(lambda average, new: AVERAGE_WEIGHT * average + (1 - AVERAGE_WEIGHT) * new, state.params, newest)
+
+
+def updated_params(config: TrainConfig, params: Any, opt_state: optax.OptState) -> Any:
+    """The parameters after a step that has moved those of `gradient_params` to `params`."""
+    if config.schedule != "schedule_free":
+        return params
+    return schedule_free_eval_params(_schedule_free_state(opt_state), params)
+
+
+def _schedule_free_state(opt_state: Any) -> Any:
+    """That of schedule-free Adam, the last of the chain of `make_optimizer`."""
+    return opt_state[-1]
 
 
 def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.Array) -> TrainState:
@@ -90,6 +122,11 @@ def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.
         params = params | {DECODER: decoder.init(jax.random.fold_in(key, 1), class_poses(stages), chosen)["params"]}
     if config.calibrate_betas and isinstance(model, emcaps.CapsNet):
         params = calibrate_betas(model, params, images)
+    return state_of(config, params)
+
+
+def state_of(config: TrainConfig, params: Any) -> TrainState:
+    """The state before the first step of a run that begins with these parameters."""
     return TrainState(jnp.int32(0), params, make_optimizer(config).init(params))
 
 
@@ -227,9 +264,10 @@ def make_train_step(config: TrainConfig, model: Network) -> Callable[..., tuple[
     optimizer, objective = make_optimizer(config), make_objective(config, model)
 
     def train_step(state: TrainState, batch: Batch, average: Callable[..., Callable]) -> tuple[TrainState, Metrics]:
-        (loss, accuracy), gradient = average(objective)(state.params, batch, state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = gradient_params(config, state)
+        (loss, accuracy), gradient = average(objective)(params, batch, state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        params = updated_params(config, optax.apply_updates(params, updates), opt_state)
         return TrainState(state.step + 1, params, opt_state), Metrics(loss, accuracy, optax.tree.norm(gradient))
 
     return train_step

@@ -33,6 +33,7 @@ from experiments.learner import (
     make_train_step,
     network_stages,
     routing_diagnostics,
+    state_of,
 )
 from experiments.nonfinite import Guard, copied, examined
 from experiments.parallel import Execution, ParallelStep, parallelize, shardings
@@ -237,7 +238,7 @@ def _train(
             origin = None
             if weights is not None:
                 say(f"beginning with the weights of {weights.origin}")
-                state, origin = state._replace(params=weights.params), weights.origin
+                state, origin = state_of(config, weights.params), weights.origin
             state = programs.step.replicate(state)
         step = progress.n = int(state.step)
         run.rewind(step)

@@ -10,7 +10,17 @@ import pytest
 import tiny
 
 import emcaps
-from experiments.learner import losses, make_model, make_optimizer, margin_at, network_at
+from experiments.learner import (
+    TrainState,
+    gradient_params,
+    losses,
+    make_model,
+    make_optimizer,
+    margin_at,
+    network_at,
+    state_of,
+    updated_params,
+)
 
 CONFIG = dataclasses.replace(tiny.CONFIG, steps=10)
 
@@ -36,6 +46,30 @@ def test_a_cosine_ends_at_zero_with_the_last_step(warmup_steps):
 def test_the_exponential_schedule_is_the_papers():
     config = dataclasses.replace(CONFIG, schedule="exponential", learning_rate=0.1, decay_rate=0.5, decay_steps=5)
     np.testing.assert_allclose([step_sizes(config)[step] for step in (0, 5, 10)], [0.1, 0.05, 0.025], rtol=1e-4)
+
+
+def test_without_a_schedule_the_parameters_are_the_average_that_optax_evaluates():
+    """Optax steps the parameters where gradients are taken, and derives the average from them; a run's state holds the average."""
+    config = dataclasses.replace(CONFIG, schedule="schedule_free", learning_rate=0.1, warmup_steps=2, clip_norm=None)
+    start, target = {"layer": jnp.array([1.0, -2.0])}, jnp.array([0.3, 0.5])
+    slope = jax.grad(lambda params, step: ((params["layer"] - target * (1 + (step % 2))) ** 2).sum())
+    optimizer, state = make_optimizer(config), state_of(config, start)
+    between, opt_state = start, optimizer.init(start)
+    for step in range(6):
+        updates, opt_state = optimizer.update(slope(between, step), opt_state, between)
+        between = optax.apply_updates(between, updates)
+        params = gradient_params(config, state)
+        updates, new = optimizer.update(slope(params, step), state.opt_state, params)
+        state = TrainState(state.step + 1, updated_params(config, optax.apply_updates(params, updates), new), new)
+        average = optax.contrib.schedule_free_eval_params(opt_state[-1], between)
+        np.testing.assert_allclose(state.params["layer"], average["layer"], rtol=1e-5)
+    assert np.abs(gradient_params(config, state)["layer"] - state.params["layer"]).min() > 1e-3
+
+
+def test_a_run_that_begins_with_other_weights_averages_from_these_on():
+    config = dataclasses.replace(CONFIG, schedule="schedule_free")
+    weights = {"layer": np.array([1.0, -2.0], np.float32)}
+    np.testing.assert_array_equal(gradient_params(config, state_of(config, weights))["layer"], weights["layer"])
 
 
 def test_gradients_are_clipped_by_their_norm():
