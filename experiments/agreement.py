@@ -42,7 +42,8 @@ def measure_agreement(model: emcaps.CapsNet, variables: Any, images: jax.Array, 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(model: emcaps.CapsNet, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
     """`measure_agreement` of the layers, and of the classes, in arrays `[T]`."""
-    _, stages = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
+    output: Any = model.apply(variables, images)
+    stages = output[1]
     below, strides = ["primary", *model.layer_names()], [*(stride for _, stride in model.layer_geometry()[2:]), 1]
     layers, results = {}, []
     for child, layer, stride in zip(below, model.layer_names(), strides, strict=False):
