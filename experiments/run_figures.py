@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogFormatter
 
 from experiments.convergence import Convergence
 
@@ -71,6 +72,8 @@ def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for layer in learned[0][name]:
             axes.semilogy([record["step"] for record in learned], [record[name][layer] for record in learned], label=layer)
+        axes.yaxis.set_major_formatter(LogFormatter())  # numbers, not powers of ten
+        axes.yaxis.set_minor_formatter(LogFormatter())
         axes.set(xlabel="training step", title=name.replace("_", " ").capitalize())
         axes.grid(alpha=0.3, which="both")
         axes.legend()
