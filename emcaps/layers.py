@@ -42,7 +42,7 @@ class RoutingOptions:
         assignment_temperature: divides log p in the E-step. 16, the number of pose entries, makes it a mean over entries.
         assignment_temperature_rate: 0: the temperature stays as it is. Otherwise each layer learns its own: that number times
             exp(rate * theta), with a parameter theta that starts at 0. Steps of Adam, which have all the same size, change the
-            temperature's logarithm `rate` times as fast as other parameters.
+            temperature's logarithm `rate` times as fast as other parameters. With one iteration nothing depends on it.
         inverse_temperature_rate: the same for the inverse temperature.
         normalize_costs: whether costs are measured in standard deviations over the parent types at a position.
         parent_mass: the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is
@@ -54,7 +54,8 @@ class RoutingOptions:
 
     Raises:
         TypeError, ValueError: an option is not what it must be (as in `conv_em_routing`); both `parent_mass` and `field_mass` are
-            given; or `inverse_temperature_rate` without a constant `inverse_temperature` above 0 to start from.
+            given; `inverse_temperature_rate` without a constant `inverse_temperature` above 0 to start from; or
+            `assignment_temperature_rate` without `assignment_gradient`, through which alone it can be learned.
     """
 
     num_iterations: int = 2
@@ -84,6 +85,8 @@ class RoutingOptions:
         check_known_number("damping", self.damping, 0, 1, open_high=True)
         for name in ("assignment_temperature_rate", "inverse_temperature_rate"):
             check_known_number(name, getattr(self, name), 0)
+        if self.assignment_temperature_rate and not self.assignment_gradient:
+            raise ValueError("assignment_temperature_rate needs assignment_gradient; got False")
         if self.inverse_temperature_rate:
             if self.inverse_temperature is None:
                 raise ValueError("inverse_temperature_rate needs a constant inverse_temperature to start from; got None")

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments.agreement import agreement_table, measure_agreement
+from experiments.agreement import agreement_table, make_agreement
 from experiments.batches import Batch, TrainingBatches
 from experiments.command_line import exit_code, parse
 from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
@@ -216,6 +216,8 @@ def run_variant(
     on_devices = parallelize(make_train_step(config, model), Execution(devices))
     evaluate = make_evaluator(config, model, device_mesh(devices))
     probe = make_probe(config, len(dataset.class_names)) if causes else None
+    measure = make_agreement(network_at(config, model, config.steps)) if agreement else None  # pyright: ignore[reportArgumentType]
+    temperatures = jax.jit(functools.partial(learned_temperatures, model))
     routed = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
@@ -244,12 +246,11 @@ def run_variant(
         }
         if probe:
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
-        if agreement:
-            params, images = jax.device_get(state.params), test_view(config.images, jnp.asarray(dataset.test_images[routed]))
-            network: Any = network_at(config, model, config.steps)
-            record["agreement"] = measure_agreement(network, {"params": params}, images, dataset.test_labels[routed])
-        if temperatures := learned_temperatures(model, state.params):
-            record["temperatures"] = jax.tree.map(float, jax.device_get(temperatures))
+        if measure:
+            images = test_view(config.images, jnp.asarray(dataset.test_images[routed]))
+            record["agreement"] = measure(jax.device_get(state.params), images, dataset.test_labels[routed])
+        if learned := jax.device_get(temperatures(state.params)):
+            record["temperatures"] = jax.tree.map(float, learned)
         yield record
 
 
@@ -349,6 +350,9 @@ def run(config: AblationConfig) -> None:
     file = config.output / "runs.jsonl"
     done = read_lines(file) if file.is_file() else []
     done = [record for record in done if {key: record.get(key) for key in setting} == setting]
+    measured = [name for name, wanted in (("after", config.causes), ("agreement", config.agreement)) if wanted]
+    done = [record for record in done if all(name in record for name in measured)]
+    done = list({(record["variant"], record["seed"]): record for record in done}.values())  # the newest, where there are several
     finished = {(record["variant"], record["seed"]) for record in done}
     missing = {name: [seed for seed in config.seeds if (name, seed) not in finished] for name in configs}
     if unfinished := [configs[name] for name, seeds in missing.items() if seeds]:

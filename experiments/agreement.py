@@ -1,7 +1,7 @@
 """Whether routing routes: what each iteration decides in each capsule layer, and what this does to the classes."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,35 +13,38 @@ from emcaps import ReceptiveField, RoutingResult
 from experiments.run_directory import Record
 
 
-def measure_agreement(model: emcaps.CapsNet, variables: Any, images: jax.Array, labels: np.ndarray) -> Record:
-    """What routing decides of images.
+def make_agreement(model: emcaps.CapsNet) -> Callable[[Any, jax.Array, np.ndarray], Record]:
+    """The function `measure(params, images, labels)`: what routing decides of images.
 
-    Args:
-        model: the network; a layer's T is its number of iterations.
-        variables: the network's, `{"params": ...}`.
-        images: `[B, height, width, channels]`, floating.
-        labels: `[B]`.
+    Its arguments are the network's parameters, floating images `[B, height, width, channels]`, and labels `[B]`. Its result, in
+    terms of JSON, has lists of T numbers, where T is a layer's number of iterations.
 
-    Returns:
-        In terms of JSON. Of each layer, by name, a list of T numbers for
+    Of each capsule layer, by name:
 
-        - `entropy`: of a child's assignments, in units of that of even ones, which is what the first iteration has;
+        - `entropy`: of a child's assignments, in units of what it is after the first iteration: of even ones, where all parents
+          compete from the first iteration on (see `emcaps.RoutingDiagnostics`);
         - `best_share`: in [0, 1], how much of the data goes to the best parent of its child.
 
-        Of the class capsules, by name `classes`, means over the images, T numbers for
+    Of the class capsules, by name `classes`, means over the images:
 
         - `true_share`: how much of the data goes to the true class, in units of an even share, which is 1 / classes;
-        - `true_spread`: root mean square distance of the votes for the true class from their mean;
+        - `true_spread`: the square root of the sum of the true class's variances. But for what `min_variance` adds it is the root
+          mean square distance of its votes from their mean;
         - `true_activation` and `rival_activation`: of the true class, and of the most active other one.
     """
-    layers, classes = jax.device_get(_measure(model, variables, jnp.asarray(images), jnp.asarray(labels)))
-    in_order = {layer: layers[layer] for layer in model.layer_names()} | {"classes": classes}
-    return {name: {kind: values.tolist() for kind, values in numbers.items()} for name, numbers in in_order.items()}
+    compiled = jax.jit(functools.partial(_measure, model))
+
+    def measure(params: Any, images: jax.Array, labels: np.ndarray) -> Record:
+        layers, classes = jax.device_get(compiled(params, images, labels))
+        in_order = {layer: layers[layer] for layer in model.layer_names()} | {"classes": classes}
+        return {name: {kind: values.tolist() for kind, values in numbers.items()} for name, numbers in in_order.items()}
+
+    return measure
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _measure(model: emcaps.CapsNet, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
-    """`measure_agreement` of the layers, and of the classes, in arrays `[T]`."""
+def _measure(model: emcaps.CapsNet, params: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+    """What the function of `make_agreement` says of the layers, and of the classes, in arrays `[T]`."""
+    variables = {"params": {name: params[name] for name in ("conv", "primary", *model.layer_names())}}  # without a decoder
     output: Any = model.apply(variables, images)
     stages = output[1]
     below, strides = ["primary", *model.layer_names()], [*(stride for _, stride in model.layer_geometry()[2:]), 1]
@@ -79,7 +82,7 @@ def _of_classes(data: jax.Array, result: RoutingResult, labels: jax.Array) -> di
 
 
 def agreement_table(runs: Mapping[str, Sequence[Record]]) -> str:
-    """A Markdown table of what `measure_agreement` has found after the last iteration, and of the temperatures that were learned.
+    """A Markdown table of what `make_agreement` has found after the last iteration, and of the temperatures that were learned.
 
     Args:
         runs: by variant the records of its seeds, over which means are taken, with `agreement` and perhaps `temperatures`.

@@ -315,7 +315,9 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     # A data set that there is not, the parser of all flags will refuse.
     if chosen.dataset != config.dataset and (chosen.dataset in DATASETS or chosen.dataset.endswith(SUFFIX)):
         images = DATASET_IMAGES.get(chosen.dataset, ImageConfig())
-        config = dataclasses.replace(config, dataset=chosen.dataset, images=images, steps=LONGER, eval_every=LONGER // 4)
+        config = dataclasses.replace(config, dataset=chosen.dataset, images=images)
+        if chosen.dataset != "toynorb_tuning":  # on which the default is to be chosen
+            config = dataclasses.replace(config, steps=LONGER, eval_every=LONGER // 4)
     if chosen.model == "dynamic":
         return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", learning_rate=1e-3)
     return as_cnn(config) if chosen.model == "cnn" else config

@@ -81,6 +81,8 @@ class Guard:
     ) -> None:
         """Look at the scores that a state has on the test set.
 
+        What is then examined is a step, which of schedule-free Adam takes its gradient beside the parameters that were scored.
+
         Args:
             state: with the parameters that were scored.
             scores: theirs.
@@ -158,13 +160,13 @@ def examined(
 
             def averaged(*given: Any) -> tuple[Any, Any]:
                 (means, by_layer), gradient = average(with_stages)(*given)
-                noted.update(stages=by_layer, gradient=gradient)
+                noted.update(params=given[0], stages=by_layer, gradient=gradient)
                 return means, gradient
 
             return averaged
 
         new_state, metrics = train_step(state, batch, average_and_note)
-        return new_state, nonfinite_fractions(state.params, metrics=metrics, **noted)
+        return new_state, nonfinite_fractions(metrics=metrics, **noted)
 
     return examined_step
 
@@ -184,7 +186,7 @@ def nonfinite_fractions(
     """Which fraction of the values is not finite, of everything that a step computes, in the order in which it does.
 
     Args:
-        params: before the step, by layer.
+        params: where the gradient was taken, before the step, by layer.
         stages: of what each layer gave, in the order of the data: `stage_fractions`.
         gradient: by layer.
         metrics: of the step.

@@ -63,6 +63,25 @@ def test_a_study_is_run_recorded_and_not_repeated(flags, causes, tmp_path, monke
     assert (tmp_path / "table.md").read_text() == written
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags, learned", [("--assignment-temperature-rate 1 --reconstruction", 2), ("--assignment-temperature-end 1", 0)]
+)
+def test_agreement_is_measured_where_it_has_not_been(flags, learned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
+    flags = f"{CAPSULES.replace('--num-iterations 1', '--num-iterations 2')} {flags}"
+    command = ["--study", "default", "--seeds", "0", "--steps", "2", "--batch-size", "4", "--holdout", "5"]
+    command += ["--output", str(tmp_path), f"--flags={flags}"]
+    assert ablation.main(command) == 0 and ablation.main([*command, "--agreement"]) == 0
+    before, after = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
+    assert "agreement" not in before and before["accuracy"] == after["accuracy"]
+    assert after["agreement"]["class_caps"]["best_share"][0] == pytest.approx(1 / 3, rel=1e-5)
+    assert len(after.get("temperatures", {}).get("assignment_temperature", "")) == learned
+    assert "x even" in capsys.readouterr().out
+    assert ablation.main(command) == 0  # of the two records the newer one counts
+    assert " | 1 |" in capsys.readouterr().out
+
+
 def test_a_cnn_has_no_causes_in_its_routing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda name, data_dir: tiny.dataset())
     assert ablation.main(["--study", "default", "--holdout", "5", "--causes", "--output", str(tmp_path), f"--flags={CNN}"]) == 2

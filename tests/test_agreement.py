@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emcaps import CapsNet, RoutingOptions
-from experiments.agreement import agreement_table, measure_agreement
+from experiments.agreement import agreement_table, make_agreement
 
 LABELS = np.array([0, 2, 1])
 
@@ -14,7 +14,7 @@ LABELS = np.array([0, 2, 1])
 def measured(**routing):
     model = CapsNet(3, 4, 2, (2, 2), RoutingOptions(num_iterations=2, **routing))
     wide = jnp.asarray(np.random.default_rng(0).normal(size=(3, 22, 22, 1)), jnp.float32)
-    return measure_agreement(model, jax.jit(model.init)(jax.random.key(0), wide), wide, LABELS)
+    return make_agreement(model)(jax.jit(model.init)(jax.random.key(0), wide)["params"], wide, LABELS)
 
 
 def test_the_first_iteration_has_decided_nothing():

@@ -1,5 +1,6 @@
 """Devices: however they share a batch, they take the same step."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import tiny
 
 from experiments.batches import TrainingBatches
 from experiments.configs import ImageConfig
-from experiments.learner import make_model, make_train_step
+from experiments.learner import gradient_params, make_model, make_train_step
 from experiments.parallel import Execution, device_mesh, map_chunks, map_examples, parallelize
 
 
@@ -24,12 +25,12 @@ def batches(views=tiny.CONFIG.images):
 
 
 @functools.cache
-def two_steps(mode, num_devices, **division):
+def two_steps(mode, num_devices, config=tiny.CONFIG, **division):
     """The state and metrics after two steps, as NumPy arrays."""
     execution = Execution(jax.devices()[:num_devices], mode, **division)
-    network = make_model(tiny.MODEL, 3, execution.parent_axis)
-    parallel = parallelize(make_train_step(tiny.CONFIG, network), execution)
-    state = parallel.replicate(tiny.initial_state())
+    network = make_model(config.model, 3, execution.parent_axis)
+    parallel = parallelize(make_train_step(config, network), execution)
+    state = parallel.replicate(tiny.initial_state(config))
     draw = batches()
     step = parallel.step.lower(state, parallel.shard(draw(0))).compile()
     for index in range(2):
@@ -48,6 +49,15 @@ def test_two_devices_take_the_step_of_one(mode):
         state.params,
         expected_state.params,
     )
+
+
+@pytest.mark.parametrize("mode, model_axis", [("jit", 2), pytest.param("pmap", 1, marks=pytest.mark.slow)])
+def test_devices_share_the_average_of_schedule_free_adam(mode, model_axis):
+    even = dataclasses.replace(tiny.MODEL, conv_capsules=(2,))
+    config = dataclasses.replace(tiny.CONFIG, model=even, schedule="schedule_free")
+    (state, _), (expected, _) = two_steps(mode, 2, config, model_axis=model_axis), two_steps("jit", 1, config)
+    for found, wanted in ((state.params, expected.params), (gradient_params(config, state), gradient_params(config, expected))):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, wanted)
 
 
 @pytest.mark.slow

@@ -218,9 +218,10 @@ def test_toys_to_tune_on_are_of_the_test_toys_kinds_and_none_of_the_fifty(monkey
     assert len(tuning.sweeps(tuning, "test")) * 18 * 6 == 8100  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(shapes, "MAKERS", [lambda dice, variant: (float(dice.between(0, 1)), variant)] * 5)
     monkeypatch.setattr(shapes, "assemble", lambda made, *_: made)
-    tested, others = ([toy.__wrapped__(0, instance) for instance in split["test"]] for split in (full.SPLITS, tuning.SPLITS))
+    known, others = ([toy.__wrapped__(0, i) for i in instances] for instances in (range(10), tuning.SPLITS["test"]))
+    tested = [known[instance] for instance in full.SPLITS["test"]]
     assert [variant for _, variant in tested] == [variant for _, variant in others]
-    assert len({number for number, _ in tested + others}) == 10
+    assert len({number for number, _ in known + others}) == 15
 
 
 class Tiny(builder.ToyNorb, skip_registration=True):

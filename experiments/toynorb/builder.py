@@ -52,7 +52,7 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         image = {"shape": (self.SIZE, self.SIZE, 1), "dtype": np.uint8, "encoding_format": "png"}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=str(ToyNorb.__doc__).partition("\n")[0],
+            description=str(type(self).__doc__).partition("\n")[0],
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(**image),
@@ -128,7 +128,7 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
 
 class ToyNorb96(ToyNorb, skip_registration=True):
-    """The same in 96 x 96, the original size of smallNORB."""
+    """toynorb in 96 x 96, the original size of smallNORB."""
 
     name = "toynorb96"
     SIZE = 96
