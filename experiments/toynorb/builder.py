@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments.builders import NorbLayout, encode_png
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
-from experiments.toynorb.shapes import CATEGORIES, toy
+from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 
 
 class Sweep(NamedTuple):
@@ -58,7 +58,7 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     "image": tfds.features.Image(**image),
                     "image2": tfds.features.Image(**image),
                     "label_category": tfds.features.ClassLabel(names=list(CATEGORIES)),
-                    "instance": tfds.features.ClassLabel(num_classes=1 + max(max(instances) for instances in self.SPLITS.values())),
+                    "instance": tfds.features.ClassLabel(num_classes=max(INSTANCES, 1 + max(self.SPLITS["test"]))),
                     "label_elevation": tfds.features.ClassLabel(num_classes=len(ELEVATIONS)),
                     "label_azimuth": tfds.features.ClassLabel(num_classes=len(AZIMUTHS)),
                     "label_lighting": tfds.features.ClassLabel(num_classes=len(LIGHTINGS)),
