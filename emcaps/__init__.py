@@ -5,8 +5,9 @@ from emcaps.classifier import PRETRAINED, Classifier, Examples, Prediction, load
 from emcaps.diagnosis import RoutingDiagnostics, diagnose, diagnostics, iteration_diagnostics, results_by_iteration
 from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, dynamic_routing, squash
 from emcaps.dynamic_capsnet import DynamicCapsNet, PrimaryVectorCaps, VectorClassCaps
-from emcaps.layers import PRESETS, CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions
+from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
+from emcaps.options import PRESETS, CapsuleInit, RoutingOptions
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
 from emcaps.reconstruction import RECONSTRUCTION_WEIGHT, Decoder, reconstruction_loss
 from emcaps.routing import class_em_routing, conv_em_routing, em_routing, inverse_temperature_schedule

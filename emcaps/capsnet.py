@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_shapes, check_sizes
-from emcaps.layers import CapsuleInit, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, check_settings, image_field
+from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps, image_field
+from emcaps.options import CapsuleInit, RoutingOptions, check_settings
 from emcaps.receptive_field import receptive_field_centers
 from emcaps.types import Capsules
 

@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 from emcaps.capsnet import CapsNet
 from emcaps.checks import check_range
 from emcaps.classifier_parts import check_parts, entries, flat, plain, settled
-from emcaps.layers import CapsuleInit, RoutingOptions
+from emcaps.options import FIXED_TEMPERATURES, CapsuleInit, RoutingOptions
 from emcaps.sharding import is_sharded
 from emcaps.views import View
 
@@ -233,10 +233,6 @@ def _arrays(classifier: Classifier) -> dict[str, np.ndarray]:
     """All arrays of a classifier, by name."""
     arrays = {f"params/{key}": np.asarray(value) for key, value in flat(classifier.params).items()}
     return arrays | {f"examples/{key}": np.asarray(value) for key, value in classifier.examples._asdict().items()}
-
-
-FIXED_TEMPERATURES = {"inverse_temperature_rate": 0.0, "assignment_temperature_rate": 0.0}
-"""What files say of routing, where they do not say it: they are from before temperatures could be learned."""
 
 
 def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Classifier:

@@ -36,9 +36,9 @@ from experiments.learner import (
     TrainState,
     class_logits,
     init_state,
-    learned_temperatures,
     losses,
     make_model,
+    make_temperatures,
     make_train_step,
     network_at,
     network_stages,
@@ -216,9 +216,8 @@ def run_variant(
     on_devices = parallelize(make_train_step(config, model), Execution(devices))
     evaluate = make_evaluator(config, model, device_mesh(devices))
     probe = make_probe(config, len(dataset.class_names)) if causes else None
-    measure = make_agreement(network_at(config, model, config.steps)) if agreement else None  # pyright: ignore[reportArgumentType]
-    temperatures = jax.jit(functools.partial(learned_temperatures, model))
-    routed = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
+    routed = agreement_probe(config, model, dataset) if agreement else None
+    temperatures = make_temperatures(model)
     for seed in seeds:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
@@ -246,12 +245,20 @@ def run_variant(
         }
         if probe:
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
-        if measure:
-            images = test_view(config.images, jnp.asarray(dataset.test_images[routed]))
-            record["agreement"] = measure(jax.device_get(state.params), images, dataset.test_labels[routed])
-        if learned := jax.device_get(temperatures(state.params)):
-            record["temperatures"] = jax.tree.map(float, learned)
+        if routed:
+            record["agreement"] = routed(jax.device_get(state.params))
+        if learned := temperatures(state.params):
+            record["temperatures"] = learned
         yield record
+
+
+def agreement_probe(config: TrainConfig, model: Any, dataset: Dataset) -> Callable[[Any], Record]:
+    """What the network, with parameters as they are after training, decides of some test images; see `make_agreement`."""
+    chosen = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
+    images, labels = test_view(config.images, jnp.asarray(dataset.test_images[chosen])), dataset.test_labels[chosen]
+    network: Any = network_at(config, model, config.steps)
+    measure = make_agreement(network)
+    return lambda params: measure(params, images, labels)
 
 
 class Probe(NamedTuple):

@@ -47,16 +47,16 @@ def _measure(model: emcaps.CapsNet, params: Any, images: jax.Array, labels: jax.
     variables = {"params": {name: params[name] for name in ("conv", "primary", *model.layer_names())}}  # without a decoder
     output: Any = model.apply(variables, images)
     stages = output[1]
-    below, strides = ["primary", *model.layer_names()], [*(stride for _, stride in model.layer_geometry()[2:]), 1]
-    layers, results = {}, []
-    for child, layer, stride in zip(below, model.layer_names(), strides, strict=False):
-        results = emcaps.results_by_iteration(model, variables, images, layer)
-        data = stages[child].activations
-        field = ReceptiveField(data.shape[1:3], results[0].assignments.shape[3:5], stride)
-        entropies = jnp.stack([emcaps.diagnose(result).assignment_entropy for result in results])
-        shares = jnp.stack([_best_share(data, result.assignments, field) for result in results])
-        layers[layer] = {"entropy": entropies / entropies[0], "best_share": shares}
-    of_classes = [_of_classes(stages[below[-2]].activations, result, labels) for result in results]
+    names, strides = model.layer_names(), [*(stride for _, stride in model.layer_geometry()[2:]), 1]
+    data = {name: stages[below].activations for name, below in zip(names, ("primary", *names), strict=False)}
+    results = {name: emcaps.results_by_iteration(model, variables, images, name) for name in names}
+    layers = {}
+    for name, stride in zip(names, strides, strict=True):
+        field = ReceptiveField(data[name].shape[1:3], results[name][0].assignments.shape[3:5], stride)
+        entropies = jnp.stack([emcaps.diagnose(result).assignment_entropy for result in results[name]])
+        shares = jnp.stack([_best_share(data[name], result.assignments, field) for result in results[name]])
+        layers[name] = {"entropy": entropies / entropies[0], "best_share": shares}
+    of_classes = [_of_classes(data["class_caps"], result, labels) for result in results["class_caps"]]
     return layers, jax.tree.map(lambda *values: jnp.stack(values), *of_classes)
 
 

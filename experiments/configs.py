@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import tyro
 
 from emcaps import PRESETS, CapsuleInit, RoutingOptions
+from emcaps.options import FIXED_TEMPERATURES
 from experiments.datasets import DATASETS
 from experiments.npz_data import SUFFIX
 
@@ -143,17 +144,18 @@ class ImageConfig:
 
 # The paper's pipeline for smallNORB. It gives no numbers for contrast and brightness; these are ours.
 NORB_IMAGES = ImageConfig(downsample=2, standardize=True, crop=32, max_shift=0, contrast=0.5, brightness=0.5)
+TOYNORB_IMAGES = dataclasses.replace(NORB_IMAGES, downsample=1)
 # What the network sees of data sets for which it is not the default of `ImageConfig`.
 DATASET_IMAGES = {
     "affnist": ImageConfig(max_shift=6),  # to anywhere
     "smallnorb": NORB_IMAGES,
-    "toynorb": dataclasses.replace(NORB_IMAGES, downsample=1),
+    "toynorb": TOYNORB_IMAGES,
     "toynorb96": NORB_IMAGES,
-    "toynorb_tuning": dataclasses.replace(NORB_IMAGES, downsample=1),
+    "toynorb_tuning": TOYNORB_IMAGES,
 }
 
 
-LONGER = 4000  # steps on any data set but the default, which is for a run of minutes
+LONGER = 4000  # steps on any data set but the default, which is for a run of minutes, and the one that this is to be chosen on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +163,7 @@ class TrainConfig:
     """A training run. Two runs with equal configs give equal results on equal hardware."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    images: ImageConfig = DATASET_IMAGES["toynorb"]
+    images: ImageConfig = TOYNORB_IMAGES
     dataset: str = "toynorb"
     """Data set: mnist, affnist, fashion_mnist, cifar10, smallnorb, toynorb, toynorb96, toynorb_tuning, drawings, or the path of an
     .npz file.
@@ -276,10 +278,9 @@ def from_json(text: str) -> TrainConfig:
 # What was before there were such fields.
 LATER: dict[str, Any] = {
     "init_from": None,
-    "inverse_temperature_rate": 0.0,
-    "assignment_temperature_rate": 0.0,
     "max_rotation": 0.0,
     "max_scaling": 0.0,
+    **FIXED_TEMPERATURES,
 }
 
 
@@ -316,7 +317,7 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     if chosen.dataset != config.dataset and (chosen.dataset in DATASETS or chosen.dataset.endswith(SUFFIX)):
         images = DATASET_IMAGES.get(chosen.dataset, ImageConfig())
         config = dataclasses.replace(config, dataset=chosen.dataset, images=images)
-        if chosen.dataset != "toynorb_tuning":  # on which the default is to be chosen
+        if chosen.dataset != "toynorb_tuning":
             config = dataclasses.replace(config, steps=LONGER, eval_every=LONGER // 4)
     if chosen.model == "dynamic":
         return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", learning_rate=1e-3)

@@ -1,6 +1,7 @@
 """What is trained and how one step trains it: network, loss, optimiser, and the pure training step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -204,6 +205,12 @@ def learned_temperatures(model: Network, params: Any) -> dict[str, dict[str, jax
             for name in routing.learns():
                 found.setdefault(name, {})[layer] = getattr(learned, name)
     return found
+
+
+def make_temperatures(model: Network) -> Callable[[Any], dict[str, Any]]:
+    """The function `temperatures(params)`: the `learned_temperatures` of a network in terms of JSON."""
+    compiled = jax.jit(functools.partial(learned_temperatures, model))
+    return lambda params: jax.tree.map(float, jax.device_get(compiled(params)))
 
 
 def network_at(config: TrainConfig, model: Network, step: jax.Array | int) -> Network:

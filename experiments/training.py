@@ -28,8 +28,8 @@ from experiments.learner import (
     Metrics,
     TrainState,
     init_state,
-    learned_temperatures,
     make_model,
+    make_temperatures,
     make_train_step,
     network_stages,
     routing_diagnostics,
@@ -142,7 +142,6 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
         return routing_diagnostics(config, model, params, test_view(config.images, images), step)
 
-    temperatures = jax.jit(functools.partial(learned_temperatures, model))
     return Programs(
         batches,
         init,
@@ -150,7 +149,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
         parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
         make_evaluator(config, shared, execution.mesh),
         lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
-        lambda params: jax.tree.map(float, jax.device_get(temperatures(params))),
+        make_temperatures(model),
     )
 
 
