@@ -21,36 +21,32 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments.agreement import agreement_table, make_agreement
-from experiments.batches import Batch, TrainingBatches
-from experiments.command_line import exit_code, parse
-from experiments.configs import TrainConfig, check_not_negative, check_positive, default_config
-from experiments.datasets import Dataset
-from experiments.errors import UsageError
-from experiments.evaluate import make_evaluator
-from experiments.hardware import choose_devices, start_jax
-from experiments.intervals import confidence_interval
-from experiments.known_data import load_data
-from experiments.learner import (
-    Metrics,
-    TrainState,
+from experiments.analysis.agreement import agreement_table, make_agreement
+from experiments.claims.intervals import confidence_interval
+from experiments.data.batches import Batch, TrainingBatches
+from experiments.data.dataset import Dataset
+from experiments.data.preprocessing import evaluation_view
+from experiments.data.stratified import sample
+from experiments.devices.hardware import choose_devices, start_jax
+from experiments.devices.parallel import Execution, device_mesh, parallelize
+from experiments.learning.configs import TrainConfig, default_config
+from experiments.learning.network import (
     class_logits,
-    init_state,
-    losses,
     make_model,
     make_temperatures,
-    make_train_step,
     network_at,
     network_stages,
     routing_diagnostics,
 )
-from experiments.parallel import Execution, device_mesh, parallelize
-from experiments.results import numbers
-from experiments.run_directory import Record, check_folder, read_lines
-from experiments.stratified import sample
-from experiments.train import TrainCommand
-from experiments.training import DIAGNOSED, check_fits
-from experiments.views import test_view
+from experiments.learning.scoring import make_evaluator
+from experiments.learning.step import Metrics, TrainState, init_state, losses, make_train_step
+from experiments.runs.flags import TrainCommand
+from experiments.runs.known_data import load_data
+from experiments.runs.loop import DIAGNOSED, check_fits
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import UsageError
+from experiments.runtime.fields import check_not_negative, check_positive
+from experiments.runtime.records import Record, check_folder, numbers, read_lines
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
@@ -158,7 +154,7 @@ class AblationConfig:
     causes: bool = False
     """Also measure what may be the cause, before and after training; see `measure_causes`."""
     agreement: bool = False
-    """Also measure what routing decides after training; see agreement.py."""
+    """Also measure what routing decides after training; see analysis/agreement.py."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     output: Path = Path("runs/ablation")
@@ -255,7 +251,7 @@ def run_variant(
 def agreement_probe(config: TrainConfig, model: Any, dataset: Dataset) -> Callable[[Any], Record]:
     """What the network, with parameters as they are after training, decides of some test images; see `make_agreement`."""
     chosen = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
-    images, labels = test_view(config.images, jnp.asarray(dataset.test_images[chosen])), dataset.test_labels[chosen]
+    images, labels = evaluation_view(config.images, jnp.asarray(dataset.test_images[chosen])), dataset.test_labels[chosen]
     network: Any = network_at(config, model, config.steps)
     measure = make_agreement(network)
     return lambda params: measure(params, images, labels)

@@ -1,7 +1,8 @@
 """How much noise fools them? `python -m experiments.adversarial` attacks capsules and CNNs: white box, and from one to another.
 
-The paper's claim is that capsules withstand adversarial images better than a CNN does. The attacks are those of attacks.py; what
-they are given, and how large a change they may make, is in the tables of victims.py. Of each seed there is a record,
+The paper's claim is that capsules withstand adversarial images better than a CNN does. The attacks are those of
+analysis/attacks.py; what they are given, and how large a change they may make, is in the tables of
+claims/attack_programs.py. Of each seed there is a record,
 RUNS/DATASET/adversarial/seed-SEED.json, and beside it images to look at, and `experiments.report` compares them.
 """
 
@@ -17,19 +18,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.attacks import gradient_statistics
-from experiments.command_line import exit_code, parse
-from experiments.configs import check_positive
-from experiments.datasets import Dataset
-from experiments.errors import RunnerError, UsageError
-from experiments.hardware import start_jax
-from experiments.known_data import load_data
-from experiments.results import numbers
-from experiments.run_directory import Record, save_arrays
-from experiments.study import Study, TrainedNetwork, check_trainable, is_measured, load_network, measured_once, train_network
-from experiments.victims import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
+from experiments.analysis.attacks import gradient_statistics
+from experiments.claims.attack_programs import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
+from experiments.claims.study import Study, TrainedNetwork, check_trainable, is_measured, load_network, measured_once, train_network
+from experiments.claims.style import PAIR
+from experiments.data.dataset import Dataset
+from experiments.devices.hardware import start_jax
+from experiments.runs.known_data import load_data
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import RunnerError, UsageError
+from experiments.runtime.fields import check_positive
+from experiments.runtime.records import Record, numbers, save_arrays
 
-VICTIMS = ("capsules", "cnn")
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 16
 BLACK_BOX = ("logits", "bim", False)  # objective, attack, targeted: what is tried on other networks, and shown
@@ -86,10 +86,10 @@ def check(command: AdversarialCommand) -> None:
     missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
     if not missing:
         return
-    available = len(load_data(study.network(VICTIMS[0], missing[0]), study.data_dir).test_labels)
+    available = len(load_data(study.network(PAIR[0], missing[0]), study.data_dir).test_labels)
     if command.num_images > available:
         raise UsageError(f"num_images must be at most the {available} test images; got {command.num_images}")
-    check_trainable(study, VICTIMS, {seed for first in missing for seed in (first, command.next_seed(first))})
+    check_trainable(study, PAIR, {seed for first in missing for seed in (first, command.next_seed(first))})
 
 
 def draw_sample(dataset: Dataset, num_images: int, seed: int) -> Sample:
@@ -170,7 +170,7 @@ def attack_seed(
         The findings: `networks`, `white_box` and `black_box`.
     """
     epsilons, victim_seed = [0.0, *command.epsilons], command.next_seed(seed)
-    dataset = load_data(command.study.network(VICTIMS[0], seed), command.study.data_dir)
+    dataset = load_data(command.study.network(PAIR[0], seed), command.study.data_dir)
     sample = draw_sample(dataset, command.num_images, seed)
     networks, white_box, black_box = {}, [], []
     kept = np.unique(sample.true.labels, return_index=True)[1][:SHOWN]
@@ -181,7 +181,7 @@ def attack_seed(
         "epsilons": np.array(epsilons),
     }
     with progress_bar(f"attacking seed {seed}", epsilons) as progress:
-        for source in VICTIMS:
+        for source in PAIR:
             networks[source] = describe_network(load(source, seed), programs[source], sample)
             transferred: list[Trial] = []
             for trial in attack_network(source, load(source, seed), programs[source], sample, epsilons):
@@ -191,7 +191,7 @@ def attack_seed(
                 progress.update()
             shown[f"{source}_images"] = np.stack([trial.images[kept] for trial in transferred])
             shown[f"{source}_predictions"] = np.stack([trial.predictions[kept] for trial in transferred])
-            for name in VICTIMS:
+            for name in PAIR:
                 if (name, victim_seed) == (source, seed):
                     continue
                 victim = load(name, victim_seed)
@@ -207,7 +207,7 @@ def attack_seed(
 def progress_bar(name: str, epsilons: Sequence[float]) -> tqdm:
     """A bar of the entries of `white_box`; not redrawn often where it cannot be redrawn in place."""
     modes = sum(len(attack.targeted) for attack in ATTACKS.values())
-    total = modes * len(VICTIMS) * len(OBJECTIVES) * len(epsilons)
+    total = modes * len(PAIR) * len(OBJECTIVES) * len(epsilons)
     return tqdm(total=total, desc=name, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
@@ -222,7 +222,7 @@ def table(records: Sequence[Record]) -> str:
     for row in (row for record in records for row in record["white_box"]):
         if row["objective"] == "logits" and not row["targeted"]:
             found.setdefault((row["network"], row["attack"], row["epsilon"]), []).append(100 * row["accuracy"])
-    for network in VICTIMS:
+    for network in PAIR:
         for attack in ATTACKS:
             cells = [f"{statistics.mean(found[network, attack, epsilon]):.1f}" for epsilon in epsilons]
             lines.append(f"| {network} | {attack} | {' | '.join(cells)} |")
@@ -239,10 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(command)
         missing = [seed for seed in study.seeds if not command.file(seed).exists()]
         for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
-            for name in VICTIMS:
+            for name in PAIR:
                 train_network(study, name, seed, typed)
         load = functools.cache(functools.partial(load_network, study))
-        programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in VICTIMS if missing}
+        programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in PAIR if missing}
         records = []
         for seed in study.seeds:
             measure = lambda seed=seed: attack_seed(command, seed, load, programs)  # noqa: E731

@@ -1,8 +1,9 @@
 """What accelerators that are not here would run: `python -m experiments.aot`.
 
 The training step of the runner, on 32x32x2 images of five classes, is compiled by the vendors' own compilers for described devices
-(ahead_of_time.py). Counted are its operations, which on a GPU are launches, its memory, and its collectives; it is not run, so no
-time is measured but the compiler's. Routing is the paper's procedure, which the textbook's form (textbook.py) has too.
+(compiled/ahead_of_time.py). Counted are its operations, which on a GPU are launches, its memory, and its collectives; it is
+not run, so no time is measured but the compiler's. Routing is the paper's procedure, which the textbook's form
+(measurements/textbook.py) has too.
 """
 
 import concurrent.futures
@@ -18,19 +19,19 @@ from typing import Any, Literal, NamedTuple
 import jax
 from tqdm import tqdm
 
-from experiments.ahead_of_time import SLICES, described_devices, kernels_for_h100
-from experiments.benchmark_networks import PAPER_ROUTING
-from experiments.collectives import collectives, compiled_step, totals
-from experiments.command_line import exit_code, parse
-from experiments.configs import ModelConfig, TrainConfig, check_positive
-from experiments.errors import first_line
-from experiments.hlo import count_launches
-from experiments.learner import make_model
-from experiments.parallel import Execution
-from experiments.run_directory import Record, check_folder, write_atomically
-from experiments.scaling import IMAGE_SHAPE, NUM_CLASSES
-from experiments.sections import Table
-from experiments.textbook import TextbookNetwork
+from experiments.compiled.ahead_of_time import SLICES, described_devices, kernels_for_h100
+from experiments.compiled.collectives import IMAGE_SHAPE, NUM_CLASSES, collectives, compiled_step, totals
+from experiments.compiled.hlo import count_launches
+from experiments.devices.parallel import Execution
+from experiments.learning.configs import ModelConfig, TrainConfig
+from experiments.learning.network import make_model
+from experiments.measurements.textbook import TextbookNetwork
+from experiments.measurements.training_step import PAPER_ROUTING
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import first_line
+from experiments.runtime.fields import check_positive
+from experiments.runtime.records import Record, check_folder, write_atomically
+from experiments.runtime.tables import Table
 
 Accelerator = Literal["h100", "v5e", "v5p", "v6e"]
 Routing = Literal["kernels", "streamed", "dense", "textbook"]

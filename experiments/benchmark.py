@@ -1,6 +1,6 @@
 """How fast is the routing, and how much memory does it take? `python -m experiments.benchmark`, on an otherwise idle machine.
 
-In one process it measures, side by side, the textbook formulation (experiments/textbook.py), `implementation="dense"` and
+In one process it measures, side by side, the textbook formulation (measurements/textbook.py), `implementation="dense"` and
 `"streamed"`, the last as a plain call on one device and with the batch divided among all devices (on a CPU: one per core).
 It measures one layer, forward and with its gradient, and a training step of a whole network; then the parts of the streamed
 routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size. At last
@@ -21,16 +21,16 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from experiments import benchmark_accelerator, run_figures
-from experiments.benchmark_layer import Layer, benchmark_kernels, benchmark_layer, benchmark_sweeps
-from experiments.benchmark_loop import CONFIG as LOOP
-from experiments.benchmark_loop import benchmark_loop
-from experiments.benchmark_networks import Widths, benchmark_dynamic, benchmark_step
-from experiments.command_line import exit_code, parse
-from experiments.configs import check_positive
-from experiments.hardware import choose_devices, start_jax
-from experiments.run_directory import Record, check_folder, write_atomically
-from experiments.timing import Ceilings, Measurement, fit_exponent, measure_ceilings
+from experiments.devices.hardware import choose_devices, start_jax
+from experiments.measurements import accelerator, picture
+from experiments.measurements.layer import Layer, benchmark_kernels, benchmark_layer, benchmark_sweeps
+from experiments.measurements.loop_cost import CONFIG as LOOP
+from experiments.measurements.loop_cost import benchmark_loop
+from experiments.measurements.timing import Ceilings, Measurement, fit_exponent, measure_ceilings
+from experiments.measurements.training_step import Widths, benchmark_dynamic, benchmark_step
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.fields import check_positive
+from experiments.runtime.records import Record, check_folder, write_atomically
 
 CpuPart = Literal["layer", "step", "kernels", "sweeps", "dynamic", "loop"]
 AcceleratorPart = Literal["accelerator", "torch", "profile"]
@@ -138,19 +138,19 @@ def ceilings_part(config: BenchmarkConfig) -> Ceilings:
 
 def accelerator_part(config: BenchmarkConfig) -> Any:
     ceilings = ceilings_part(config)
-    loads = benchmark_accelerator.workloads(config.networks, config.batches)
-    rows = kept(config, "accelerator", benchmark_accelerator.benchmark_accelerator(loads, ceilings, config.repeats, config.limit))
+    loads = accelerator.workloads(config.networks, config.batches)
+    rows = kept(config, "accelerator", accelerator.benchmark_accelerator(loads, ceilings, config.repeats, config.limit))
     return {"ceilings": ceilings._asdict(), "rows": rows}
 
 
 def torch_part(config: BenchmarkConfig) -> Any:
     ceilings = ceilings_part(config)
     given = config.networks, config.batches, ceilings, config.repeats, config.limit, config.output
-    return {"ceilings": ceilings._asdict(), "rows": kept(config, "torch", benchmark_accelerator.benchmark_torch(*given))}
+    return {"ceilings": ceilings._asdict(), "rows": kept(config, "torch", accelerator.benchmark_torch(*given))}
 
 
 def profile_part(config: BenchmarkConfig) -> Any:
-    files = benchmark_accelerator.profile_step(Widths.parse(config.networks[0]), config.batches[0], config.output)
+    files = accelerator.profile_step(Widths.parse(config.networks[0]), config.batches[0], config.output)
     print(f"\nprofile of the training step: {', '.join(map(str, files))}")
     return [file.name for file in files]
 
@@ -161,8 +161,8 @@ def kept(config: BenchmarkConfig, name: str, found: Iterable[list[Record]]) -> l
     file.unlink(missing_ok=True)
     all_rows = []
     for rows in found:
-        benchmark_accelerator.report(rows)
-        benchmark_accelerator.append(rows, file)
+        accelerator.report(rows)
+        accelerator.append(rows, file)
         all_rows += rows
     return all_rows
 
@@ -208,7 +208,7 @@ def run(config: BenchmarkConfig) -> None:
             record[part] = measured(config)
             write_atomically(config.output / "benchmark.json", json.dumps(record, indent=2) + "\n")
     if {"layer", "sweeps"} <= set(config.parts):
-        run_figures.benchmark(record).savefig(config.output / "benchmark.png", dpi=120)
+        picture.benchmark(record).savefig(config.output / "benchmark.png", dpi=120)
     print(f"\nwritten to {config.output}")
 
 

@@ -22,17 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from emcaps.types import POSE_ENTRIES
-from experiments.command_line import exit_code, parse
-from experiments.configs import check_positive
-from experiments.errors import UsageError
-from experiments.evaluate import EXAMPLES_PER_DEVICE
-from experiments.hardware import start_jax
-from experiments.learner import class_poses, network_stages
-from experiments.linear_readout import Readings, r_squared
-from experiments.parallel import device_mesh, map_chunks
-from experiments.pose_claims import equivariance_table
-from experiments.run_directory import Record, save_arrays
-from experiments.study import (
+from experiments.analysis.linear_readout import Readings, r_squared
+from experiments.claims.equivariance import equivariance_table
+from experiments.claims.study import (
     Study,
     TrainedNetwork,
     check_networks,
@@ -42,10 +34,18 @@ from experiments.study import (
     measured_once,
     train_network,
 )
-from experiments.toynorb.builder import ToyNorb
+from experiments.data.preprocessing import evaluation_view
+from experiments.data.toynorb_builders import ToyNorb
+from experiments.devices.hardware import start_jax
+from experiments.devices.parallel import device_mesh, map_chunks
+from experiments.learning.network import class_poses, network_stages
+from experiments.learning.scoring import EXAMPLES_PER_DEVICE
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import UsageError
+from experiments.runtime.fields import check_positive
+from experiments.runtime.records import Record, save_arrays
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
-from experiments.views import test_view
 
 # From where and how a toy is seen. The networks were trained on all azimuths and elevations, on crops at random places (up to a
 # sixth of the width from the middle), and on no roll and no zoom.
@@ -170,7 +170,7 @@ def read_network(name: str, network: TrainedNetwork, images: np.ndarray, labels:
 
     def reader(read: Callable) -> np.ndarray:
         def features(given: tuple[Any, Any], examples: tuple[jax.Array, jax.Array]) -> jax.Array:
-            view = test_view(network.config.images, examples[0])
+            view = evaluation_view(network.config.images, examples[0])
             return read(network_stages(network.config, network.model, given[0], view, given[1]), examples[1])
 
         per_device = min(EXAMPLES_PER_DEVICE, len(images))

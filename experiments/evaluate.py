@@ -2,128 +2,19 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from experiments import datasets
-from experiments.checkpoints import Checkpoints
-from experiments.classes import untested
-from experiments.command_line import exit_code, parse
-from experiments.configs import TrainConfig, check_positive
-from experiments.errors import UsageError
-from experiments.hardware import choose_devices, start_jax
-from experiments.known_data import check_data, fingerprint, load_data, now_at
-from experiments.learner import Network, TrainState, class_logits, init_state, log_activations, losses, make_model, network_stages
-from experiments.parallel import Devices, device_mesh, map_chunks, shardings
-from experiments.run_directory import read_config, read_result
-from experiments.views import crop_places, test_view
-
-# Examples that a device scores at a time, whatever the training batch was.
-EXAMPLES_PER_DEVICE = 50
-
-
-class Scores(NamedTuple):
-    """What a network makes of N labelled images.
-
-    Attributes:
-        activations: of the classes (a CNN's probabilities), `[N, num_classes]`, the mean over the crops.
-        loss: the mean of the config's loss, over images and crops.
-        predictions: the class with the highest activation (by its logarithm: activations can round to 1), `[N]`.
-        num_correct: how many predictions are the label.
-        num_examples: N.
-    """
-
-    activations: np.ndarray
-    loss: float
-    predictions: np.ndarray
-    num_correct: int
-    num_examples: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.num_correct / self.num_examples
-
-    @property
-    def error(self) -> float:
-        return (self.num_examples - self.num_correct) / self.num_examples
-
-
-def make_evaluator(
-    config: TrainConfig, model: Network, mesh: jax.sharding.Mesh, crops: int = 1
-) -> Callable[[Any, np.ndarray, np.ndarray, int], Scores]:
-    """The function `evaluate(params, images, labels, step)`, which scores each image, as things are at that step, on all devices.
-
-    An image is classified by the mean of its class activations over so many crops, the central one first (`crop_places`).
-    """
-
-    def classify_view(given: tuple[Any, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
-        params, step, place = given
-        return class_logits(network_stages(config, model, params, test_view(config.images, images, place), step))
-
-    classify = map_chunks(classify_view, mesh, EXAMPLES_PER_DEVICE)
-
-    def evaluate(params: Any, images: np.ndarray, labels: np.ndarray, step: int) -> Scores:
-        places = crop_places(crops)
-        logits = jnp.stack([classify((params, jnp.int32(step), jnp.asarray(place)), images) for place in places])  # [crops, N, J]
-        loss = jnp.stack([losses(config, seen, jnp.asarray(labels), step) for seen in logits]).mean()
-        log_means = jax.nn.logsumexp(log_activations(model, logits), axis=0) - jnp.log(crops)
-        predictions = np.asarray(log_means).argmax(-1)
-        return Scores(np.exp(log_means), float(loss), predictions, int((predictions == labels).sum()), len(images))
-
-    return evaluate
-
-
-class Restored(NamedTuple):
-    """A run as it was after `step` steps.
-
-    Attributes:
-        step: of the checkpoint.
-        state: what the checkpoint holds, on all devices.
-        dataset: that of the run.
-        model: that of the config.
-    """
-
-    step: int
-    state: TrainState
-    dataset: datasets.Dataset
-    model: Network
-
-
-def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
-    """Load what a run has left at a step; None is its newest checkpoint.
-
-    Raises:
-        UsageError: there is no such checkpoint, it is of other arrays, or its run was on other data.
-        DamagedCheckpoint: it cannot be read.
-    """
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UsageError(f"{workdir} has no checkpoints yet")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
-        dataset = load_data(config, data_dir)
-        if "data" in (facts := checkpoints.facts(step)):
-            check_data(facts["data"], fingerprint(dataset), config, f"the checkpoint of step {step} in {checkpoints.folder}")
-        like = state_like(config, dataset)
-        state = checkpoints.restore(step, like, shardings(like, device_mesh(devices)))
-    return Restored(step, state, dataset, make_model(config.model, len(dataset.class_names)))
-
-
-def state_like(config: TrainConfig, dataset: datasets.Dataset) -> TrainState:
-    """Shapes and dtypes of a state of such a run on such a data set. Raises UsageError if the network does not fit the images."""
-    model = make_model(config.model, len(dataset.class_names))
-    images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
-    try:
-        return jax.eval_shape(lambda images: init_state(config, model, test_view(config.images, images), jax.random.key(0)), images)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+from experiments.data.classes import untested
+from experiments.devices.hardware import choose_devices, start_jax
+from experiments.devices.parallel import device_mesh
+from experiments.learning.scoring import make_evaluator
+from experiments.runs.directory import read_config, read_result
+from experiments.runs.known_data import now_at
+from experiments.runs.restore import restore
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import UsageError
+from experiments.runtime.fields import check_positive
 
 
 @dataclasses.dataclass(frozen=True)

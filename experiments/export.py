@@ -9,15 +9,15 @@ import numpy as np
 
 from emcaps import CapsNet, Classifier, Examples, View, save_classifier
 from emcaps.classifier import SUFFIX
-from experiments.command_line import exit_code, parse
-from experiments.configs import TrainConfig
-from experiments.datasets import Dataset
-from experiments.errors import RunnerError, UsageError
-from experiments.evaluate import restore
-from experiments.hardware import start_jax
-from experiments.known_data import now_at
-from experiments.learner import DECODER, network_at
-from experiments.run_directory import read_config, read_result
+from experiments.data.dataset import Dataset
+from experiments.devices.hardware import start_jax
+from experiments.learning.configs import TrainConfig
+from experiments.learning.network import DECODER, network_at
+from experiments.runs.directory import read_config, read_result
+from experiments.runs.known_data import now_at
+from experiments.runs.restore import restore
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import RunnerError, UsageError
 
 FACTS = ("dataset", "num_parameters", "seed", "steps", "test_error", "test_examples", "jax_version")
 

@@ -8,14 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import exit_code, parse
-from experiments.errors import UsageError
-from experiments.evaluate import make_evaluator, restore
-from experiments.hardware import start_jax
-from experiments.known_data import now_at
-from experiments.parallel import device_mesh
-from experiments.pictures import draw_all, routing_drawings, run_drawings, run_pictures
-from experiments.run_directory import read_config, read_records, read_result
+from experiments.devices.hardware import start_jax
+from experiments.devices.parallel import device_mesh
+from experiments.learning.scoring import make_evaluator
+from experiments.plots.pictures import draw_all, routing_drawings, run_drawings, run_pictures
+from experiments.runs.directory import read_config, read_records, read_result
+from experiments.runs.known_data import now_at
+from experiments.runs.restore import restore
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

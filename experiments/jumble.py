@@ -18,19 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.command_line import exit_code, parse
-from experiments.configs import check_positive, default_of
-from experiments.datasets import DRAWINGS
-from experiments.drawings import draw_split
-from experiments.errors import UsageError
-from experiments.evaluate import Scores, make_evaluator
-from experiments.hardware import start_jax
-from experiments.known_data import load_data
-from experiments.parallel import device_mesh
-from experiments.pose_claims import jumble_table
-from experiments.run_directory import Record, save_arrays
-from experiments.stratified import sample
-from experiments.study import (
+from experiments.claims.jumble import jumble_table
+from experiments.claims.study import (
     NETWORKS,
     Study,
     check_networks,
@@ -40,6 +29,17 @@ from experiments.study import (
     measured_once,
     train_network,
 )
+from experiments.data.dataset import DRAWINGS
+from experiments.data.line_drawings import draw_split
+from experiments.data.stratified import sample
+from experiments.devices.hardware import start_jax
+from experiments.devices.parallel import device_mesh
+from experiments.learning.scoring import Scores, make_evaluator
+from experiments.runs.known_data import load_data
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import UsageError
+from experiments.runtime.fields import check_positive, default_of
+from experiments.runtime.records import Record, save_arrays
 
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 50
@@ -51,7 +51,7 @@ class JumbleCommand:
 
     study: Study = dataclasses.field(default_factory=lambda: Study(dataset="mnist"))
     networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
-    """Which: names of `experiments.study.NETWORKS`."""
+    """Which: names of `experiments.claims.study.NETWORKS`."""
     num_images: int = 1000
     """Test images, of each class its share."""
     pieces: tuple[int, ...] = (2, 4, 7)

@@ -8,10 +8,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from experiments.command_line import exit_code, parse
-from experiments.hardware import start_jax
-from experiments.results import table
-from experiments.study import NETWORKS, Study, check_networks, check_trainable, train_network
+from experiments.claims.study import NETWORKS, Study, check_networks, check_trainable, train_network
+from experiments.devices.hardware import start_jax
+from experiments.runs.summary import table
+from experiments.runtime.command_line import exit_code, parse
 
 
 @dataclasses.dataclass(frozen=True)

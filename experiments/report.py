@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import claims, pose_claims
-from experiments.attack_claims import attacks
-from experiments.command_line import exit_code, parse
-from experiments.errors import RunnerError, UsageError
-from experiments.npz_data import read_arrays
-from experiments.pictures import draw_all
-from experiments.run_directory import Record, check_folder, read_record, write_atomically
-from experiments.sections import Picture, Section, Table
+from experiments.claims import attacks, equivariance, jumble, parameters, viewpoints
+from experiments.claims.sections import Picture, Section
+from experiments.data.npz_files import read_arrays
+from experiments.plots.pictures import draw_all
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import RunnerError, UsageError
+from experiments.runtime.records import Record, check_folder, read_record, write_atomically
+from experiments.runtime.tables import Table
 
 TITLE = "Capsules and the CNN: the claims, put to the test"
 STYLE = (
@@ -61,16 +61,16 @@ def gather(runs: Path) -> list[Section]:
             for path in sorted(folder.glob("*/result.json"))
         ]
         if trained:
-            sections.append(claims.parameters(folder.name, trained))
+            sections.append(parameters.section(folder.name, trained))
         for views in sorted(folder.glob("viewpoints-*")):
             if records := read_records(views, "networks", "unmatched"):
-                sections.append(claims.viewpoints(folder.name, views.name.partition("-")[2], records))
+                sections.append(viewpoints.section(folder.name, views.name.partition("-")[2], records))
         if records := read_records(folder / "adversarial", "white_box", "black_box"):
-            sections.append(attacks(folder.name, records, read_examples(folder / "adversarial")))
+            sections.append(attacks.section(folder.name, records, read_examples(folder / "adversarial")))
         if records := read_records(folder / "jumble", "rows", same=("networks", "amounts")):
-            sections.append(pose_claims.jumble(folder.name, records, read_examples(folder / "jumble")))
+            sections.append(jumble.section(folder.name, records, read_examples(folder / "jumble")))
         if records := read_records(folder / "equivariance", "layers", same=("networks", "num_views")):
-            sections.append(pose_claims.equivariance(folder.name, records, read_examples(folder / "equivariance")))
+            sections.append(equivariance.section(folder.name, records, read_examples(folder / "equivariance")))
     if not sections:
         names = ".parameters, .viewpoints, .adversarial, .jumble or .equivariance"
         raise UsageError(f"{runs} holds no results of experiments{names}")

@@ -14,19 +14,19 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from experiments.collectives import collectives, compiled_step, totals
-from experiments.command_line import exit_code, parse
-from experiments.configs import ImageConfig, ModelConfig, TrainConfig
-from experiments.equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
-from experiments.hardware import start_jax
-from experiments.parallel import Execution
-from experiments.run_directory import Record, check_folder, write_atomically
-from experiments.sections import Table
+from experiments.compiled.collectives import IMAGE_SHAPE, NUM_CLASSES, collectives, compiled_step, totals
+from experiments.data.preprocessing import ImageConfig
+from experiments.devices.hardware import start_jax
+from experiments.devices.parallel import Execution
+from experiments.learning.configs import ModelConfig, TrainConfig
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.records import Record, check_folder, write_atomically
+from experiments.runtime.tables import Table
+from experiments.verification.step_equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
 
 PARTS = ("equality", "collectives")
 NUM_DEVICES = (1, 2, 4, 8, 16, 32, 64)
 SHARED_BY = (2, 4, 8)
-IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB
 WIDTH = 32  # of all layers, the paper's
 
 

@@ -14,14 +14,14 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from experiments.command_line import exit_code, parse
-from experiments.configs import check_positive
-from experiments.equality import Division, as_arrays, differences, take_steps
-from experiments.hardware import all_devices, describe, start_jax
-from experiments.parallel import Execution
-from experiments.run_directory import check_folder, write_atomically
-from experiments.verify_memory import check_memory
-from experiments.verify_routing import Finding, check_divided, check_precision, check_routing, failed
+from experiments.devices.hardware import all_devices, describe, start_jax
+from experiments.devices.parallel import Execution
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.fields import check_positive
+from experiments.runtime.records import check_folder, write_atomically
+from experiments.verification.memory import check_memory
+from experiments.verification.routing import Finding, check_divided, check_precision, check_routing, failed
+from experiments.verification.step_equality import Division, as_arrays, differences, take_steps
 
 Check = Literal["routing", "precision", "divided", "steps", "memory"]
 STEPS = 10

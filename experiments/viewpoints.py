@@ -16,18 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from experiments import datasets
-from experiments.command_line import exit_code, parse
-from experiments.configs import TrainConfig
-from experiments.errors import UsageError
-from experiments.evaluate import make_evaluator, restore
-from experiments.hardware import choose_devices, start_jax
-from experiments.parallel import device_mesh
-from experiments.results import table
-from experiments.run_directory import Record, read_result
-from experiments.study import NETWORKS, Study, is_measured, measured_once
-from experiments.train import check_runs, trained
-from experiments.training import TARGET_TOLERANCE
+from experiments.claims.study import NETWORKS, Study, is_measured, measured_once
+from experiments.data import loading
+from experiments.devices.hardware import choose_devices, start_jax
+from experiments.devices.parallel import device_mesh
+from experiments.learning.configs import TrainConfig
+from experiments.learning.scoring import make_evaluator
+from experiments.runs.directory import read_result
+from experiments.runs.loop import TARGET_TOLERANCE
+from experiments.runs.restore import restore
+from experiments.runs.summary import table
+from experiments.runs.trained import check_runs, trained
+from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.errors import UsageError
+from experiments.runtime.records import Record
 
 NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
 FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {"affnist": {"affine": (0,)}}
@@ -44,7 +46,7 @@ class ViewpointsCommand:
     train_values: tuple[int, ...] = ()
     """Its familiar values; the default is the paper's for azimuth and elevation of smallnorb and toynorb."""
     capsules: str = "capsules"
-    """Which capsules the CNN is compared with: a name of `experiments.study.NETWORKS`."""
+    """Which capsules the CNN is compared with: a name of `experiments.claims.study.NETWORKS`."""
 
     def __post_init__(self):
         if self.capsules not in NETWORKS or self.capsules.startswith("cnn"):
@@ -80,7 +82,7 @@ def check(command: ViewpointsCommand, folder: Path) -> None:
     check_runs(
         {folder / f"{name}-{seed}": config for seed in missing for name, config in command.configs(seed).items()}, study.data_dir
     )
-    values = np.unique(datasets.load(study.dataset, study.data_dir).test_factors[command.factor]).tolist()
+    values = np.unique(loading.load(study.dataset, study.data_dir).test_factors[command.factor]).tolist()
     if set(values) <= set(command.familiar):
         raise UsageError(f"there are no new views: the test images have no {command.factor} but {values}")
 
@@ -114,7 +116,7 @@ def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
     restored = restore(config, workdir, data_dir, None, devices)
     result = read_result(workdir)
     assert result is not None
-    dataset = datasets.load(config.dataset, data_dir)
+    dataset = loading.load(config.dataset, data_dir)
     evaluate = make_evaluator(config, restored.model, device_mesh(devices))
     assert config.factor is not None
     seen_at = dataset.test_factors[config.factor]

@@ -6,7 +6,7 @@ is told to before JAX starts:
 
     XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m experiments.tutorials.several_devices
 
-`python -m experiments.train` does all this by itself (`experiments/parallel.py`); this is for steps of your own.
+`python -m experiments.train` does all this by itself (`experiments/devices/parallel.py`); this is for steps of your own.
 """
 
 # %%

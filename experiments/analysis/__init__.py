@@ -1,0 +1,1 @@
+"""What happens inside a network: attacks, convergence, assignments, agreement, decoded and read-out poses."""

@@ -1,0 +1,1 @@
+"""Claims made for capsules, put to the test: what studies share, and for each claim its section of the report."""

@@ -1,0 +1,1 @@
+"""What compilers make of a step: launches, memory, collectives, with or without the device."""

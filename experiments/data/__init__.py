@@ -1,0 +1,1 @@
+"""Data sets, from files to batches of what the network sees."""

@@ -1,0 +1,1 @@
+"""The devices of this machine, and one program over all of them."""

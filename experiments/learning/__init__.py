@@ -1,0 +1,1 @@
+"""What is trained: configurations, networks, losses, the step, and scores."""

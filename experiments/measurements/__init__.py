@@ -1,0 +1,1 @@
+"""Times and memory: one layer, a training step, the whole loop, and the textbook beside them."""

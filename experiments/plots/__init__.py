@@ -1,0 +1,1 @@
+"""Arrays and records to figures, and figures to files."""

@@ -1,0 +1,152 @@
+"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves.
+
+How much is drawn does not grow with the number of classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from experiments.plots.images import draw_image, shown_image
+from experiments.plots.style import NEUTRAL, PREDICTED, TEST, TRAIN, TRUE, plain
+
+MOST_ROWS = 20  # classes of which samples are drawn
+MOST_CLASSES = 10  # beside one image
+
+
+def likeliest(activations: np.ndarray, label: int, most: int = MOST_CLASSES) -> list[int]:
+    """The classes to show of an image, in order: those with the highest activations `[num_classes]`, and its own."""
+    chosen = np.argsort(-activations, kind="stable")[:most]
+    if label not in chosen:
+        chosen[-1] = label
+    return np.sort(chosen).tolist()
+
+
+def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: str) -> Figure:
+    """Loss and error against the training step.
+
+    Args:
+        records: of metrics.jsonl: `step`, `split` (train or test), `loss`, `accuracy`.
+        title: of the figure.
+        loss_name: of which loss.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(plain(title))
+    loss, error = figure.subplots(1, 2)
+    for split, style in (("train", {"color": TRAIN, "linewidth": 1}), ("test", {"color": TEST, "marker": "o"})):
+        chosen = [record for record in records if record["split"] == split]
+        steps = [record["step"] for record in chosen]
+        loss.plot(steps, [record["loss"] for record in chosen], label=split, **style)
+        errors = [100 * (1 - record["accuracy"]) for record in chosen]
+        error.plot(steps, errors, label=split, **style)
+    loss.set(xlabel="training step", ylabel=loss_name, title="Loss", ylim=(0, None))
+    error.set(xlabel="training step", ylabel="error (%)", title="Error", yscale="symlog", ylim=(0, 100))
+    error.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"])
+    for axes in (loss, error):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
+    """What the layers have learned for temperatures, against the training step.
+
+    Args:
+        records: of metrics.jsonl; those with the split `temperatures` have, by name and layer, numbers above 0.
+        title: of the figure.
+    """
+    learned = [record for record in records if record["split"] == "temperatures"]
+    names = [name for name in learned[0] if isinstance(learned[0][name], dict)]
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    figure.suptitle(plain(title))
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        for layer in learned[0][name]:
+            axes.semilogy([record["step"] for record in learned], [record[name][layer] for record in learned], label=layer)
+        axes.yaxis.set_major_formatter(LogFormatter())  # numbers, not powers of ten
+        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.set(xlabel="training step", title=name.replace("_", " ").capitalize())
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    return figure
+
+
+def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6) -> Figure:
+    """Images of each class, a class a row, from all over the data set; of many classes, of the first `MOST_ROWS`.
+
+    Args:
+        images: uint8 `[N, H, W, C]`.
+        labels: `[N]`.
+        class_names: `[num_classes]`.
+        columns: images of a class, at most.
+    """
+    aspect = shown_image(images[0]).shape[1] / images.shape[1]
+    rows = min(len(class_names), MOST_ROWS)
+    figure = Figure(figsize=(1.1 * aspect * columns + 1, 1.15 * rows + 0.5), layout="constrained")
+    pairs = ", both of each pair" if images.shape[-1] == 2 else ""
+    chosen = f"; {rows} of {len(class_names)} classes" if rows < len(class_names) else ""
+    figure.suptitle(f"{len(labels)} training images{pairs}{chosen}")
+    for j, row in enumerate(figure.subplots(rows, columns, squeeze=False)):
+        of_class = np.flatnonzero(labels == j)
+        places = np.linspace(0, len(of_class) - 1, min(columns, len(of_class))).astype(int)
+        for axes in row:
+            axes.axis("off")
+        for axes, index in zip(row, of_class[places], strict=False):  # a class may have fewer
+            draw_image(axes, images[index])
+        row[0].text(-0.1, 0.5, plain(class_names[j]), transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def misclassified(
+    images: np.ndarray, labels: np.ndarray, activations: np.ndarray, class_names: Sequence[str], rows: int = 4, columns: int = 5
+) -> Figure:
+    """The wrongly classified images that the network was surest of, each beside its class activations.
+
+    Args:
+        images: uint8 `[N, H, W, C]`; see `shown_image`.
+        labels: `[N]`.
+        activations: `[N, num_classes]`.
+        class_names: `[num_classes]`.
+        rows: of the sheet, at most.
+        columns: of the sheet.
+    """
+    predictions = activations.argmax(-1)
+    wrong = np.flatnonzero(predictions != labels)
+    excess = activations[wrong, predictions[wrong]] - activations[wrong, labels[wrong]]
+    shown = wrong[np.argsort(-excess, kind="stable")][: rows * columns]
+
+    rows = max(1, -(-len(shown) // columns))
+    aspect = shown_image(images[0]).shape[1] / images.shape[1]
+    figure = Figure(figsize=((1.4 + 1.5 * aspect) * columns, 1.75 * rows + 0.7), layout="constrained")
+    choice = f"the {len(shown)} surest" if len(shown) < len(wrong) else "all of them"
+    figure.suptitle(
+        f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the class activations\n"
+        "true class green, predicted class red"
+        if len(wrong)
+        else f"None of {len(labels)} test images is misclassified"
+    )
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[aspect, 1.2] * columns)
+    for place, index in enumerate(shown):
+        row, column = divmod(place, columns)
+        true, predicted = int(labels[index]), int(predictions[index])
+        picture = figure.add_subplot(grid[row, 2 * column])
+        draw_image(picture, images[index])
+        title = f"{class_names[true]} → {class_names[predicted]}"
+        picture.set_title(plain(title), fontsize=9 if len(title) < 26 else 7, loc="left")
+        draw_activations(figure.add_subplot(grid[row, 2 * column + 1]), activations[index], class_names, true, predicted)
+    return figure
+
+
+def draw_activations(axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int) -> None:
+    """One bar for each of the likeliest classes, with an axis from 0 to 1."""
+    shown = likeliest(activations, true)
+    colors = [TRUE if j == true else PREDICTED if j == predicted else NEUTRAL for j in shown]
+    axes.barh(range(len(shown)), activations[shown], color=colors)
+    axes.set_yticks(range(len(shown)), labels=[plain(class_names[j]) for j in shown], fontsize=6)
+    axes.set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"], fontsize=6)
+    axes.set(xlim=(0, 1))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)

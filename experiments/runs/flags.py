@@ -1,0 +1,43 @@
+"""The flags of a training run, and the configuration that they make."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.devices.hardware import Hardware
+from experiments.learning.configs import FAMILIES, Preset, TrainConfig, default_config
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train a matrix capsule network with EM routing; the same command continues a run that was stopped."""
+
+    config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    preset: Preset = "emcaps"
+    """Constants and initial values of the routing, which other flags may change: ours, the paper's, or IBM's."""
+    baseline: bool = False
+    """Then train the paper's CNN on the same data for as many steps, into the folder WORKDIR-cnn, and print both results."""
+    workdir: Path | None = None
+    """The run's folder; the default is runs/ and the data set's name, without .npz or what is before it."""
+    data_dir: Path | None = None
+    """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    resume: bool = True
+    """An unfinished run of the same flags in that folder goes on; otherwise it is refused."""
+    fall_back: bool = False
+    """Where its newest checkpoints are damaged, a run goes on from the newest that is whole."""
+    hardware: Hardware = dataclasses.field(default_factory=Hardware)
+
+    def __post_init__(self):
+        family = self.config.model.family
+        if family != "capsules" and self.preset != "emcaps":
+            raise ValueError(f"{FAMILIES[family]} no EM routing, of which there could be a preset; got {self.preset}")
+        if family == "cnn" and self.baseline:
+            raise ValueError("--baseline trains the cnn beside capsules; got --model cnn")
+        if self.hardware.model_axis > 1 and (family != "capsules" or self.baseline):
+            raise ValueError("--model-axis divides the parent types of matrix capsules; give --model capsules and --no-baseline")
+
+
+def default_command(words: Sequence[str]) -> TrainCommand:
+    """What no flag says, given the words of a command. Of toynorb nothing is published to compare with: the CNN is trained too."""
+    config = default_config(words)
+    return TrainCommand(config=config, baseline=config.dataset == "toynorb" and config.model.family == "capsules")

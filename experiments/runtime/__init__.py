@@ -1,0 +1,1 @@
+"""What every command stands on: flags, errors, records, tables, locks, signals, processes."""

@@ -1,0 +1,24 @@
+"""What the fields of a dataclass must be, and what they are if nothing is said."""
+
+import dataclasses
+from typing import Any
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError, naming the field, unless every named field is positive."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive; got {getattr(config, name)}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError, naming the field, if a named field is negative."""
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
+
+
+def default_of(config: Any, name: str) -> Any:
+    """What a field of a dataclass is if nothing is said."""
+    (field,) = (field for field in dataclasses.fields(config) if field.name == name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -1,0 +1,71 @@
+"""Records: JSON and arrays in files that are written as a whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.runtime.errors import RunnerError, UsageError
+
+Record = dict[str, Any]
+
+
+def numbers(scalars: NamedTuple) -> dict[str, float]:
+    """Named scalars, for JSON."""
+    return {name: float(value) for name, value in scalars._asdict().items()}
+
+
+def check_folder(path: Path) -> None:
+    """Raise UsageError if a file is where this folder, or one that it is in, is or would be made."""
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is not a folder; choose another")
+
+
+def read_lines(file: Path) -> list[Record]:
+    """The records in a file of one a line; a last line without its end is passed over. Raises RunnerError if one is damaged."""
+    lines = read_text(file).splitlines(keepends=True)
+    return [parse_record(line, file) for line in lines if line.endswith("\n")]
+
+
+def read_record(file: Path) -> Record:
+    """The record in a file. Raises RunnerError if it is damaged."""
+    return parse_record(read_text(file), file)
+
+
+def read_text(file: Path) -> str:
+    """What is written in a file. Raises RunnerError if that is no text."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RunnerError(f"{file} is damaged: {error}") from error
+
+
+def parse_record(text: str, file: Path) -> Record:
+    """The record that this text in a file is, in JSON. Raises RunnerError if it is none."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunnerError(f"{file} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise RunnerError(f"{file} is damaged: a record must be an object of JSON; got {type(record).__name__}")
+    return record
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that, whatever happens, it holds the old text or the new."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".npz.tmp")
+    with scratch.open("wb") as out:
+        np.savez_compressed(out, allow_pickle=False, **arrays)
+    os.replace(scratch, path)

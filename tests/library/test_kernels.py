@@ -1,0 +1,143 @@
+"""The kernels for NVIDIA GPUs, interpreted; and which form of the votes a program has, by the platform that it is lowered for."""
+
+import contextlib
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import routing_cases
+from jax import export
+
+from emcaps import conv_em_routing
+from emcaps.blocks import Blocks, Form, route_blocks
+from emcaps.em import Constants, Geometry
+from emcaps.kernels import COLUMNS, KernelVotes
+from emcaps.receptive_field import ReceptiveField
+from emcaps.votes import StreamedVotes, VoteTerms
+
+SHAPES = [(6, 3, COLUMNS, 5), (8, 4, 2 * COLUMNS, 4)]  # N, J, M, Q: what tiles divide, and what they do not
+
+
+def random_arrays(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def assert_close(ours, theirs, bound):
+    for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=bound * np.abs(their).max())
+
+
+def both(shape, operation, *given):
+    """What kernels and chunks make of the same."""
+    num_children, num_parents, width, inner = shape
+    poses, transforms = random_arrays(0, (num_children, 4, inner, width), (num_children, inner, 4, num_parents))
+    return [jax.jit(functools.partial(operation, form(poses, transforms)))(*given) for form in (KernelVotes, StreamedVotes)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("types", ["one weight for all types", "a weight for each"])
+def test_moments_and_scores(shape, types):
+    num_children, num_parents, width, _ = shape
+    parents, weighted = (4, 4, num_parents, width), num_parents if types.endswith("each") else 1
+    weights, scale, centre, quadratic, linear, constant = random_arrays(
+        1, (num_children, weighted, width), (num_children, width), *[parents] * 3, parents[2:]
+    )
+    scale = None if weighted == 1 else scale
+    ours, theirs = both(shape, lambda votes, *given: votes.moments(*given, scale), weights, centre)
+    assert_close(ours.first, theirs.first, 1e-6)
+    assert_close(ours.second, theirs.second, 1e-6)
+    assert_close(ours.mass, jnp.broadcast_to(theirs.mass, ours.mass.shape), 1e-6)
+    linear = None if weighted == 1 else linear
+    assert_close(*both(shape, lambda votes, *given: votes.scores(*given, linear), constant, quadratic, centre), 1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradient(shape):
+    num_children, num_parents, width, _ = shape
+
+    def terms(seed, number, scaled):
+        parents = (number, 4, 4, num_parents, width)
+        weights, scale, *forms = random_arrays(
+            seed, (number, num_children, num_parents, width), (num_children, width), parents, parents
+        )
+        return VoteTerms(weights, scale if scaled else None, *forms)
+
+    (centre,) = random_arrays(2, (4, 4, num_parents, width))
+    groups = terms(3, 2, True), terms(4, 1, False)
+    assert_close(*both(shape, lambda votes, *given: votes.gradient(*given), groups, centre), 2e-6)
+
+
+def test_moments_are_taken_again_only_where_they_lost_digits():
+    shape = num_children, num_parents, width, _ = SHAPES[1]
+    weights, scale, old, new = random_arrays(
+        1, (num_children, num_parents, width), (num_children, width), *[(4, 4, num_parents, width)] * 2
+    )
+    lost = jnp.zeros((num_parents, width), bool).at[1, COLUMNS + 3].set(True)
+
+    def retake(votes, weights, scale, old, new):
+        return votes.retake(lost, weights, new, scale, (old, votes.moments(weights, old, scale)))
+
+    (centre, moments), _ = both(shape, retake, weights, scale, old, new)
+    np.testing.assert_array_equal(centre, np.where(np.arange(width) < COLUMNS, old, new))
+    _, expected = both(shape, lambda votes, *given: votes.moments(*given), weights, centre, scale)
+    assert_close(moments, expected, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_routing_and_its_gradient(damping):
+    """Of two maps of 4x4 parents, all iterations."""
+    poses, transforms, activations, beta_u, beta_a = random_arrays(
+        5, (2, 6, 6, 2, 4, 4), (3, 3, 2, 4, 4, 4), (2, 6, 6, 2), (4,), (4,)
+    )
+    scalars = [jnp.float32(value) for value in (0.1, 1e-6, 0.1, 4.0)]
+    constants = Constants(beta_u[:, None], beta_a[:, None], jnp.ones(3), *scalars)
+    geometry = Geometry(ReceptiveField((6, 6), (3, 3), 1), 3, normalize_costs=True, damping=damping)
+
+    def loss(form, *given):
+        return sum((leaf**2).sum() for leaf in route_blocks(Blocks(geometry, Form(form), remat=False), *given))
+
+    given = (poses, jax.nn.sigmoid(activations)), transforms, constants
+    losses = (functools.partial(loss, form) for form in (KernelVotes, StreamedVotes))
+    assert_close(*(jax.jit(jax.value_and_grad(of_form, argnums=(0, 1, 2)))(*given) for of_form in losses), 1e-4)
+
+
+# By platform, without its devices.
+
+
+def lowered(platform, implementation):
+    """The StableHLO of a routing with its gradient, lowered for a platform."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in routing_cases.CONV_ROUTE.shapes.values()]
+
+    def loss(*arrays):
+        return conv_em_routing(*arrays, implementation=implementation).poses.sum()
+
+    gpu = contextlib.nullcontext()
+    described = inspect.signature(jax.sharding.AbstractDevice).parameters
+    if "platform" in described and platform == "cuda":  # newer JAX asks for which GPU kernels are
+        device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+        gpu = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device))
+    unchecked = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 2)))
+    with gpu:
+        return export.export(gradient, platforms=[platform], disabled_checks=unchecked)(*arrays).mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_form_of_the_votes_is_that_of_the_platform(platform):
+    """Chunks have their pairs of sums as complex numbers; votes that are fused are kept from being shared by several passes."""
+    text = lowered(platform, "streamed")
+    assert ("complex<" in text) == (platform == "cpu")
+    assert ("optimization_barrier" in text) == (platform != "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*[Tt]riton")
+def test_kernels_are_for_nvidia():
+    text = lowered("cuda", "kernels")
+    for name in ("em_moments", "em_scores", "em_pose_gradient", "em_transform_gradient"):
+        assert name in text
+    assert "em_moments" not in lowered("tpu", "kernels")

@@ -1,0 +1,114 @@
+"""Parent types divided over devices: the routing, its gradients and the network are those of one device that has them all."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from routing_cases import CONV_ROUTE, EM_ROUTE, ROUTES, assert_results_close, settings
+
+import emcaps
+from emcaps import CapsNet, ConvCaps, RoutingOptions
+
+SLOW = pytest.mark.slow
+
+
+def four_types(route):
+    """The same arguments with a fourth parent type."""
+    return tuple(
+        array if axis is None else np.concatenate([array, 0.7 * np.take(array, [0], axis)], axis)
+        for array, axis in zip(route.arrays(dtype=np.float64), route.parent_axes, strict=True)
+    )
+
+
+def divided(function, in_axes, out_axes):
+    """A function on two devices, its arguments and results divided along these axes; None is the same on both."""
+    spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "types")  # noqa: E731
+    mesh = Mesh(np.array(jax.devices()[:2]), ("types",))
+    in_specs, out_specs = (tuple(map(spec, axes)) for axes in (in_axes, out_axes))
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+
+
+def assert_divided_is_whole(route, **keywords):
+    """The result of two devices with half of the types each is that of one with all."""
+    arrays, given = four_types(route), settings(dtype=np.float64) | keywords
+    whole = route.function(*arrays, **given)
+    here = functools.partial(route.function, **given, parent_axis="types")
+    found = divided(lambda *shares: tuple(here(*shares)), route.parent_axes, route.result_parent_axes)(*arrays)
+    assert_results_close(type(whole)(*found), whole, 1e-12)
+
+
+@pytest.mark.parametrize("competition", [pytest.param({}, marks=SLOW), {"normalize_costs": True}], ids=["paper", "normalized"])
+@pytest.mark.parametrize("name", ["em", "conv-streamed", pytest.param("class", marks=SLOW), pytest.param("conv-dense", marks=SLOW)])
+def test_divided_types_route_as_if_they_were_together(name, competition, x64):
+    assert_divided_is_whole(ROUTES[name], **competition)
+
+
+@pytest.mark.parametrize("name", ["conv-streamed", pytest.param("conv-dense", marks=SLOW)])
+def test_gradients_are_of_the_sum_over_the_devices(name, x64):
+    route, arrays = ROUTES[name], four_types(ROUTES[name])
+    given = settings(dtype=np.float64) | {"normalize_costs": True}
+
+    def total(*arrays, **keywords):
+        result = route.function(*arrays, **given, **keywords)
+        return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
+
+    places = range(len(arrays))
+    expected = jax.jit(jax.grad(total, places))(*arrays)
+
+    def here(*shares):
+        gradients = jax.grad(functools.partial(total, parent_axis="types"), places)(*shares)
+        return tuple(
+            gradient if axis is not None else jax.lax.psum(gradient, "types")
+            for gradient, axis in zip(gradients, route.parent_axes, strict=True)
+        )
+
+    for gradient, wanted in zip(divided(here, route.parent_axes, route.parent_axes)(*arrays), expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-9, atol=1e-11)
+
+
+def test_without_competition_between_types_only_costs_are_shared(x64):
+    assert_divided_is_whole(ROUTES["conv-streamed"], normalize_costs=True, competition="positions")
+
+
+def test_specs_divide_the_convolutional_capsules_and_nothing_else():
+    model = CapsNet(3, 4, 2, (4, 2), RoutingOptions(num_iterations=1))
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 17, 17, 1)))["params"]
+    specs = emcaps.partition_specs({"mean": params, "step": 0}, "types")
+    assert specs["mean"]["conv_caps_2"] == {
+        "transforms": PartitionSpec(None, None, None, "types"),
+        "beta_u": PartitionSpec("types"),
+        "beta_a": PartitionSpec("types"),
+    }
+    rest = [spec for layer in ("conv", "primary", "class_caps") for spec in jax.tree.leaves(specs["mean"][layer])]
+    assert {*rest, specs["step"]} == {PartitionSpec()}
+
+
+def test_a_layer_gives_all_devices_all_of_its_parents(x64):
+    random = np.random.default_rng(0)
+    children = emcaps.Capsules(random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2)))
+    params = jax.jit(ConvCaps(4).init)(jax.random.key(0), children)["params"]
+    params["beta_u"] = random.normal(size=4)
+    here = lambda *shares: tuple(  # noqa: E731
+        ConvCaps(4, parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
+    )
+    axes = dict(zip(CONV_ROUTE.shapes, CONV_ROUTE.parent_axes, strict=True))
+    found = divided(here, [axes[name] for name in params], (None,) * 5)
+    whole = ConvCaps(4).apply({"params": params}, children)
+    assert_results_close(type(whole)(*found(*params.values())), whole, 1e-12)
+
+
+def test_types_that_cannot_be_divided_are_refused():
+    layer = ConvCaps(3, parent_axis="types")
+    children = emcaps.Capsules(jnp.zeros((1, 3, 3, 2, 4, 4)), jnp.zeros((1, 3, 3, 2)))
+    init = divided(lambda poses, activations: layer.init(jax.random.key(0), emcaps.Capsules(poses, activations)), (None, None), ())
+    with pytest.raises(ValueError, match="num_capsules must be divisible by the 2 devices of 'types'; got 3"):
+        init(*children)
+
+
+@pytest.mark.parametrize("axis, error", [("types", ValueError), (3, TypeError)])
+def test_an_axis_that_nobody_has_mapped_is_refused(axis, error):
+    with pytest.raises(error, match=f"parent_axis must be None or .*; got {axis!r}"):
+        emcaps.em_routing(*EM_ROUTE.arrays(), parent_axis=axis)

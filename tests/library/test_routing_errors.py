@@ -1,0 +1,203 @@
+"""Wrong arguments are refused at the door, by name."""
+
+import inspect
+
+import jax
+import numpy as np
+import pytest
+import routing_cases
+
+ROUTES = {"em": routing_cases.EM_ROUTE, "conv": routing_cases.CONV_ROUTE, "class": routing_cases.CLASS_ROUTE}
+each_route = pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
+
+
+def assert_refused(route, name, value, error):
+    """The function raises `error`, and says which argument is the wrong one."""
+    arguments = dict(zip(route.shapes, route.arrays(), strict=True))
+    with pytest.raises(error, match=rf"\b{name}\b"):
+        route.function(**{**arguments, name: value})
+
+
+@each_route
+def test_right_arguments_are_taken(route):
+    arrays = route.arrays()
+    route.function(*arrays)
+    route.function(*(jax.numpy.asarray(x) for x in arrays), num_iterations=1)
+
+
+@each_route
+def test_what_is_not_given_is_as_the_paper_has_it(route):
+    numbers = {"num_iterations": 3, "inverse_temperature": None, "min_variance": 5e-4, "mass_epsilon": 1e-7, "mass_scale": 1.0}
+    procedure = {"assignment_temperature": 1.0, "normalize_costs": False, "damping": 0.0, "assignment_gradient": True}
+    forms = {"competition": "all", "initial_assignments": "reachable", "implementation": "streamed", "remat": False}
+    others = {"stride": 1, "coordinates": None, "parent_axis": None}
+    parameters = inspect.signature(getattr(route.function, "func", route.function)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    assert defaults == {name: value for name, value in (numbers | procedure | forms | others).items() if name in defaults}
+    assert set(numbers | procedure) < set(defaults)
+
+
+def test_the_shape_that_is_asked_for_is_named():
+    votes, activations, beta_u, beta_a = routing_cases.EM_ROUTE.arrays()
+    with pytest.raises(ValueError, match=r"activations must have shape \[1, 2, 5\], that of votes .*; got shape \[2, 5\]"):
+        ROUTES["em"].function(votes[None], activations, beta_u, beta_a)
+
+
+EACH_ARRAY = [(kind, name) for kind, route in ROUTES.items() for name in route.shapes]
+
+
+@pytest.mark.parametrize(("kind", "name"), EACH_ARRAY)
+def test_integer_arrays_are_refused(kind, name):
+    assert_refused(ROUTES[kind], name, np.zeros(ROUTES[kind].shapes[name], np.int32), TypeError)
+
+
+@pytest.mark.parametrize(("kind", "name"), EACH_ARRAY)
+def test_things_that_are_not_arrays_are_refused(kind, name):
+    for value in (None, "poses", [0.5]):
+        assert_refused(ROUTES[kind], name, value, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [
+        ("em", "votes", (3, 16)),
+        ("em", "votes", (2, 5, 3, 4, 4)),
+        ("em", "votes", (2, 5, 3, 15)),
+        ("em", "activations", ()),
+        ("em", "activations", (2, 6)),
+        ("em", "activations", (3, 5)),
+        ("em", "activations", (5,)),
+        ("em", "activations", (2, 5, 1)),
+        ("em", "beta_u", ()),
+        ("em", "beta_u", (4,)),
+        ("em", "beta_u", (3, 1)),
+        ("em", "beta_a", ()),
+        ("em", "beta_a", (4,)),
+        ("em", "beta_a", (1, 3)),
+        ("conv", "poses", (5, 4, 2, 4, 4)),
+        ("conv", "poses", (2, 5, 4, 2, 16)),
+        ("conv", "poses", (2, 5, 4, 2, 4, 3)),
+        ("conv", "activations", (2, 5, 4)),
+        ("conv", "activations", (2, 5, 4, 2, 1)),
+        ("conv", "activations", (2, 4, 5, 2)),
+        ("conv", "activations", (1, 5, 4, 2)),
+        ("conv", "activations", (2, 5, 4, 3)),
+        ("conv", "transforms", (2, 3, 4, 4)),
+        ("conv", "transforms", (3, 2, 2, 3, 16)),
+        ("conv", "transforms", (3, 2, 2, 3, 4, 3)),
+        ("conv", "transforms", (3, 2, 1, 3, 4, 4)),
+        ("conv", "transforms", (6, 2, 2, 3, 4, 4)),
+        ("conv", "transforms", (3, 5, 2, 3, 4, 4)),
+        ("conv", "transforms", (0, 2, 2, 3, 4, 4)),
+        ("conv", "beta_u", (1,)),
+        ("conv", "beta_u", (2,)),
+        ("conv", "beta_a", (1,)),
+        ("conv", "beta_a", (4,)),
+        ("class", "poses", (2, 2, 3, 2, 16)),
+        ("class", "activations", (2, 3, 2, 2)),
+        ("class", "transforms", (2, 3, 2, 3, 4, 4)),
+        ("class", "transforms", (1, 3, 4, 4)),
+        ("class", "transforms", (2, 3, 4, 5)),
+        ("class", "beta_u", (2,)),
+        ("class", "beta_a", (4,)),
+        ("class", "coordinates", (3, 2, 2)),
+        ("class", "coordinates", (2, 3)),
+        ("class", "coordinates", (2, 3, 3)),
+    ],
+)
+def test_wrong_shapes_are_refused(kind, name, shape):
+    value = np.full(shape, 0.5, np.float32)
+    assert_refused(ROUTES[kind], name, value, ValueError)
+
+    def traced(value):
+        assert_refused(ROUTES[kind], name, value, ValueError)
+
+    jax.eval_shape(traced, value)
+
+
+@each_route
+@pytest.mark.parametrize("wrong", [-1e-3, 1.001, np.nan, np.inf])
+def test_known_activations_outside_of_0_to_1_are_refused(route, wrong):
+    activations = np.full(route.shapes["activations"], 0.5, np.float32)
+    activations[0, 1] = wrong
+    assert_refused(route, "activations", activations, ValueError)
+    assert_refused(route, "activations", jax.numpy.asarray(activations), ValueError)
+
+
+@each_route
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("num_iterations", 0, ValueError),
+        ("num_iterations", -1, ValueError),
+        ("num_iterations", 2.0, TypeError),
+        ("num_iterations", "3", TypeError),
+        ("num_iterations", None, TypeError),
+        ("inverse_temperature", np.ones(2, np.float32), ValueError),
+        ("inverse_temperature", np.ones(4, np.float32), ValueError),
+        ("inverse_temperature", np.ones((3, 1), np.float32), ValueError),
+        ("inverse_temperature", np.ones(3, np.int32), TypeError),
+        ("inverse_temperature", 0.01, (TypeError, ValueError)),
+        ("min_variance", 0.0, ValueError),
+        ("min_variance", -1e-3, ValueError),
+        ("min_variance", np.nan, ValueError),
+        ("min_variance", np.ones(3, np.float32), ValueError),
+        ("mass_epsilon", 0.0, ValueError),
+        ("mass_epsilon", -1e-9, ValueError),
+        ("mass_scale", -1.0, ValueError),
+        ("mass_scale", np.nan, ValueError),
+        ("assignment_temperature", 0.0, ValueError),
+        ("assignment_temperature", -1.0, ValueError),
+        ("damping", 1.0, ValueError),
+        ("damping", -0.1, ValueError),
+        ("damping", np.nan, ValueError),
+        ("damping", "0.1", TypeError),
+    ],
+)
+def test_wrong_constants_are_refused(route, name, value, error):
+    assert_refused(route, name, value, error)
+
+
+@each_route
+def test_num_iterations_cannot_be_traced(route):
+    """It decides the structure of the program."""
+
+    def routed(num_iterations):
+        return route.function(*route.arrays(), num_iterations=num_iterations)
+
+    with pytest.raises(TypeError, match="num_iterations"):
+        jax.jit(routed)(3)
+
+
+@pytest.mark.parametrize(("stride", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), ((1, 1), TypeError)])
+def test_wrong_strides_are_refused(stride, error):
+    assert_refused(routing_cases.CONV_ROUTE, "stride", stride, error)
+
+
+@pytest.mark.parametrize("route", [routing_cases.CONV_ROUTE, routing_cases.CLASS_ROUTE], ids=["conv", "class"])
+@pytest.mark.parametrize("unknown", ["fast", "", None])
+def test_unknown_implementations_are_refused_and_the_known_ones_listed(route, unknown):
+    with pytest.raises((TypeError, ValueError), match="implementation") as refusal:
+        route.function(*route.arrays(), implementation=unknown)
+    for known in routing_cases.IMPLEMENTATIONS:
+        assert known in str(refusal.value)
+
+
+@pytest.mark.parametrize("route", [routing_cases.CONV_ROUTE, routing_cases.CLASS_ROUTE], ids=["conv", "class"])
+@pytest.mark.parametrize(
+    ("name", "known"), [("competition", "'all', 'types', 'positions'"), ("initial_assignments", "'reachable', 'types'")]
+)
+def test_unknown_forms_are_refused_and_the_known_ones_listed(route, name, known):
+    with pytest.raises(ValueError, match=f"^{name} must be one of {known}; got 'none'"):
+        route.function(*route.arrays(), **{name: "none"})
+
+
+def test_damping_cannot_be_traced():
+    with pytest.raises(TypeError, match="damping must be a number known when tracing"):
+        jax.jit(lambda damping: routing_cases.EM_ROUTE.function(*routing_cases.EM_ROUTE.arrays(), damping=damping))(0.1)
+
+
+def test_unknown_keywords_are_refused():
+    for route in ROUTES.values():
+        with pytest.raises(TypeError, match="temperature_of_assignment"):
+            route.function(*route.arrays(), temperature_of_assignment=1.0)

@@ -1,0 +1,190 @@
+"""Gradients of EM routing: right by finite differences, and finite where it is hard."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import routing_cases
+from jax.test_util import check_grads
+
+from emcaps import em_routing
+
+ROUTES = routing_cases.ROUTES
+
+
+# Against finite differences, in float64.
+
+
+@pytest.mark.parametrize(
+    ("name", "num_iterations", "assignment_temperature", "normalize_costs"),
+    [
+        ("em", 1, 1.0, False),
+        *((name, 2, 4.0, True) for name in ROUTES if name != "conv-dense"),
+        pytest.param("conv-dense", 2, 4.0, True, marks=pytest.mark.slow),
+        ("em", 3, 1.0, False),
+        ("conv-streamed", 3, 1.0, False),
+    ],
+)
+def test_gradients(name, num_iterations, assignment_temperature, normalize_costs, x64):
+    """Of every field of the result, with respect to every array and every number."""
+    route = ROUTES[name]
+    constants = {
+        "inverse_temperature": np.linspace(0.5, 1, num_iterations),
+        "min_variance": np.array(0.1),
+        "mass_epsilon": np.array(0.01),
+        "mass_scale": np.array(0.1),
+        "assignment_temperature": np.array(assignment_temperature),
+    }
+
+    @jax.jit
+    def routed(arrays, constants):
+        return route.function(*arrays, num_iterations=num_iterations, normalize_costs=normalize_costs, **constants)
+
+    arguments = (route.arrays(dtype=np.float64), constants)
+    check_grads(routed, arguments, order=1, modes=["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
+
+
+def test_routing_again_on_the_way_back_changes_no_gradient(x64):
+    """With so many examples that the batch is routed in several blocks."""
+    route = ROUTES["conv-streamed"]
+    poses, activations, *rest = route.arrays(dtype=np.float64)
+    arrays = (np.tile(poses, (20, 1, 1, 1, 1, 1)), np.tile(activations, (20, 1, 1, 1)), *rest)
+
+    def total(arrays, remat):
+        result = route.function(*arrays, num_iterations=2, normalize_costs=True, remat=remat)
+        return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
+
+    programs = [jax.jit(jax.grad(total), static_argnums=1).lower(arrays, remat).compile() for remat in (False, True)]
+    kept, again = (program(arrays) for program in programs)
+    chex.assert_trees_all_close(again, kept, rtol=1e-12)
+    memory, less = (program.memory_analysis().temp_size_in_bytes for program in programs)
+    assert less < 0.8 * memory
+
+
+@pytest.mark.slow
+def test_second_derivatives(x64):
+    """The dense implementation is plain JAX: it can be differentiated again."""
+    route = ROUTES["conv-dense"]
+
+    @jax.jit
+    def activations(poses, activations, transforms):
+        betas = route.arrays(dtype=np.float64)[3:]
+        keywords = routing_cases.settings(2, np.float64)
+        return route.function(poses, activations, transforms, *betas, **keywords).activations
+
+    arrays = route.arrays(dtype=np.float64)[:3]
+    check_grads(activations, arrays, order=2, modes=["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
+
+
+def test_gradient_through_stopped_constants(x64):
+    """What has a stopped gradient is replaced by 1 (by chex), so no result can depend on it.
+
+    (It does so only while it traces. The shape is one that no other test uses: an earlier trace
+    would be used again here, and this one by a later test.)
+    """
+    rng = np.random.default_rng(0)
+    votes, activations = rng.normal(size=(4, 7, 16)), rng.uniform(0.1, 0.9, size=4)
+    beta_u, beta_a = rng.normal(size=(2, 7))
+
+    def total(size):
+        keywords = routing_cases.settings(2, np.float64)
+        return em_routing(size * votes, activations, beta_u, beta_a, **keywords).activations.sum()
+
+    # One number in: chex multiplies the tolerance by the size of the first argument.
+    tolerance = {"atol": 1e-6, "rtol": 1e-6}
+    chex.assert_numerical_grads(total, (jnp.array(1.3),), order=1, modes=["rev"], **tolerance)
+
+
+# In float32.
+
+
+@functools.cache
+def value_and_gradient(function, num_iterations, normalize_costs):
+    """One number from every field of the result, and its derivative with respect to every array."""
+
+    def total(arrays):
+        result = function(*arrays, num_iterations=num_iterations, normalize_costs=normalize_costs)
+        weights = [np.random.default_rng(i).normal(size=f.shape) for i, f in enumerate(result)]
+        return sum(jnp.sum(w * f) for w, f in zip(weights, result, strict=True)), result
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1, 100])
+def test_float32_gradients_are_the_float64_ones(scale):
+    """Within 1e-3 of each gradient's largest magnitude, also where EM has all but converged."""
+    route = ROUTES["conv-streamed"]
+    poses, *rest = route.arrays()
+    arrays = (np.float32(scale) * poses, *rest)
+    evaluate = value_and_gradient(route.function, 3, True)
+    gradients = jax.device_get(evaluate(arrays)[1])
+    with jax.enable_x64(True):
+        expected = jax.device_get(evaluate(routing_cases.cast(arrays, np.float64))[1])
+    for argument, a, b in zip(route.shapes, gradients, expected, strict=True):
+        assert np.abs(a - b).max() <= 1e-3 * np.abs(b).max(), argument
+
+
+def hard_arrays(route):
+    """Pairs of what is hard and arrays: votes of 1e-4 to 1e4, all different or all the same."""
+    children, activations, *rest = route.arrays()
+    ends = np.random.default_rng(1).choice([0, 1], size=activations.shape).astype(np.float32)
+    for scale in (1e-4, 1.0, 1e4):
+        for kind, votes in (("different", children), ("identical", np.ones_like(children))):
+            same = [np.ones_like(x) if kind == "identical" and x.ndim > 2 else x for x in rest]
+            for a in (np.zeros_like(activations), np.ones_like(activations), ends):
+                description = f"votes {scale:g}, {kind}; activations {a.min():g} to {a.max():g}"
+                yield description, (np.float32(scale) * votes, a, *same)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_iterations", "normalize_costs"),
+    [
+        pytest.param("em", 1, True, marks=pytest.mark.slow),
+        ("em", 2, False),
+        ("em", 5, True),
+        pytest.param("conv-dense", 3, True, marks=pytest.mark.slow),
+        ("conv-streamed", 3, True),
+        ("em", 10, False),
+        ("conv-streamed", 10, False),
+    ],
+)
+def test_hard_inputs_give_finite_numbers(name, num_iterations, normalize_costs):
+    assert_finite(ROUTES[name], num_iterations, normalize_costs)
+
+
+@pytest.mark.parametrize(("size", "normalize_costs"), [("one child", False), ("one parent", True), ("one of each", True)])
+def test_a_single_child_or_parent_gives_finite_numbers(size, normalize_costs):
+    N, J = {"one child": (1, 3), "one parent": (4, 1), "one of each": (1, 1)}[size]
+    shapes = {"votes": (2, N, J, 16), "activations": (2, N), "beta_u": (J,), "beta_a": (J,)}
+    assert_finite(routing_cases.EM_ROUTE._replace(shapes=shapes), 3, normalize_costs)
+
+
+@pytest.mark.parametrize("size", ["one child", "one parent"])
+def test_a_single_child_or_parent_type_on_the_map_gives_finite_numbers(size):
+    K, J = {"one child": (1, 2), "one parent": (2, 1)}[size]
+    shapes = {
+        "poses": (1, 3, 3, 1, 4, 4),
+        "activations": (1, 3, 3, 1),
+        "transforms": (K, K, 1, J, 4, 4),
+        "beta_u": (J,),
+        "beta_a": (J,),
+    }
+    assert_finite(ROUTES["conv-streamed"]._replace(shapes=shapes), 3, False)
+
+
+def assert_finite(route, num_iterations, normalize_costs):
+    evaluate = value_and_gradient(route.function, num_iterations, normalize_costs)
+    for description, arrays in hard_arrays(route):
+        (value, result), gradient = evaluate(arrays)
+        assert np.isfinite(value), description
+        for name, field in result._asdict().items():
+            assert np.isfinite(field).all(), f"{name}: {description}"
+        for name, slope in zip(route.shapes, gradient, strict=True):
+            assert np.isfinite(slope).all(), f"gradient of {name}: {description}"
+        activations, variances = np.asarray(result.activations), np.asarray(result.variances)
+        assert ((activations >= 0) & (activations <= 1)).all(), description
+        assert (variances > 0).all(), description

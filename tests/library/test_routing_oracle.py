@@ -1,0 +1,97 @@
+"""EM routing against the oracle: every number of Procedure 1, on random cases and on ill-conditioned ones."""
+
+import functools
+
+import numpy as np
+import oracle
+import pytest
+import routing_cases
+
+from emcaps import class_em_routing, conv_em_routing, em_routing
+
+each_implementation = pytest.mark.parametrize("implementation", routing_cases.IMPLEMENTATIONS)
+
+
+def seeds(number):
+    """Of so many cases the second half takes part when slow tests are asked for."""
+    return [seed if seed < number // 2 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(number)]
+
+
+def assert_like_oracle(function, oracle, case, dtype):
+    """Within 1e-9 (float64) or 1e-4 (float32) of a field's largest magnitude.
+
+    One in nine of the random cases is so badly conditioned (one vote a thousand standard deviations
+    from the next) that it asks too much of float32: where the oracle's own loops, run in float32,
+    lose more than 1e-5, ten times what they lose is allowed. Every float64 case must be right.
+    """
+    arrays, keywords = routing_cases.cast(case, dtype)
+    result = function(*arrays, **keywords)
+    expected = oracle(*arrays, **keywords)
+    tolerance = 1e-9
+    if dtype == np.float32:
+        rounded = oracle(*arrays, **keywords, precision=np.float32)
+        lost = max(routing_cases.error(rounded, expected, name) for name in expected._fields)
+        tolerance = max(1e-4, 10 * lost)
+    assert all(field.dtype == dtype for field in result)
+    routing_cases.assert_results_close(result, expected, tolerance)
+
+
+@pytest.mark.parametrize("seed", seeds(36))
+def test_em_routing_is_procedure_1(seed, dtype):
+    assert_like_oracle(em_routing, oracle.em_routing, routing_cases.em_case(seed), dtype)
+
+
+# The dense implementation in float32 is what `em_routing` runs; its compilations are saved here.
+each_precision = pytest.mark.parametrize(
+    ("implementation", "dtype"),
+    [*((name, "float64") for name in routing_cases.IMPLEMENTATIONS), ("streamed", "float32")],
+    indirect=["dtype"],
+)
+
+
+@each_precision
+@pytest.mark.parametrize("seed", seeds(36))
+def test_conv_em_routing_is_procedure_1(seed, dtype, implementation):
+    function = functools.partial(conv_em_routing, implementation=implementation)
+    assert_like_oracle(function, oracle.conv_em_routing, routing_cases.conv_case(seed), dtype)
+
+
+@each_precision
+@pytest.mark.parametrize("seed", seeds(16))
+def test_class_em_routing_is_procedure_1(seed, dtype, implementation):
+    function = functools.partial(class_em_routing, implementation=implementation)
+    assert_like_oracle(function, oracle.class_em_routing, routing_cases.class_case(seed), dtype)
+
+
+@each_implementation
+@pytest.mark.parametrize(("num_iterations", "spread"), [(1, 1e-3), (2, 1.0)])
+def test_variances_keep_their_digits(num_iterations, spread, implementation):
+    """Votes around 1000: in float32, squares about 0 would lose all digits of the variance."""
+    rng = np.random.default_rng(0)
+    votes = (1000 + spread * rng.normal(size=(6, 2, 16))).astype(np.float32)
+    activations, beta = np.full(6, 0.5, np.float32), np.zeros(2, np.float32)
+    keywords = {"num_iterations": num_iterations, "min_variance": 1e-9, "mass_epsilon": 1e-9}
+    dense = em_routing(votes, activations, beta, beta, **keywords)
+    expected = oracle.em_routing(votes, activations, beta, beta, **keywords)
+    np.testing.assert_allclose(dense.variances, expected.variances, rtol=1e-3)
+    poses, activations = votes[:, 0].reshape(1, 2, 3, 1, 4, 4), activations.reshape(1, 2, 3, 1)
+    eyes = np.tile(np.eye(4, dtype=np.float32), (2, 3, 1, 2, 1, 1))
+    arrays = (poses, activations, eyes, beta, beta)
+    conv = conv_em_routing(*arrays, implementation=implementation, **keywords)
+    expected = oracle.conv_em_routing(*arrays, **keywords)
+    np.testing.assert_allclose(conv.variances, expected.variances, rtol=1e-3)
+
+
+@each_implementation
+def test_variances_keep_their_digits_when_a_parent_changes_its_mind(implementation):
+    """One parent is left with one child, whose vote lies far from the mean before."""
+    rng = np.random.default_rng(0)
+    poses = np.tile(np.eye(4), (1, 1, 3, 1, 1, 1))
+    transforms = 300 * rng.normal(size=(1, 3, 1, 2, 4, 4))
+    arrays = (poses, np.full((1, 1, 3, 1), 0.5), transforms, *np.zeros((2, 2)))
+    arrays = routing_cases.cast(arrays, np.float32)
+    keywords = {"num_iterations": 3, "min_variance": 0.01, "mass_epsilon": 1e-7}
+    result = conv_em_routing(*arrays, implementation=implementation, **keywords)
+    expected = oracle.conv_em_routing(*arrays, **keywords)
+    np.testing.assert_allclose(result.variances, expected.variances, rtol=1e-3)
+    np.testing.assert_allclose(result.activation_logits, expected.activation_logits, rtol=1e-4)

@@ -1,0 +1,103 @@
+"""Devices: however they share a batch, they take the same step."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from experiments.data.batches import TrainingBatches
+from experiments.data.preprocessing import ImageConfig
+from experiments.devices.parallel import Execution, device_mesh, map_chunks, map_examples, parallelize
+from experiments.learning.network import make_model
+from experiments.learning.step import gradient_params, make_train_step
+
+
+@functools.cache
+def model():
+    return make_model(tiny_run.MODEL, 3)
+
+
+def batches(views=tiny_run.CONFIG.images):
+    data = tiny_run.dataset()
+    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny_run.CONFIG.batch_size, views)
+
+
+@functools.cache
+def two_steps(mode, num_devices, config=tiny_run.CONFIG, **division):
+    """The state and metrics after two steps, as NumPy arrays."""
+    execution = Execution(jax.devices()[:num_devices], mode, **division)
+    network = make_model(config.model, 3, execution.parent_axis)
+    parallel = parallelize(make_train_step(config, network), execution)
+    state = parallel.replicate(tiny_run.initial_state(config))
+    draw = batches()
+    step = parallel.step.lower(state, parallel.shard(draw(0))).compile()
+    for index in range(2):
+        state, metrics = step(state, parallel.shard(draw(index)))
+    return jax.device_get((state, metrics))
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_two_devices_take_the_step_of_one(mode):
+    (state, metrics), (expected_state, expected_metrics) = two_steps(mode, 2), two_steps("jit", 1)
+    assert state.step == 2
+    np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
+    # Adam divides gradients by their size: where one is rounding noise, so is a fraction of the learning rate.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+        state.params,
+        expected_state.params,
+    )
+
+
+@pytest.mark.parametrize("mode, model_axis", [("jit", 2), pytest.param("pmap", 1, marks=pytest.mark.slow)])
+def test_devices_share_the_average_of_schedule_free_adam(mode, model_axis):
+    even = dataclasses.replace(tiny_run.MODEL, conv_capsules=(2,))
+    config = dataclasses.replace(tiny_run.CONFIG, model=even, schedule="schedule_free")
+    (state, _), (expected, _) = two_steps(mode, 2, config, model_axis=model_axis), two_steps("jit", 1, config)
+    for found, wanted in ((state.params, expected.params), (gradient_params(config, state), gradient_params(config, expected))):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, num_devices", [("jit", 1), ("pmap", 2)])
+def test_a_batch_may_be_taken_in_parts(mode, num_devices):
+    (state, metrics), (expected_state, expected_metrics) = two_steps(mode, num_devices, accumulate=2), two_steps("jit", 1)
+    np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), state.params, expected_state.params)
+
+
+def test_jit_and_pmap_are_the_same_step():
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        two_steps("jit", 2),
+        two_steps("pmap", 2),
+    )
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
+    """Its views are drawn as those of smallNORB and toynorb are."""
+    views = ImageConfig(standardize=True, crop=11, max_shift=0, contrast=0.5, brightness=0.5)
+    drawn = batches(views)(5)
+    shared = parallelize(make_train_step(tiny_run.CONFIG, model()), Execution(jax.devices()[:num_devices], mode)).shard(drawn)
+    for whole, parts in zip(drawn, shared, strict=True):
+        assert len(parts.sharding.device_set) == num_devices
+        np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
+
+
+def test_map_examples_gives_one_result_per_example():
+    mapped = map_examples(lambda scale, numbers: scale * numbers, device_mesh(jax.devices()[:2]))
+    np.testing.assert_array_equal(mapped(2.0, np.arange(6.0)), 2 * np.arange(6.0))
+
+
+@pytest.mark.parametrize("number", [1, 6, 13])
+def test_map_chunks_takes_any_number_of_examples(number):
+    scaled = map_chunks(
+        lambda scale, examples: scale * examples["left"] + examples["right"], device_mesh(jax.devices()[:2]), per_device=3
+    )
+    left, right = np.arange(2.0 * number).reshape(number, 2), np.ones((number, 2))
+    np.testing.assert_array_equal(scaled(2.0, {"left": left, "right": right}), 2 * left + right)

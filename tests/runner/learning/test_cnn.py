@@ -1,0 +1,90 @@
+"""The convolutional network that capsules are compared with."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from emcaps import RoutingOptions
+from experiments.data.batches import TrainingBatches
+from experiments.devices.parallel import Execution, parallelize
+from experiments.learning.cnn import BaselineCNN, dropout
+from experiments.learning.configs import ModelConfig, as_cnn
+from experiments.learning.network import class_logits, log_activations, make_model, network_stages
+from experiments.learning.step import init_state, make_train_step
+
+SMALL = BaselineCNN(3, channels=(2, 3), hidden_units=8)
+
+
+def test_it_has_the_papers_number_of_parameters():
+    """4.2M for 32x32 pairs and 5 classes."""
+    shapes = jax.eval_shape(BaselineCNN(5).init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 4_253_349
+
+
+def test_its_layers_are_the_papers():
+    images = np.random.default_rng(0).normal(size=(2, 9, 8, 1)).astype(np.float32)
+    variables = SMALL.init(jax.random.key(0), images)
+    probabilities, out = SMALL.apply(variables, images)
+    chex.assert_shape([out["conv_1"], out["conv_2"]], [(2, 4, 4, 2), (2, 2, 2, 3)])
+    weights, padded = variables["params"]["conv_1"], np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    for b, y, x, c in np.ndindex(out["conv_1"].shape):
+        pool = [
+            (padded[b, 2 * y + r : 2 * y + r + 5, 2 * x + s : 2 * x + s + 5] * weights["kernel"][..., c]).sum() + weights["bias"][c]
+            for r, s in np.ndindex(2, 2)
+        ]
+        np.testing.assert_allclose(out["conv_1"][b, y, x, c], max(0, *pool), atol=1e-5)
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(out["classes"]), rtol=1e-6)
+    assert (np.asarray(out["hidden"]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "images, error, message",
+    [
+        (jnp.zeros((2, 3, 9, 1)), ValueError, r"at least 4x4; got shape \[2, 3, 9, 1\]"),
+        (jnp.zeros((9, 9, 1)), ValueError, r"got shape \[9, 9, 1\]"),
+        (jnp.zeros((2, 9, 9, 1), jnp.uint8), TypeError, "floating point dtype; got uint8"),
+    ],
+)
+def test_wrong_images_are_refused(images, error, message):
+    with pytest.raises(error, match=message):
+        SMALL.init(jax.random.key(0), images)
+
+
+def test_half_of_the_units_are_dropped_and_the_mean_stays():
+    values = jnp.ones((4, 10_000))
+    dropped = np.asarray(dropout(values, jax.random.key_data(jax.random.split(jax.random.key(0), 4))))
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+    np.testing.assert_allclose(dropped.mean(1), 1, atol=0.05)
+    assert (dropped[0] != dropped[1]).any()
+
+
+def test_a_step_is_the_same_on_one_and_two_devices():
+    """What is dropped of an example goes with the example."""
+    small = ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=8)
+    config = dataclasses.replace(as_cnn(tiny_run.CONFIG), model=small)
+    data, model = tiny_run.dataset(), make_model(config.model, 3)
+    batches = TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), config.batch_size, config.images)
+    init = jax.jit(lambda images, key: init_state(config, model, images, key))
+    states = []
+    for devices in (jax.devices()[:1], jax.devices()[:2]):
+        on_devices = parallelize(make_train_step(config, model), Execution(devices))
+        state = on_devices.replicate(init(batches(0).images, jax.random.key(0)))
+        for step in range(2):
+            state, metrics = on_devices.step(state, on_devices.shard(batches(step)))
+        states.append(jax.device_get((state.params, metrics)))
+    chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
+    batch = batches(0)
+    stages = [network_stages(config, model, state.params, batch.images, 0, keys) for keys in (None, batch.dropout_keys)]
+    logits = list(map(class_logits, stages))
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+    np.testing.assert_allclose(np.exp(log_activations(model, logits[0])).sum(-1), 1, rtol=1e-5)
+
+
+def test_its_sizes_are_not_those_of_capsules():
+    with pytest.raises(ValueError, match="a cnn has no conv_channels, conv_capsules"):
+        dataclasses.replace(tiny_run.MODEL, family="cnn", routing=RoutingOptions(), primary_capsules=8)

@@ -1,0 +1,163 @@
+"""Temperatures that layers learn: the parameters, their gradients, and how runs and files keep them."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from jax.sharding import Mesh, PartitionSpec
+
+import emcaps
+from emcaps import CapsNet, RoutingOptions
+from experiments.learning.configs import TrainConfig, from_json, to_json
+from experiments.learning.network import learned_temperatures, make_model
+from experiments.plots import pictures
+from experiments.runs import loop
+from experiments.runs.directory import read_records
+
+LEARNING = RoutingOptions(assignment_temperature=4.0, assignment_temperature_rate=2.0, inverse_temperature_rate=3.0)
+NAMES = ("assignment_temperature_log", "inverse_temperature_log")
+
+
+def network(routing, parent_axis=None):
+    return CapsNet(3, 4, 2, (2,), routing, parent_axis=parent_axis)
+
+
+def images(dtype):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(2, 13, 13, 1)), dtype)
+
+
+def moved(params):
+    """Parameters whose temperatures are no longer those of the start."""
+    exponents = {"conv_caps_1": (0.3, -0.2), "class_caps": (-0.4, 0.1)}
+    return params | {
+        layer: params[layer] | dict(zip(NAMES, map(jnp.asarray, given), strict=True)) for layer, given in exponents.items()
+    }
+
+
+def loss(model, params, given):
+    capsules, _ = model.apply({"params": params}, given)
+    return emcaps.spread_loss(capsules.activations, jnp.array([0, 1]), 0.5).mean() + (capsules.poses**2).mean()
+
+
+def test_each_layer_begins_with_the_temperature_that_is_given():
+    params = network(LEARNING).init(jax.random.key(0), images(jnp.float32))["params"]
+    fixed = dataclasses.replace(LEARNING, assignment_temperature_rate=0.0, inverse_temperature_rate=0.0)
+    learned = {(layer, name) for layer in params for name in params[layer] if name.endswith("_log")}
+    assert learned == {(layer, name) for layer in ("conv_caps_1", "class_caps") for name in NAMES}
+    capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float32))
+    expected, _ = network(fixed).apply({"params": params}, images(jnp.float32))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), capsules, expected)
+
+
+def test_a_layer_routes_with_what_it_has_learned(x64):
+    params = moved(network(LEARNING).init(jax.random.key(0), images(jnp.float64))["params"])
+    learned = [LEARNING.learned(params[layer]) for layer in ("conv_caps_1", "class_caps")]
+    temperatures = [(float(routing.assignment_temperature), float(routing.inverse_temperature)) for routing in learned]
+    np.testing.assert_allclose(temperatures, [(4 * np.exp(0.6), np.exp(-0.6)), (4 * np.exp(-0.8), np.exp(0.3))], rtol=1e-12)
+    fixed = tuple(RoutingOptions(assignment_temperature=one, inverse_temperature=other) for one, other in temperatures)
+    capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float64))
+    expected, _ = network(fixed).apply({"params": params}, images(jnp.float64))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), capsules, expected)
+
+
+@pytest.mark.parametrize("implementation", ["streamed", "dense"])
+def test_their_gradient_is_that_of_differences(implementation, x64):
+    model = network(dataclasses.replace(LEARNING, num_iterations=3, implementation=implementation))
+    given, step = images(jnp.float64), 1e-5
+    params = moved(model.init(jax.random.key(0), given)["params"])
+    at = jax.jit(lambda params: loss(model, params, given))
+    gradient = jax.jit(jax.grad(at))(params)
+    for layer in ("conv_caps_1", "class_caps"):
+        for name in NAMES:
+            low, high = (at(params | {layer: params[layer] | {name: params[layer][name] + d}}) for d in (-step, step))
+            assert gradient[layer][name] == pytest.approx(float(high - low) / (2 * step), rel=1e-6), (layer, name)
+            assert abs(gradient[layer][name]) > 1e-4
+
+
+def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
+    whole, shared = network(LEARNING), network(LEARNING, "types")
+    given = images(jnp.float64)
+    params = moved(whole.init(jax.random.key(0), given)["params"])
+    mesh = Mesh(np.array(jax.devices()[:2]), ("types",))
+    specs = emcaps.partition_specs(params, "types")
+    assert specs["conv_caps_1"]["assignment_temperature_log"] == PartitionSpec()
+    divided = jax.shard_map(
+        lambda params: jax.grad(lambda params: loss(shared, params, given))(params), mesh=mesh, in_specs=(specs,), out_specs=specs
+    )
+    expected = jax.jit(jax.grad(lambda params: loss(whole, params, given)))(params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), jax.jit(divided)(params), expected)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(assignment_temperature_rate=-1.0), ValueError, r"assignment_temperature_rate must lie in \[0, inf\); got -1"),
+        (dict(inverse_temperature_rate=np.nan), ValueError, r"inverse_temperature_rate must lie in \[0, inf\); got nan"),
+        (dict(assignment_temperature_rate=jnp.float32(1)), TypeError, "assignment_temperature_rate must be a number known when"),
+        (
+            dict(inverse_temperature_rate=1.0, inverse_temperature=None),
+            ValueError,
+            "inverse_temperature_rate needs a constant inverse_temperature to start from; got None",
+        ),
+        (dict(assignment_temperature_rate=1.0, assignment_gradient=False), ValueError, "needs assignment_gradient; got False"),
+        (
+            dict(inverse_temperature_rate=1.0, inverse_temperature=0.0),
+            ValueError,
+            r"inverse_temperature, where .*\(0, inf\); got 0",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        RoutingOptions(**options)
+
+
+def test_the_procedures_of_others_learn_no_temperatures():
+    assert not any(emcaps.PRESETS[name][0].learns() for name in ("paper", "ibm"))
+
+
+def test_a_classifier_keeps_them(tmp_path):
+    fixed = tiny_run.classifier()
+    model = fixed.model.clone(routing=dataclasses.replace(LEARNING, num_iterations=2))
+    params = moved(model.init(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"])
+    classifier = dataclasses.replace(fixed, model=model, params=params)
+    emcaps.save_classifier(tmp_path / "learned.safetensors", classifier)
+    loaded = emcaps.load_classifier(tmp_path / "learned.safetensors")
+    assert loaded.model.layer_routing() == model.layer_routing()
+    examples = fixed.examples.images
+    np.testing.assert_array_equal(loaded.predict(examples).poses, classifier.predict(examples).poses)
+
+
+def test_a_config_of_before_learns_none():
+    config = TrainConfig()
+    values = json.loads(to_json(config))
+    for name in ("assignment_temperature_rate", "inverse_temperature_rate"):
+        del values["model"]["routing"][name]
+    assert from_json(json.dumps(values)).model.routing.learns() == []
+
+
+@pytest.mark.parametrize("moved", ["assignment_temperature_end", "inverse_temperature_start"])
+def test_a_temperature_that_is_learned_has_no_schedule(moved):
+    with pytest.raises(ValueError, match=f"a temperature that is learned has no schedule; got {moved} 2.0"):
+        TrainConfig(model=dataclasses.replace(TrainConfig().model, routing=LEARNING), **{moved: 2.0})
+
+
+def test_a_run_logs_and_draws_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})
+    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=LEARNING))
+    loop.train(config, tiny_run.dataset(), tmp_path)
+    records = [record for record in read_records(tmp_path) if record["split"] == "temperatures"]
+    assert [record["step"] for record in records] == [4, 6]
+    model, state = make_model(config.model, 3), tiny_run.newest_state(tmp_path / "checkpoints", config)
+    last = {
+        name: {layer: float(value) for layer, value in layers.items()}
+        for name, layers in learned_temperatures(model, state.params).items()
+    }
+    assert {name: records[-1][name] for name in last} == last
+    assert last["assignment_temperature"]["class_caps"] != pytest.approx(4, rel=1e-3)
+    assert (tmp_path / "figures" / "temperatures.png").read_bytes().startswith(b"\x89PNG")

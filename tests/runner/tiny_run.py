@@ -1,0 +1,92 @@
+"""A data set, a run and a classifier that are small enough for a test."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emcaps import CapsNet, Classifier, Examples, RoutingOptions, View
+from experiments.data.dataset import Dataset
+from experiments.data.preprocessing import ImageConfig
+from experiments.learning.configs import ModelConfig, TrainConfig
+from experiments.learning.network import make_model
+from experiments.learning.step import Metrics, TrainState, init_state
+from experiments.runs.checkpoints import Checkpoints
+from experiments.runs.loop import StepWindow
+from experiments.runtime.records import Record
+
+IMAGE_SHAPE = (13, 13, 1)
+MODEL = ModelConfig(conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1))
+CONFIG = TrainConfig(
+    model=MODEL, dataset="mnist", steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0
+)
+
+
+def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:
+    """Noise, brighter in the third of the image that is the label."""
+    random = np.random.default_rng(0)
+
+    def split(size: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = random.integers(0, 3, size).astype(np.int32)
+        images = random.integers(0, 100, (size, *IMAGE_SHAPE)).astype(np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4 * label : 4 * label + 4] += 150
+        return images, labels
+
+    return Dataset("mnist", ("top", "middle", "bottom"), *split(num_train), *split(num_test))
+
+
+def write_npz(path: Path) -> None:
+    """A data set like `dataset`, with more to train on, as a file."""
+    data = dataset(num_train=60)
+    split = np.array(["train"] * len(data.train_labels) + ["test"] * len(data.test_labels))
+    images = np.concatenate([data.train_images, data.test_images])
+    np.savez(path, image=images, label=np.concatenate([data.train_labels, data.test_labels]), split=split)
+
+
+@functools.cache
+def initial_state(config: TrainConfig = CONFIG) -> TrainState:
+    """A state before the first step, in NumPy arrays, which no training step can take away."""
+    init = jax.jit(functools.partial(init_state, config, make_model(config.model, 3)))
+    return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.float32), jax.random.key(0)))
+
+
+def newest_state(folder: Path, config: TrainConfig = CONFIG) -> TrainState:
+    """The newest state in a folder of checkpoints of a run of this config."""
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpoints.restore(checkpoints.steps()[-1], initial_state(config), one_device)
+
+
+def deterministic(records: list[Record]) -> list[Record]:
+    """Records without what a clock has measured."""
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Call `action` when this step of the process has been started."""
+    add, count = StepWindow.add, iter(range(1, 1000))
+
+    def counting_add(window: StepWindow, metrics: Metrics) -> None:
+        add(window, metrics)
+        if next(count) == number:
+            action()
+
+    monkeypatch.setattr(StepWindow, "add", counting_add)
+
+
+def crash() -> None:
+    raise RuntimeError("crash")
+
+
+def classifier():
+    """A classifier of 15x14 images, untrained."""
+    model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]
+    images = np.random.default_rng(0).integers(0, 256, (4, 15, 14, 2), np.uint8)
+    view, examples = View(standardize=True, crop=13), Examples(images, np.array([0, 1, 2, 0], np.int32))
+    return Classifier(model, params, view, (15, 14, 2), ("a", "b", "c"), examples, {"test_error": 0.5})

@@ -1,0 +1,73 @@
+"""The site's sources, without Sphinx: every public name has something to say, and a place in the reference."""
+
+import inspect
+import runpy
+from pathlib import Path
+
+import pytest
+
+import emcaps
+
+SITE = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "documentation" / "conf.py"))
+
+
+@pytest.mark.parametrize("name", emcaps.__all__)
+def test_every_public_name_has_a_docstring(name):
+    value = getattr(emcaps, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        docstring = value.__doc__ or ""
+    else:
+        docstring, assignment = SITE["constant"](name)
+        assert assignment.startswith(f"{name} = ")
+    # Classes that say nothing get their signature for a docstring, from NamedTuple and from dataclass.
+    assert docstring.strip() and not docstring.startswith(f"{name}(")
+
+
+def test_every_public_name_is_in_one_group_of_the_reference():
+    SITE["check_reference"]()
+
+
+@pytest.mark.parametrize("change, said", [(["em_routing"], "twice=['em_routing']"), (["em"], "unknown=['em']")])
+def test_a_wrong_reference_is_refused(change, said, monkeypatch):
+    names = SITE["reference_names"]() + change
+    monkeypatch.setitem(SITE["check_reference"].__globals__, "reference_names", lambda: names)
+    with pytest.raises(ValueError, match=r"each name of emcaps.__all__ once") as refused:
+        SITE["check_reference"]()
+    assert said in str(refused.value)
+
+
+def test_a_new_public_name_needs_a_place(monkeypatch):
+    monkeypatch.setattr(emcaps, "__all__", [*emcaps.__all__, "new"])
+    with pytest.raises(ValueError, match=r"missing=\['new'\]"):
+        SITE["check_reference"]()
+
+
+def test_docstrings_are_put_in_the_words_of_sphinx():
+    docstring = inspect.cleandoc("""One of t = 0 .. T.
+
+    Args:
+        first, second,
+            third: as in `em_routing`, not `other`.
+
+    Returns:
+        A `Capsules`: poses.
+    """)
+    assert SITE["restructured"](docstring, {"em_routing", "Capsules"}) == inspect.cleandoc("""One of t = 0 … T.
+
+    Args:
+        first, second, third: as in :py:obj:`~emcaps.em_routing`, not `other`.
+
+    Returns:
+        : A :py:obj:`~emcaps.Capsules`: poses.
+    """)
+
+
+def test_tutorials_become_pages():
+    script = '"""A title.\n\nWhat it is.\n"""\n\n# %%\n# Some *words*:\n#\n# - more.\n\nx = 1  # why\n\n# %%\ny = 2\n'
+    page = [line for line in SITE["tutorial_page"](script).splitlines() if line]
+    assert page == [
+        "# A title",
+        "What it is.",
+        *("Some *words*:", "- more.", "```python", "x = 1  # why", "```"),
+        *("```python", "y = 2", "```"),
+    ]
