@@ -43,7 +43,7 @@ from experiments.learning.step import Metrics, TrainState, init_state, losses, m
 from experiments.runs.flags import TrainCommand
 from experiments.runs.known_data import load_data
 from experiments.runs.loop import DIAGNOSED, check_fits
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point, parse
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_not_negative, check_positive
 from experiments.runtime.records import Record, check_folder, numbers, read_lines
@@ -339,7 +339,7 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def run(config: AblationConfig) -> None:
+def run(config: AblationConfig, _: str) -> None:
     """Train what is not in runs.jsonl yet, and write and print the table."""
     start_jax()
     configs = {name: variant_config(config, name) for name in variants(config)}
@@ -381,11 +381,7 @@ def run(config: AblationConfig) -> None:
     print(f"\n{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}\n\n{text}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    config = parse(AblationConfig, "python -m experiments.ablation", arguments)
-    return exit_code(lambda _: run(config), "experiments.ablation", arguments)
-
+main = entry_point("experiments.ablation", AblationConfig, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,12 +20,20 @@ from tqdm import tqdm
 
 from experiments.analysis.attacks import gradient_statistics
 from experiments.claims.attack_programs import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
-from experiments.claims.study import Study, TrainedNetwork, check_trainable, is_measured, load_network, measured_once, train_network
+from experiments.claims.study import (
+    Study,
+    TrainedNetwork,
+    check_trainable,
+    load_network,
+    measured_seeds,
+    missing_seeds,
+    train_network,
+)
 from experiments.claims.style import PAIR
 from experiments.data.dataset import Dataset
 from experiments.devices.hardware import start_jax
 from experiments.runs.known_data import load_data
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import Record, numbers, save_arrays
@@ -49,9 +57,11 @@ class AdversarialCommand:
         check_positive(self, "num_images")
         if not self.epsilons or list(self.epsilons) != sorted({*self.epsilons, 0.0})[1:]:
             raise ValueError(f"epsilons must be one or more positive numbers, in increasing order; got {list(self.epsilons)}")
-        if self.study.quick:
-            object.__setattr__(self, "num_images", min(self.num_images, QUICK_IMAGES))
-            object.__setattr__(self, "epsilons", self.epsilons[-2:])
+
+    def shortened(self) -> "AdversarialCommand":
+        """What `--quick` asks for."""
+        few = {"num_images": min(self.num_images, QUICK_IMAGES), "epsilons": self.epsilons[-2:]}
+        return dataclasses.replace(self, study=self.study.shortened(), **few)
 
     def next_seed(self, seed: int) -> int:
         """The seed whose networks see the images that were made for those of this one."""
@@ -83,7 +93,7 @@ class Sample(NamedTuple):
 def check(command: AdversarialCommand) -> None:
     """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
     study = command.study
-    missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    missing = missing_seeds(command)
     if not missing:
         return
     available = len(load_data(study.network(PAIR[0], missing[0]), study.data_dir).test_labels)
@@ -229,28 +239,22 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(AdversarialCommand, "python -m experiments.adversarial", arguments)
+def run(command: AdversarialCommand, typed: str) -> None:
+    if command.study.quick:
+        command = command.shortened()
     study = command.study
+    start_jax()
+    check(command)
+    missing = [seed for seed in study.seeds if not command.file(seed).exists()]
+    for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
+        for name in PAIR:
+            train_network(study, name, seed, typed)
+    load = functools.cache(functools.partial(load_network, study))
+    programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in PAIR if missing}
+    print(table(measured_seeds(command, typed, lambda seed: attack_seed(command, seed, load, programs))))
 
-    def run(typed: str) -> None:
-        start_jax()
-        check(command)
-        missing = [seed for seed in study.seeds if not command.file(seed).exists()]
-        for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
-            for name in PAIR:
-                train_network(study, name, seed, typed)
-        load = functools.cache(functools.partial(load_network, study))
-        programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in PAIR if missing}
-        records = []
-        for seed in study.seeds:
-            measure = lambda seed=seed: attack_seed(command, seed, load, programs)  # noqa: E731
-            records.append(measured_once(command.file(seed), command.settings(seed), typed, measure))
-        print(table(records))
 
-    return exit_code(run, "experiments.adversarial", arguments)
-
+main = entry_point("experiments.adversarial", AdversarialCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,7 +27,7 @@ from experiments.learning.configs import ModelConfig, TrainConfig
 from experiments.learning.network import make_model
 from experiments.measurements.textbook import TextbookNetwork
 from experiments.measurements.training_step import PAPER_ROUTING
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import first_line
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import Record, check_folder, write_atomically
@@ -216,11 +216,7 @@ def run(command: AotCommand, typed: str) -> None:
     print(f"\n{table(rows).markdown()}\n\nwritten to {command.output}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(AotCommand, "python -m experiments.aot", arguments)
-    return exit_code(lambda typed: run(command, typed), "experiments.aot", arguments)
-
+main = entry_point("experiments.aot", AotCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

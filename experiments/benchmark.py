@@ -14,7 +14,7 @@ routing layers at several batch sizes; the same in PyTorch, where it is installe
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ from experiments.measurements.loop_cost import CONFIG as LOOP
 from experiments.measurements.loop_cost import benchmark_loop
 from experiments.measurements.timing import Ceilings, Measurement, fit_exponent, measure_ceilings
 from experiments.measurements.training_step import Widths, benchmark_dynamic, benchmark_step
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import Record, check_folder, write_atomically
 
@@ -186,7 +186,7 @@ def as_record(measurements: dict[str, Measurement]) -> dict[str, Any]:
     return {name: measurement._asdict() for name, measurement in measurements.items()}
 
 
-def run(config: BenchmarkConfig) -> None:
+def run(config: BenchmarkConfig, _: str) -> None:
     """Measure the parts asked for, print them, and write benchmark.json and benchmark.png.
 
     Raises:
@@ -212,11 +212,7 @@ def run(config: BenchmarkConfig) -> None:
     print(f"\nwritten to {config.output}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    config = parse(BenchmarkConfig, "python -m experiments.benchmark", arguments)
-    return exit_code(lambda _: run(config), "experiments.benchmark", arguments)
-
+main = entry_point("experiments.benchmark", BenchmarkConfig, run)
 
 if __name__ == "__main__":
     sys.exit(main())

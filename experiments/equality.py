@@ -6,13 +6,12 @@ flags of `Hardware`, leaves in an .npz file what one of them gives: this is how 
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from experiments.devices.hardware import Hardware
 from experiments.runtime import processes
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.records import save_arrays
 from experiments.verification.step_equality import BATCH, as_arrays, take_steps
 
@@ -28,19 +27,15 @@ class EqualityCommand:
     hardware: Hardware = dataclasses.field(default_factory=Hardware)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(EqualityCommand, "python -m experiments.equality", arguments)
+def run(command: EqualityCommand, _: str) -> None:
+    command.hardware.start()
+    arrays = as_arrays(take_steps(command.hardware.execution(BATCH), command.precision))
+    if processes.is_first():
+        save_arrays(command.output, arrays)
+    processes.wait_for_all("the arrays are saved")
 
-    def run(_: str) -> None:
-        command.hardware.start()
-        arrays = as_arrays(take_steps(command.hardware.execution(BATCH), command.precision))
-        if processes.is_first():
-            save_arrays(command.output, arrays)
-        processes.wait_for_all("the arrays are saved")
 
-    return exit_code(run, "experiments.equality", arguments)
-
+main = entry_point("experiments.equality", EqualityCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

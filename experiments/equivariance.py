@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -29,9 +29,9 @@ from experiments.claims.study import (
     TrainedNetwork,
     check_networks,
     check_trainable,
-    is_measured,
     load_network,
-    measured_once,
+    measured_seeds,
+    missing_seeds,
     train_network,
 )
 from experiments.data.preprocessing import evaluation_view
@@ -40,7 +40,7 @@ from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import device_mesh, map_chunks
 from experiments.learning.network import class_poses, network_stages
 from experiments.learning.scoring import EXAMPLES_PER_DEVICE
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import Record, save_arrays
@@ -84,8 +84,10 @@ class EquivarianceCommand:
         if self.study.dataset != ToyNorb.name:
             raise ValueError(f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got {self.study.dataset}")
         check_networks(self.networks, LAST_LAYERS)
-        if self.study.quick:
-            object.__setattr__(self, "num_views", min(self.num_views, QUICK_VIEWS))
+
+    def shortened(self) -> "EquivarianceCommand":
+        """What `--quick` asks for."""
+        return dataclasses.replace(self, study=self.study.shortened(), num_views=min(self.num_views, QUICK_VIEWS))
 
     def file(self, seed: int) -> Path:
         """The record of a seed."""
@@ -214,7 +216,7 @@ def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
 def check(command: EquivarianceCommand) -> None:
     """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
     study = command.study
-    missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    missing = missing_seeds(command)
     if not missing:
         return
     for name in command.networks:
@@ -224,7 +226,7 @@ def check(command: EquivarianceCommand) -> None:
     check_trainable(study, command.networks, missing)
 
 
-def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
+def measure(command: EquivarianceCommand, typed: str, seed: int) -> Record:
     """What the networks of a seed, trained if need be, know; what they say along a sweep is saved beside the record."""
     study = command.study
     for name in command.networks:
@@ -245,22 +247,16 @@ def measure(command: EquivarianceCommand, seed: int, typed: str) -> Record:
     return {"layers": layers}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(EquivarianceCommand, "python -m experiments.equivariance", arguments)
-    study = command.study
+def run(command: EquivarianceCommand, typed: str) -> None:
+    if command.study.quick:
+        command = command.shortened()
+    start_jax()
+    check(command)
+    found = measured_seeds(command, typed, functools.partial(measure, command, typed))
+    print(equivariance_table(found).markdown())
 
-    def run(typed: str) -> None:
-        start_jax()
-        check(command)
-        found = []
-        for seed in study.seeds:
-            measure_seed = lambda seed=seed: measure(command, seed, typed)  # noqa: E731
-            found.append(measured_once(command.file(seed), command.settings(seed), typed, measure_seed))
-        print(equivariance_table(found).markdown())
 
-    return exit_code(run, "experiments.equivariance", arguments)
-
+main = entry_point("experiments.equivariance", EquivarianceCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.data.classes import untested
@@ -12,7 +11,7 @@ from experiments.learning.scoring import make_evaluator
 from experiments.runs.directory import read_config, read_result
 from experiments.runs.known_data import now_at
 from experiments.runs.restore import restore
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive
 
@@ -40,7 +39,7 @@ class EvaluateCommand:
             check_positive(self, "devices")
 
 
-def run(command: EvaluateCommand) -> int:
+def run(command: EvaluateCommand, _: str) -> int:
     """Print the scores, and whether they are those in result.json. Returns the exit code: 1 if they are not."""
     config, result = now_at(read_config(command.workdir), command.dataset), read_result(command.workdir)
     if command.crops > 1 and config.images.crop is None:
@@ -63,11 +62,7 @@ def run(command: EvaluateCommand) -> int:
     return 0 if same else 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(EvaluateCommand, "python -m experiments.evaluate", arguments)
-    return exit_code(lambda _: run(command), "experiments.evaluate", arguments)
-
+main = entry_point("experiments.evaluate", EvaluateCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from experiments.learning.network import DECODER, network_at
 from experiments.runs.directory import read_config, read_result
 from experiments.runs.known_data import now_at
 from experiments.runs.restore import restore
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
 
 FACTS = ("dataset", "num_parameters", "seed", "steps", "test_error", "test_examples", "jax_version")
@@ -88,16 +87,12 @@ def first_of_each_class(dataset: Dataset) -> Examples:
     return Examples(dataset.test_images[chosen], dataset.test_labels[chosen])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(ExportCommand, "python -m experiments.export", arguments)
+def run(command: ExportCommand, _: str) -> None:
+    classifier = export(command)
+    print(f"{command.out}: {command.out.stat().st_size} bytes, test error {classifier.facts['test_error']:.4%}")
 
-    def run(typed: str) -> None:
-        classifier = export(command)
-        print(f"{command.out}: {command.out.stat().st_size} bytes, test error {classifier.facts['test_error']:.4%}")
 
-    return exit_code(run, "experiments.export", arguments)
-
+main = entry_point("experiments.export", ExportCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

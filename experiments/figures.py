@@ -5,7 +5,6 @@ Of matrix capsules there are `convergence` and `assignments`; of capsules with a
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.devices.hardware import start_jax
@@ -15,7 +14,7 @@ from experiments.plots.pictures import draw_all, routing_drawings, run_drawings,
 from experiments.runs.directory import read_config, read_records, read_result
 from experiments.runs.known_data import now_at
 from experiments.runs.restore import restore
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 
 
@@ -35,8 +34,8 @@ class FiguresCommand:
     """Which checkpoint; the default is the newest."""
 
 
-def run(command: FiguresCommand) -> list[Path]:
-    """Draw the pictures, and those of the run itself that are missing, and return where they are.
+def run(command: FiguresCommand, _: str) -> None:
+    """Draw the pictures, and those of the run itself that are missing.
 
     Raises:
         UsageError: there are none of such a run, or no such images or checkpoint.
@@ -62,14 +61,10 @@ def run(command: FiguresCommand) -> list[Path]:
         scores = evaluate(state.params, dataset.test_images, dataset.test_labels, step)
         of_run = run_drawings(config, dataset, scores, read_records(command.workdir))
         drawings = {name: of_run[name] for name in missing} | drawings
-    return draw_all(folder, drawings)
+    print(f"wrote {', '.join(map(str, draw_all(folder, drawings)))}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(FiguresCommand, "python -m experiments.figures", arguments)
-    return exit_code(lambda _: print(f"wrote {', '.join(map(str, run(command)))}"), "experiments.figures", arguments)
-
+main = entry_point("experiments.figures", FiguresCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ some images to look at.
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from experiments.claims.study import (
     Study,
     check_networks,
     check_trainable,
-    is_measured,
     load_network,
-    measured_once,
+    measured_seeds,
+    missing_seeds,
     train_network,
 )
 from experiments.data.dataset import DRAWINGS
@@ -36,7 +35,7 @@ from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import device_mesh
 from experiments.learning.scoring import Scores, make_evaluator
 from experiments.runs.known_data import load_data
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive, default_of
 from experiments.runtime.records import Record, save_arrays
@@ -69,8 +68,10 @@ class JumbleCommand:
         idle = "pieces" if self.study.dataset == DRAWINGS else "moved"
         if getattr(self, idle) != default_of(self, idle):
             raise ValueError(f"{idle} is not how {self.study.dataset} is jumbled; got {list(getattr(self, idle))}")
-        if self.study.quick:
-            object.__setattr__(self, "num_images", min(self.num_images, QUICK_IMAGES))
+
+    def shortened(self) -> "JumbleCommand":
+        """What `--quick` asks for."""
+        return dataclasses.replace(self, study=self.study.shortened(), num_images=min(self.num_images, QUICK_IMAGES))
 
     @property
     def amounts(self) -> list[float]:
@@ -142,7 +143,7 @@ def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
 def check(command: JumbleCommand) -> None:
     """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
     study = command.study
-    missing = [seed for seed in study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    missing = missing_seeds(command)
     if not missing:
         return
     configs = {name: study.network(name, missing[0]) for name in command.networks}
@@ -163,7 +164,7 @@ def check(command: JumbleCommand) -> None:
     check_trainable(study, command.networks, missing)
 
 
-def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
+def measure(command: JumbleCommand, typed: str, seed: int) -> Record:
     """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
     study = command.study
     dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
@@ -189,23 +190,16 @@ def measure(command: JumbleCommand, seed: int, typed: str) -> Record:
     return {"rows": found}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(JumbleCommand, "python -m experiments.jumble", arguments)
-    study = command.study
+def run(command: JumbleCommand, typed: str) -> None:
+    if command.study.quick:
+        command = command.shortened()
+    start_jax()
+    check(command)
+    found = measured_seeds(command, typed, functools.partial(measure, command, typed))
+    print(jumble_table(found).markdown())
 
-    def run(typed: str) -> None:
-        start_jax()
-        check(command)
-        found = []
-        for seed in study.seeds:
-            found.append(
-                measured_once(command.file(seed), command.settings(seed), typed, lambda seed=seed: measure(command, seed, typed))
-            )
-        print(jumble_table(found).markdown())
 
-    return exit_code(run, "experiments.jumble", arguments)
-
+main = entry_point("experiments.jumble", JumbleCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ import jax
 from tqdm import tqdm
 
 from experiments.devices.hardware import start_jax
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.records import Record, check_folder, write_atomically
 from experiments.runtime.tables import Table
@@ -83,26 +83,22 @@ def _cell(rows: Sequence[Record]) -> str:
     return f"{max(row['difference'] for row in rows):.0e}" + (f", {', '.join(kinds)}" if kinds else "") + wrong
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(MeshesCommand, "python -m experiments.meshes", arguments)
-    wrong: list[Record] = []
+def run(command: MeshesCommand, typed: str) -> int:
+    check_folder(command.output)
+    start_jax(max(command.devices))
+    rows = compare_all(command)
+    print(f"\n{table(rows).markdown()}")
+    wrong = [row for row in rows if not row["right"]]
+    for row in wrong:
+        print(f"not right: {row}")
+    command.output.mkdir(parents=True, exist_ok=True)
+    record = {"command": typed, "jax_version": jax.__version__, "rows": rows}
+    write_atomically(command.output / "meshes.json", json.dumps(record, indent=2) + "\n")
+    print(f"\nwritten to {command.output}")
+    return int(bool(wrong))
 
-    def run(typed: str) -> None:
-        check_folder(command.output)
-        start_jax(max(command.devices))
-        rows = compare_all(command)
-        print(f"\n{table(rows).markdown()}")
-        wrong.extend(row for row in rows if not row["right"])
-        for row in wrong:
-            print(f"not right: {row}")
-        command.output.mkdir(parents=True, exist_ok=True)
-        record = {"command": typed, "jax_version": jax.__version__, "rows": rows}
-        write_atomically(command.output / "meshes.json", json.dumps(record, indent=2) + "\n")
-        print(f"\nwritten to {command.output}")
 
-    return exit_code(run, "experiments.meshes", arguments) or int(bool(wrong))
-
+main = entry_point("experiments.meshes", MeshesCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,12 +6,11 @@ is a folder as of `experiments.train`, RUNS/DATASET/NETWORK-SEED, and `experimen
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 
 from experiments.claims.study import NETWORKS, Study, check_networks, check_trainable, train_network
 from experiments.devices.hardware import start_jax
 from experiments.runs.summary import table
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +25,20 @@ class ParametersCommand:
         check_networks(self.networks, NETWORKS)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(ParametersCommand, "python -m experiments.parameters", arguments)
-    study = command.study
+def run(command: ParametersCommand, typed: str) -> None:
+    study = command.study.shortened() if command.study.quick else command.study
+    start_jax()
+    check_trainable(study, command.networks, study.seeds)
+    results = []
+    for seed in study.seeds:
+        for name in command.networks:
+            result = train_network(study, name, seed, typed)
+            shown = ("num_parameters", "seed", "steps", "test_error", "train_seconds")
+            results.append({"network": name} | {field: result[field] for field in shown})
+    print(table(results))
 
-    def run(typed: str) -> None:
-        start_jax()
-        check_trainable(study, command.networks, study.seeds)
-        results = []
-        for seed in study.seeds:
-            for name in command.networks:
-                result = train_network(study, name, seed, typed)
-                shown = ("num_parameters", "seed", "steps", "test_error", "train_seconds")
-                results.append({"network": name} | {field: result[field] for field in shown})
-        print(table(results))
 
-    return exit_code(run, "experiments.parameters", arguments)
-
+main = entry_point("experiments.parameters", ParametersCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

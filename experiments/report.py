@@ -15,7 +15,7 @@ from experiments.claims import attacks, equivariance, jumble, parameters, viewpo
 from experiments.claims.sections import Picture, Section
 from experiments.data.npz_files import read_arrays
 from experiments.plots.pictures import draw_all
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
 from experiments.runtime.records import Record, check_folder, read_record, write_atomically
 from experiments.runtime.tables import Table
@@ -171,18 +171,14 @@ def write(sections: Sequence[Section], output: Path) -> None:
     draw_all(output, drawings, dpi=110)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(ReportCommand, "python -m experiments.report", arguments)
+def run(command: ReportCommand, _: str) -> None:
     output = command.output or command.runs / "report"
+    check_folder(output)
+    write(gather(command.runs), output)
+    print(f"wrote {output / 'report.md'} and {output / 'report.html'}")
 
-    def run(typed: str) -> None:
-        check_folder(output)
-        write(gather(command.runs), output)
-        print(f"wrote {output / 'report.md'} and {output / 'report.html'}")
 
-    return exit_code(run, "experiments.report", arguments)
-
+main = entry_point("experiments.report", ReportCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ from experiments.data.preprocessing import ImageConfig
 from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import ModelConfig, TrainConfig
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.records import Record, check_folder, write_atomically
 from experiments.runtime.tables import Table
 from experiments.verification.step_equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
@@ -95,26 +95,22 @@ def collectives_table(rows: Sequence[Record]) -> Table:
     return Table("Collectives of the compiled step of the paper's network, an example for each group of devices", header, cells)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(ScalingCommand, "python -m experiments.scaling", arguments)
+def run(command: ScalingCommand, typed: str) -> None:
+    check_folder(command.output)
+    start_jax(max(NUM_DEVICES))
+    record: dict[str, Any] = {"command": typed, "jax_version": jax.__version__}
+    if "equality" in command.parts:
+        record["equality"] = rows = compare()
+        print(f"\n{equality_table(rows).markdown()}")
+    if "collectives" in command.parts:
+        record["collectives"] = rows = count()
+        print(f"\n{collectives_table(rows).markdown()}")
+    command.output.mkdir(parents=True, exist_ok=True)
+    write_atomically(command.output / "scaling.json", json.dumps(record, indent=2) + "\n")
+    print(f"\nwritten to {command.output}")
 
-    def run(typed: str) -> None:
-        check_folder(command.output)
-        start_jax(max(NUM_DEVICES))
-        record: dict[str, Any] = {"command": typed, "jax_version": jax.__version__}
-        if "equality" in command.parts:
-            record["equality"] = rows = compare()
-            print(f"\n{equality_table(rows).markdown()}")
-        if "collectives" in command.parts:
-            record["collectives"] = rows = count()
-            print(f"\n{collectives_table(rows).markdown()}")
-        command.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(command.output / "scaling.json", json.dumps(record, indent=2) + "\n")
-        print(f"\nwritten to {command.output}")
 
-    return exit_code(run, "experiments.scaling", arguments)
-
+main = entry_point("experiments.scaling", ScalingCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

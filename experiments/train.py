@@ -4,7 +4,6 @@ The same command continues a run that was stopped, or killed.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.learning.configs import TrainConfig, as_cnn
@@ -13,7 +12,7 @@ from experiments.runs.flags import TrainCommand, default_command
 from experiments.runs.known_data import as_known
 from experiments.runs.summary import table
 from experiments.runs.trained import announce, check_runs, trained
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 
 
 def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
@@ -29,24 +28,20 @@ def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
     return runs
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(TrainCommand, "python -m experiments.train", arguments, default_command(arguments))
+def run(command: TrainCommand, typed: str) -> None:
+    runs = planned_runs(command)
+    command.hardware.start()
+    if len(runs) > 1:  # of one alone its training begins with the same
+        check_runs(runs, command.data_dir, command.hardware, command.resume)
+    results = [
+        trained(config, workdir, command.data_dir, typed, command.hardware, command.resume, command.fall_back)
+        for workdir, config in runs.items()
+    ]
+    same = {"command": typed} if len(results) > 1 else {}
+    announce(table([{name: value for name, value in result.items() if name not in same} for result in results]))
 
-    def run(typed: str) -> None:
-        runs = planned_runs(command)
-        command.hardware.start()
-        if len(runs) > 1:  # of one alone its training begins with the same
-            check_runs(runs, command.data_dir, command.hardware, command.resume)
-        results = [
-            trained(config, workdir, command.data_dir, typed, command.hardware, command.resume, command.fall_back)
-            for workdir, config in runs.items()
-        ]
-        same = {"command": typed} if len(results) > 1 else {}
-        announce(table([{name: value for name, value in result.items() if name not in same} for result in results]))
 
-    return exit_code(run, "experiments.train", arguments)
-
+main = entry_point("experiments.train", TrainCommand, run, default_command)
 
 if __name__ == "__main__":
     sys.exit(main())

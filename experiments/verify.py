@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ import jax
 
 from experiments.devices.hardware import all_devices, describe, start_jax
 from experiments.devices.parallel import Execution
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import check_folder, write_atomically
 from experiments.verification.memory import check_memory
@@ -111,7 +111,7 @@ def line(finding: Finding) -> str:
     return f"{finding.check:10}{finding.case:92}{found:>9}{bound:>9} {finding.unit:9}{verdict:4}{finding.note}"
 
 
-def run(command: VerifyCommand) -> int:
+def run(command: VerifyCommand, _: str) -> int:
     """Make the checks, print what they find, and write verify.json after each. Returns 1 if anything is off, otherwise 0.
 
     Raises:
@@ -141,11 +141,7 @@ def run(command: VerifyCommand) -> int:
     return int(off > 0)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(VerifyCommand, "python -m experiments.verify", arguments)
-    return exit_code(lambda _: run(command), "experiments.verify", arguments)
-
+main = entry_point("experiments.verify", VerifyCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

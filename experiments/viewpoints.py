@@ -9,14 +9,14 @@ Any data set with a factor will do: `--dataset affnist --factor affine` asks the
 """
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.claims.study import NETWORKS, Study, is_measured, measured_once
+from experiments.claims.study import NETWORKS, Study, measured_seeds, missing_seeds
 from experiments.data import loading
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.devices.parallel import device_mesh
@@ -27,7 +27,7 @@ from experiments.runs.loop import TARGET_TOLERANCE
 from experiments.runs.restore import restore
 from experiments.runs.summary import table
 from experiments.runs.trained import check_runs, trained
-from experiments.runtime.command_line import exit_code, parse
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.records import Record
 
@@ -67,29 +67,37 @@ class ViewpointsCommand:
         networks = {"capsules": self.capsules, "cnn": "cnn"}
         return {name: dataclasses.replace(self.study.network(network, seed), **choice) for name, network in networks.items()}
 
+    @property
+    def folder(self) -> Path:
+        """Of the records and runs."""
+        return self.study.folder / f"viewpoints-{self.factor}"
+
+    def file(self, seed: int) -> Path:
+        """The record of a seed."""
+        return self.folder / f"seed-{seed}.json"
+
     def settings(self, seed: int) -> dict[str, Any]:
         """What the record of a seed depends on."""
         own = {"factor": self.factor, "train_values": self.familiar, "capsules": self.capsules}
         return self.study.settings("viewpoints", seed) | own
 
 
-def check(command: ViewpointsCommand, folder: Path) -> None:
+def check(command: ViewpointsCommand) -> None:
     """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
     study = command.study
-    missing = [seed for seed in study.seeds if not is_measured(folder / f"seed-{seed}.json", command.settings(seed))]
+    missing = missing_seeds(command)
     if not missing:
         return
-    check_runs(
-        {folder / f"{name}-{seed}": config for seed in missing for name, config in command.configs(seed).items()}, study.data_dir
-    )
+    runs = {command.folder / f"{name}-{seed}": config for seed in missing for name, config in command.configs(seed).items()}
+    check_runs(runs, study.data_dir)
     values = np.unique(loading.load(study.dataset, study.data_dir).test_factors[command.factor]).tolist()
     if set(values) <= set(command.familiar):
         raise UsageError(f"there are no new views: the test images have no {command.factor} but {values}")
 
 
-def measure(command: ViewpointsCommand, seed: int, folder: Path, typed: str) -> Record:
-    """Train the networks of a seed in a folder, match them and score them, by value of the factor."""
-    study = command.study
+def measure(command: ViewpointsCommand, typed: str, seed: int) -> Record:
+    """Train the networks of a seed, match them and score them, by value of the factor."""
+    study, folder = command.study, command.folder
     configs = command.configs(seed)
     workdirs = {name: folder / f"{name}-{seed}" for name in configs}
     errors = {
@@ -144,25 +152,16 @@ def rows(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parse(ViewpointsCommand, "python -m experiments.viewpoints", arguments)
-    study = command.study
+def run(command: ViewpointsCommand, typed: str) -> None:
+    if command.study.quick:
+        command = dataclasses.replace(command, study=command.study.shortened())
+    start_jax()
+    check(command)
+    found = measured_seeds(command, typed, functools.partial(measure, command, typed))
+    print(table([row for record in found for row in rows(record)]))
 
-    def run(typed: str) -> None:
-        folder = study.folder / f"viewpoints-{command.factor}"
-        found = []
-        start_jax()
-        check(command, folder)
-        for seed in study.seeds:
-            path = folder / f"seed-{seed}.json"
-            found += rows(
-                measured_once(path, command.settings(seed), typed, lambda seed=seed: measure(command, seed, folder, typed))
-            )
-        print(table(found))
 
-    return exit_code(run, "experiments.viewpoints", arguments)
-
+main = entry_point("experiments.viewpoints", ViewpointsCommand, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,12 @@
 """The networks that the paper's claims are about, trained with several seeds: each once, by the experiment that needs it first."""
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -66,9 +67,10 @@ class Study:
             raise ValueError(f"seeds must not be negative; got {list(self.seeds)}")
         if self.steps is not None:
             check_positive(self, "steps")
-        if self.quick:
-            object.__setattr__(self, "seeds", self.seeds[:1])
-            object.__setattr__(self, "steps", self.steps or QUICK_STEPS)
+
+    def shortened(self) -> "Study":
+        """What `quick` asks for: the first seed, and few steps."""
+        return dataclasses.replace(self, seeds=self.seeds[:1], steps=self.steps or QUICK_STEPS)
 
     @property
     def folder(self) -> Path:
@@ -174,3 +176,25 @@ def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Cal
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     return record
+
+
+class SeedExperiment(Protocol):
+    """A command that measures something of each seed of a study, once."""
+
+    @property
+    def study(self) -> Study: ...
+    def file(self, seed: int) -> Path: ...
+    def settings(self, seed: int) -> dict[str, Any]: ...
+
+
+def missing_seeds(command: SeedExperiment) -> list[int]:
+    """The seeds that are not yet measured. Raises UsageError as `is_measured`."""
+    return [seed for seed in command.study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+
+
+def measured_seeds(command: SeedExperiment, typed: str, measure: Callable[[int], Record]) -> list[Record]:
+    """The record of each seed; `measure` finds what is missing. Arguments and errors as of `measured_once`."""
+    return [
+        measured_once(command.file(seed), command.settings(seed), typed, functools.partial(measure, seed))
+        for seed in command.study.seeds
+    ]

@@ -161,7 +161,7 @@ def benchmark_torch(
         file.unlink(missing_ok=True)
         words = ["--mode", mode, "--networks", *networks, "--batches", *map(str, batches)]
         words += ["--repeats", str(repeats), "--output", str(file)]
-        command = [sys.executable, "-c", "from experiments.benchmark_torch import main; main()", *words]
+        command = [sys.executable, "-c", "from experiments.measurements.torch_peer import main; main()", *words]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         with (folder / f"torch-{mode}.log").open("w", encoding="utf-8") as log:
             try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import shlex
@@ -79,6 +80,29 @@ def fail(message: str) -> NoReturn:
     """End the process as for a command that is not understood."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def entry_point(
+    module: str,
+    kind: type[Command],
+    run: Callable[[Command, str], int | None],
+    default: Callable[[Sequence[str]], Command] | None = None,
+) -> Callable[..., int]:
+    """The function `main(arguments=None)` of a command: it reads the flags, does what they ask for, and returns `exit_code`.
+
+    Args:
+        module: which `python -m` runs.
+        kind: the dataclass of its flags.
+        run: is given the flags, and the command as it was typed.
+        default: from the words of the command to what no flag says; None: as the dataclass has it.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        words = sys.argv[1:] if arguments is None else arguments
+        command = parse(kind, f"python -m {module}", words, default and default(words))
+        return exit_code(functools.partial(run, command), module, words)
+
+    return main
 
 
 def exit_code(run: Callable[[str], int | None], module: str, arguments: Sequence[str]) -> int:

@@ -170,6 +170,6 @@ def test_wrong_commands_are_refused(tmp_path, capsys):
 
 
 def test_quick_is_one_seed_and_few_images():
-    command = AdversarialCommand(study.Study(quick=True))
+    command = AdversarialCommand(study.Study(quick=True)).shortened()
     assert (command.num_images, command.study.seeds, command.study.folder.parts[-2:]) == (16, (0,), ("quick", "toynorb"))
     assert [AdversarialCommand().next_seed(seed) for seed in (0, 1, 2)] == [1, 2, 0]

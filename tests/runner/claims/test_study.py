@@ -48,7 +48,7 @@ def test_a_network_is_trained_as_the_flags_say():
 
 
 def test_a_quick_study_is_short_and_has_a_folder_of_its_own(tmp_path):
-    study = Study(quick=True, seeds=(4, 5), runs=tmp_path, dataset="a/b.npz")
+    study = Study(quick=True, seeds=(4, 5), runs=tmp_path, dataset="a/b.npz").shortened()
     assert (study.seeds, study.steps, study.folder) == ((4,), QUICK_STEPS, tmp_path / "quick" / "b")
     assert Study(runs=tmp_path).folder == tmp_path / "toynorb"
 

@@ -63,7 +63,7 @@ def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path
     assert "familiar_error" in capsys.readouterr().out
 
 
-def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(tmp_path, monkeypatch):
+def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(monkeypatch):
     """The other's error is its target, whichever network that is."""
     ends = {"capsules-7": 0.30, "cnn-7": 0.10, "cnn-7-stopped": 0.302}
     asked = {}
@@ -75,7 +75,7 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(tmp_path
     monkeypatch.setattr(viewpoints, "trained", trained)
     monkeypatch.setattr(viewpoints, "score", lambda config, workdir, data_dir: {"familiar_error": ends[workdir.name]})
     command = ViewpointsCommand(factor="elevation")
-    record = viewpoints.measure(command, 7, tmp_path, "")
+    record = viewpoints.measure(command, "", 7)
     assert (record["stopped"], record["matched"]) == ("cnn", True)
     assert record["networks"] == {"capsules": {"familiar_error": 0.30}, "cnn": {"familiar_error": 0.302}}
     assert record["unmatched"]["cnn"] == {"familiar_error": 0.10}
@@ -83,9 +83,9 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(tmp_path
     assert {(config.factor, config.train_values, config.seed) for config in asked.values()} == {("elevation", (0, 1, 2), 7)}
 
     ends.update({"cnn-7": 0.296})
-    assert viewpoints.measure(command, 7, tmp_path, "")["stopped"] is None
+    assert viewpoints.measure(command, "", 7)["stopped"] is None
     ends.update({"cnn-7": 0.5, "capsules-7-stopped": 0.4})
-    assert viewpoints.measure(command, 7, tmp_path, "") | {"networks": {}, "unmatched": {}} == {
+    assert viewpoints.measure(command, "", 7) | {"networks": {}, "unmatched": {}} == {
         "stopped": "capsules",
         "matched": False,
         "networks": {},
@@ -114,11 +114,11 @@ def test_only_capsules_are_compared_with_the_cnn(name, capsys):
     assert "capsules must be one of capsules, capsules-64-8-16-16, " in capsys.readouterr().err
 
 
-def test_other_capsules_are_trained_as_their_flags_say(tmp_path, monkeypatch):
+def test_other_capsules_are_trained_as_their_flags_say(monkeypatch):
     trained = {}
     monkeypatch.setattr(
         viewpoints, "trained", lambda config, workdir, *_: trained.update({workdir.name: config}) or {"test_error": 0.5}
     )
     monkeypatch.setattr(viewpoints, "score", lambda *_: {"familiar_error": 0.5})
-    viewpoints.measure(ViewpointsCommand(capsules="capsules-64-8-16-16"), 0, tmp_path, "")
+    viewpoints.measure(ViewpointsCommand(capsules="capsules-64-8-16-16"), "", 0)
     assert trained["capsules-0"].model.conv_capsules == (16, 16) and trained["cnn-0"].model.family == "cnn"

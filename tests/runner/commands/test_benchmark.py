@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 import emcaps
-import experiments.measurements.accelerator
 from experiments import benchmark
-from experiments.measurements import textbook, timing
+from experiments.measurements import accelerator, textbook, timing
 from experiments.measurements.accelerator import ORDER, Workload, benchmark_accelerator
 from experiments.measurements.layer import Layer, layer_arguments, routings
 from experiments.measurements.training_step import PAPER_ROUTING, Widths
@@ -41,7 +40,7 @@ def test_the_textbooks_network_is_ours():
 @pytest.mark.slow
 def test_writes_what_it_measures(tmp_path, capsys):
     layer = Layer(batch=2, size=5, children=1, parents=2, iterations=2)
-    benchmark.run(benchmark.BenchmarkConfig(layer, parts=("kernels", "dynamic"), repeats=1, output=tmp_path))
+    benchmark.run(benchmark.BenchmarkConfig(layer, parts=("kernels", "dynamic"), repeats=1, output=tmp_path), "")
     record = json.loads((tmp_path / "benchmark.json").read_text())
     assert record["kernels"]["moments"]["ns_per_pair"] > 0
     assert record["config"]["layer"]["parents"] == 2
@@ -56,7 +55,7 @@ def test_what_is_for_accelerators_runs_on_a_cpu(tmp_path, capsys):
     assert (tmp_path / "step.hlo.txt.gz").stat().st_size > 0
     with zipfile.ZipFile(tmp_path / "xplane.zip") as packed:
         assert packed.namelist()
-    benchmark.run(benchmark.BenchmarkConfig(parts=("accelerator", "torch"), **config))
+    benchmark.run(benchmark.BenchmarkConfig(parts=("accelerator", "torch"), **config), "")
     record = json.loads((tmp_path / "benchmark.json").read_text())
     measured = {(row["task"], row["contender"]) for row in record["accelerator"]["rows"] if "seconds" in row}
     tasks, contenders = ("step", "layer, forward", "layer, gradient"), ("textbook", "dense", "streamed")
@@ -79,7 +78,7 @@ def test_what_cannot_be_measured_says_why(monkeypatch):
     assert {row["contender"]: row.get("missing") for row in rows} == dict.fromkeys(ORDER) | {
         "dense": "RESOURCE_EXHAUSTED: out of memory"
     }
-    monkeypatch.setattr(experiments.benchmark_accelerator, "available_bytes", lambda: 0)
+    monkeypatch.setattr(accelerator, "available_bytes", lambda: 0)
     (rows,) = benchmark_accelerator([load], timing.Ceilings(1e12, 1e12), 1, limit=60)
     assert {row["missing"] for row in rows} == {"needs 0 GB", "RESOURCE_EXHAUSTED: out of memory"}
 

@@ -271,7 +271,7 @@ def test_what_the_builder_writes_stock_tfds_reads(tmp_path, monkeypatch):
 KILLED = """
 import os, signal
 import numpy as np
-from experiments.toynorb import builder
+from experiments.data import toynorb_builders
 
 class Killed(toynorb_builders.ToyNorb, skip_registration=True):
     name, SIZE = "toynorb", 12

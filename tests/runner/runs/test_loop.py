@@ -134,7 +134,7 @@ def test_a_stop_says_how_to_go_on(number, code, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_evaluate_reproduces_the_test_error(finished, num_devices, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
-    assert evaluate.run(evaluate.EvaluateCommand(finished, devices=num_devices)) == 0
+    assert evaluate.run(evaluate.EvaluateCommand(finished, devices=num_devices), "") == 0
     assert "reproduced exactly" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 import emcaps
-from experiments import ablation, train
+from experiments import ablation
 from experiments.data.dataset import Dataset
 from experiments.learning.configs import TrainConfig, default_config, from_json, to_json
 from experiments.learning.step import make_optimizer
@@ -21,6 +21,7 @@ from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.directory import RunDirectory, check_usable, is_finished, read_records, read_result
 from experiments.runs.initial_weights import initial_weights
 from experiments.runs.summary import table
+from experiments.runtime.command_line import parse
 from experiments.runtime.errors import UsageError
 
 # Its steps do not depend on how many there will be.
@@ -114,7 +115,7 @@ def test_a_run_begins_with_the_weights_of_another(schedule, run, tmp_path_factor
 def test_a_run_begins_with_the_weights_of_a_classifier():
     classifier = emcaps.load_classifier("mnist")
     words = "--dataset mnist --conv-channels 64 --conv-capsules 16 16 --init-from mnist".split()
-    config = train.parse(flags.TrainCommand, "train", words, flags.default_command(words)).config
+    config = parse(flags.TrainCommand, "train", words, flags.default_command(words)).config
     images, labels = np.zeros((10, 28, 28, 1), np.uint8), np.arange(10)
     digits = Dataset("mnist", tuple("0123456789"), images, labels, images, labels)
     weights = initial_weights(config, digits)
