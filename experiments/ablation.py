@@ -41,8 +41,8 @@ from experiments.learning.network import (
 from experiments.learning.scoring import make_evaluator
 from experiments.learning.step import Metrics, TrainState, init_state, losses, make_train_step
 from experiments.runs.flags import TrainCommand
-from experiments.runs.known_data import load_data
 from experiments.runs.loop import DIAGNOSED, check_fits
+from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import entry_point, parse
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_not_negative, check_positive

@@ -32,7 +32,7 @@ from experiments.claims.study import (
 from experiments.claims.style import PAIR
 from experiments.data.dataset import Dataset
 from experiments.devices.hardware import start_jax
-from experiments.runs.known_data import load_data
+from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
 from experiments.runtime.fields import check_positive

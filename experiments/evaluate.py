@@ -9,8 +9,8 @@ from experiments.devices.hardware import choose_devices, start_jax
 from experiments.devices.parallel import device_mesh
 from experiments.learning.scoring import make_evaluator
 from experiments.runs.directory import read_config, read_result
-from experiments.runs.known_data import now_at
 from experiments.runs.restore import restore
+from experiments.runs.run_data import now_at
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive

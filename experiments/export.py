@@ -13,8 +13,8 @@ from experiments.devices.hardware import start_jax
 from experiments.learning.configs import TrainConfig
 from experiments.learning.network import DECODER, network_at
 from experiments.runs.directory import read_config, read_result
-from experiments.runs.known_data import now_at
 from experiments.runs.restore import restore
+from experiments.runs.run_data import now_at
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
 

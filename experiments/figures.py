@@ -12,8 +12,8 @@ from experiments.devices.parallel import device_mesh
 from experiments.learning.scoring import make_evaluator
 from experiments.plots.pictures import draw_all, routing_drawings, run_drawings, run_pictures
 from experiments.runs.directory import read_config, read_records, read_result
-from experiments.runs.known_data import now_at
 from experiments.runs.restore import restore
+from experiments.runs.run_data import now_at
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 

@@ -34,7 +34,7 @@ from experiments.data.stratified import sample
 from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import device_mesh
 from experiments.learning.scoring import Scores, make_evaluator
-from experiments.runs.known_data import load_data
+from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive, default_of

@@ -1,7 +1,7 @@
 """The claims and what was found: `python -m experiments.report --runs RUNS` makes one page of all results in a folder.
 
 It reads what experiments.parameters, .viewpoints, .adversarial, .jumble and .equivariance have left in RUNS (not of `--quick`), and
-writes report.md, report.html and the pictures.
+writes report.md, report.html and the pictures. The section of each claim is in `experiments/claims`; `gather` puts them together.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.claims import attacks, equivariance, jumble, parameters, viewpoints
+from experiments.claims import adversarial, equivariance, jumble, parameters, viewpoints
 from experiments.claims.sections import Picture, Section
 from experiments.data.npz_files import read_arrays
 from experiments.plots.pictures import draw_all
@@ -66,7 +66,7 @@ def gather(runs: Path) -> list[Section]:
             if records := read_records(views, "networks", "unmatched"):
                 sections.append(viewpoints.section(folder.name, views.name.partition("-")[2], records))
         if records := read_records(folder / "adversarial", "white_box", "black_box"):
-            sections.append(attacks.section(folder.name, records, read_examples(folder / "adversarial")))
+            sections.append(adversarial.section(folder.name, records, read_examples(folder / "adversarial")))
         if records := read_records(folder / "jumble", "rows", same=("networks", "amounts")):
             sections.append(jumble.section(folder.name, records, read_examples(folder / "jumble")))
         if records := read_records(folder / "equivariance", "layers", same=("networks", "num_views")):

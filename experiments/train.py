@@ -1,4 +1,4 @@
-"""Train a capsule network: `python -m experiments.train --workdir RUN`; see learning/configs.py for what can be set.
+"""Train a capsule network: `python -m experiments.train --workdir RUN`; see runs/flags.py for what can be set.
 
 The same command continues a run that was stopped, or killed.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.learning.configs import TrainConfig, as_cnn
 from experiments.runs.directory import check_usable, is_finished
 from experiments.runs.flags import TrainCommand, default_command
-from experiments.runs.known_data import as_known
+from experiments.runs.run_data import as_known
 from experiments.runs.summary import table
 from experiments.runs.trained import announce, check_runs, trained
 from experiments.runtime.command_line import entry_point

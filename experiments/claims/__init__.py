@@ -1,1 +1,1 @@
-"""Claims made for capsules, put to the test: what studies share, and for each claim its section of the report."""
+"""Claims made for capsules, put to the test: what studies share, and for each claim its section; report.py puts them together."""

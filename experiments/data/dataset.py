@@ -88,7 +88,7 @@ def hold_out_instances(dataset: Dataset, instances: Sequence[int]) -> Dataset:
 
 
 def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset:
-    """The images, of both splits, that have one of these values for a factor.
+    """The images, of both splits, that have one of these values for a factor; `experiments.viewpoints` scores the others.
 
     Raises:
         UsageError: there is no such factor; no training image, or no test image, has one of the values.

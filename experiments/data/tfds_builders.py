@@ -40,7 +40,7 @@ NORB_RANK = 8  # more axes than any of its files has
 
 
 class Layout:
-    """Which features of a TFDS example become what of `datasets.Dataset`.
+    """Which features of a TFDS example become what of `Dataset`.
 
     Attributes:
         image_features: images of one shape; their channels, one after the other, are those of the data set's images.

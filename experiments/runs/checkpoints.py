@@ -1,4 +1,7 @@
-"""Checkpoints of a run: the two newest, to go on from, and the best, by Orbax."""
+"""Checkpoints of a run: the two newest, to go on from, and the best, by Orbax.
+
+Each holds a `TrainState` (learning/step.py) and what `resume.facts_of` says of it.
+"""
 
 import json
 import os

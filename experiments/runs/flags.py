@@ -1,4 +1,8 @@
-"""The flags of a training run, and the configuration that they make."""
+"""The flags of a training run, and the configuration that they make.
+
+Those of the run itself are here; the others are fields of `TrainConfig` and `ModelConfig` (learning/configs.py), `ImageConfig`
+(data/preprocessing.py), `Hardware` (devices/hardware.py), and `RoutingOptions` and `CapsuleInit` of emcaps.
+"""
 
 import dataclasses
 from collections.abc import Sequence

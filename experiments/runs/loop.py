@@ -1,4 +1,4 @@
-"""A training run, from its folder as it is to its result. The folder is described in directory.py."""
+"""The training loop: a run, from its folder as it is to its result. The folder is described in directory.py."""
 
 import functools
 import sys
@@ -27,8 +27,8 @@ from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.directory import RunDirectory
 from experiments.runs.divergence import Guard, copied, examined
 from experiments.runs.initial_weights import InitialWeights, initial_weights
-from experiments.runs.known_data import fingerprint, recorded_fingerprint
 from experiments.runs.resume import facts_of, go_on_from
+from experiments.runs.run_data import fingerprint, recorded_fingerprint
 from experiments.runs.summary import summarize
 from experiments.runtime import processes
 from experiments.runtime.errors import RunnerError, Stopped, UsageError, first_line

@@ -1,4 +1,4 @@
-"""A finished run read back: its configuration, its network, its parameters, and its data."""
+"""A run read back from a checkpoint: its configuration, its network, its parameters, and its data."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from experiments.learning.configs import TrainConfig
 from experiments.learning.network import Network, make_model
 from experiments.learning.step import TrainState, init_state
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.known_data import check_data, fingerprint, load_data
+from experiments.runs.run_data import check_data, fingerprint, load_data
 from experiments.runtime.errors import UsageError
 
 

@@ -1,4 +1,8 @@
-"""Where an unfinished run goes on: what a checkpoint remembers beside the state, and which checkpoint it is."""
+"""Where an unfinished run goes on: what a checkpoint remembers beside the state, and which checkpoint it is.
+
+Whether a folder may be trained in at all says `directory.check_usable`; here other configs and other data than the checkpoint's are
+refused.
+"""
 
 import dataclasses
 import json
@@ -9,7 +13,7 @@ from experiments.learning.configs import TrainConfig, from_json
 from experiments.learning.step import Metrics, TrainState
 from experiments.runs.checkpoints import Checkpoints, DamagedCheckpoint
 from experiments.runs.directory import differing_fields, is_longer
-from experiments.runs.known_data import check_data
+from experiments.runs.run_data import check_data
 from experiments.runtime.errors import RunnerError, UsageError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from experiments.devices.hardware import Hardware
 from experiments.learning.configs import TrainConfig
 from experiments.runs.directory import check_usable, is_finished, read_result
-from experiments.runs.known_data import as_known, load_data
 from experiments.runs.loop import check_fits, train
+from experiments.runs.run_data import as_known, load_data
 from experiments.runtime import processes
 from experiments.runtime.records import Record
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.claims import attacks, parameters, viewpoints
+from experiments.claims import adversarial, parameters, viewpoints
 from experiments.claims.intervals import confidence_interval, percent, verdict
 
 EPSILONS = [0.0, 0.1, 0.2]
@@ -136,7 +136,7 @@ def test_the_familiar_views_are_in_the_middle_of_their_circle():
 
 def test_attacks_are_judged_at_each_size():
     records = [attack_record(seed) for seed in range(3)]
-    untargeted, targeted, black, gradients = attacks.section("data", records, examples()).tables
+    untargeted, targeted, black, gradients = adversarial.section("data", records, examples()).tables
     rows = {row[:3]: row[3:] for row in untargeted.rows}
     assert rows["logits", "bim", "cnn"] == ("91.0 ± 2.5", "51.0 ± 2.5", "11.0 ± 2.5")
     assert rows["activations", "fgsm", "claim"] == ("undecided", "holds", "holds")
@@ -148,14 +148,14 @@ def test_attacks_are_judged_at_each_size():
 
 
 def test_masked_gradients_are_no_robustness():
-    table = attacks.white_box([attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False)
+    table = adversarial.white_box([attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False)
     rows = {row[:3]: row[3:] for row in table.rows}
     assert rows["activations", "bim", "claim"] == ("gradients masked",) * 3
     assert rows["logits", "bim", "claim"] == ("undecided", "holds", "holds")
 
 
 def test_attack_curves_are_the_records():
-    figure = attacks.attack_curves("data", [attack_record(seed) for seed in range(3)], 0.1)
+    figure = adversarial.attack_curves("data", [attack_record(seed) for seed in range(3)], 0.1)
     panels = {axes.get_title(): axes for axes in figure.axes}
     lines = {line.get_label(): line.get_ydata() for line in panels["BIM on logits"].lines}
     np.testing.assert_allclose(lines["CNN"], [91, 51, 11])
@@ -164,7 +164,7 @@ def test_attack_curves_are_the_records():
 
 
 def test_adversarial_examples_are_beside_their_originals():
-    figure = attacks.adversarial_examples(examples(), ("capsules", "cnn"))
+    figure = adversarial.adversarial_examples(examples(), ("capsules", "cnn"))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["cat", "dog", *["cat", "cat"] * 2, *["dog", "cat"] * 2]
     colors = [axes.title.get_color() for axes in figure.axes[2:4]]

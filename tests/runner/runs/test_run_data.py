@@ -15,7 +15,7 @@ from experiments.plots import pictures
 from experiments.runs import flags, trained
 from experiments.runs.directory import read_config, read_result
 from experiments.runs.flags import TrainCommand
-from experiments.runs.known_data import load_data
+from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import parse
 from experiments.runtime.errors import UsageError
 

@@ -1,4 +1,7 @@
-"""The data of a run, as its config says; they are known by their contents: where a file lies, and its name, may change."""
+"""What a run trains on and is scored on: the factor's values, the images held out, and how data are known again.
+
+They are known by their contents: where a file lies, and its name, may change.
+"""
 
 import dataclasses
 import json
