@@ -1,9 +1,9 @@
 """How much noise fools them? `python -m experiments.adversarial` attacks capsules and CNNs: white box, and from one to another.
 
 The paper's claim is that capsules withstand adversarial images better than a CNN does. The attacks are those of
-analysis/attacks.py; what they are given, and how large a change they may make, is in the tables of
-claims/attack_programs.py. Of each seed there is a record,
-RUNS/DATASET/adversarial/seed-SEED.json, and beside it images to look at, and `experiments.report` compares them.
+analysis/attacks.py; what they are given, and how large a change they may make, is in the tables of claims/attack_programs.py. Of
+each seed there is a record, RUNS/DATASET/adversarial/seed-SEED.json, and beside it images to look at, and `experiments.report`
+compares them.
 """
 
 import dataclasses
@@ -240,6 +240,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def run(command: AdversarialCommand, typed: str) -> None:
+    """Train, attack, and print the table."""
     if command.study.quick:
         command = command.shortened()
     study = command.study

@@ -20,13 +20,13 @@ import jax
 from tqdm import tqdm
 
 from experiments.compiled.ahead_of_time import SLICES, described_devices, kernels_for_h100
-from experiments.compiled.collectives import IMAGE_SHAPE, NUM_CLASSES, collectives, compiled_step, totals
+from experiments.compiled.collectives import collectives, compiled_step, totals
 from experiments.compiled.hlo import count_launches
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import ModelConfig, TrainConfig
 from experiments.learning.network import make_model
 from experiments.measurements.textbook import TextbookNetwork
-from experiments.measurements.training_step import PAPER_ROUTING
+from experiments.measurements.training_step import IMAGE_SHAPE, NUM_CLASSES, PAPER_ROUTING
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import first_line
 from experiments.runtime.fields import check_positive

@@ -28,6 +28,7 @@ class EqualityCommand:
 
 
 def run(command: EqualityCommand, _: str) -> None:
+    """Take the steps, and save what they give."""
     command.hardware.start()
     arrays = as_arrays(take_steps(command.hardware.execution(BATCH), command.precision))
     if processes.is_first():

@@ -248,6 +248,7 @@ def measure(command: EquivarianceCommand, typed: str, seed: int) -> Record:
 
 
 def run(command: EquivarianceCommand, typed: str) -> None:
+    """Train, read the viewpoint, and print the table."""
     if command.study.quick:
         command = command.shortened()
     start_jax()

@@ -88,6 +88,7 @@ def first_of_each_class(dataset: Dataset) -> Examples:
 
 
 def run(command: ExportCommand, _: str) -> None:
+    """Write the file."""
     classifier = export(command)
     print(f"{command.out}: {command.out.stat().st_size} bytes, test error {classifier.facts['test_error']:.4%}")
 

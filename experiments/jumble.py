@@ -191,6 +191,7 @@ def measure(command: JumbleCommand, typed: str, seed: int) -> Record:
 
 
 def run(command: JumbleCommand, typed: str) -> None:
+    """Train, score the jumbled, and print the table."""
     if command.study.quick:
         command = command.shortened()
     start_jax()

@@ -84,6 +84,7 @@ def _cell(rows: Sequence[Record]) -> str:
 
 
 def run(command: MeshesCommand, typed: str) -> int:
+    """Compare, print and save; 1 if anything is not right."""
     check_folder(command.output)
     start_jax(max(command.devices))
     rows = compare_all(command)

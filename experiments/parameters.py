@@ -24,9 +24,16 @@ class ParametersCommand:
     def __post_init__(self):
         check_networks(self.networks, NETWORKS)
 
+    def shortened(self) -> "ParametersCommand":
+        """What `--quick` asks for."""
+        return dataclasses.replace(self, study=self.study.shortened())
+
 
 def run(command: ParametersCommand, typed: str) -> None:
-    study = command.study.shortened() if command.study.quick else command.study
+    """Train all, and print the table."""
+    if command.study.quick:
+        command = command.shortened()
+    study = command.study
     start_jax()
     check_trainable(study, command.networks, study.seeds)
     results = []

@@ -172,6 +172,7 @@ def write(sections: Sequence[Section], output: Path) -> None:
 
 
 def run(command: ReportCommand, _: str) -> None:
+    """Write the page."""
     output = command.output or command.runs / "report"
     check_folder(output)
     write(gather(command.runs), output)

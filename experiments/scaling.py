@@ -14,11 +14,12 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from experiments.compiled.collectives import IMAGE_SHAPE, NUM_CLASSES, collectives, compiled_step, totals
+from experiments.compiled.collectives import collectives, compiled_step, totals
 from experiments.data.preprocessing import ImageConfig
 from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import ModelConfig, TrainConfig
+from experiments.measurements.training_step import IMAGE_SHAPE, NUM_CLASSES
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.records import Record, check_folder, write_atomically
 from experiments.runtime.tables import Table
@@ -96,6 +97,7 @@ def collectives_table(rows: Sequence[Record]) -> Table:
 
 
 def run(command: ScalingCommand, typed: str) -> None:
+    """Compare and count, print and save."""
     check_folder(command.output)
     start_jax(max(NUM_DEVICES))
     record: dict[str, Any] = {"command": typed, "jax_version": jax.__version__}

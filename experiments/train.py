@@ -29,6 +29,7 @@ def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
 
 
 def run(command: TrainCommand, typed: str) -> None:
+    """Train what is not finished, and print the results."""
     runs = planned_runs(command)
     command.hardware.start()
     if len(runs) > 1:  # of one alone its training begins with the same

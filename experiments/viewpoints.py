@@ -53,6 +53,10 @@ class ViewpointsCommand:
             names = ", ".join(name for name in NETWORKS if not name.startswith("cnn"))
             raise ValueError(f"capsules must be one of {names}; got {self.capsules!r}")
 
+    def shortened(self) -> "ViewpointsCommand":
+        """What `--quick` asks for."""
+        return dataclasses.replace(self, study=self.study.shortened())
+
     @property
     def familiar(self) -> tuple[int, ...]:
         """The values that are trained on. Raises UsageError if neither the user nor the paper says so."""
@@ -153,8 +157,9 @@ def rows(record: Record) -> list[dict[str, Any]]:
 
 
 def run(command: ViewpointsCommand, typed: str) -> None:
+    """Train, match, score, and print the table."""
     if command.study.quick:
-        command = dataclasses.replace(command, study=command.study.shortened())
+        command = command.shortened()
     start_jax()
     check(command)
     found = measured_seeds(command, typed, functools.partial(measure, command, typed))

@@ -1,4 +1,4 @@
-"""The claim about white-box attacks: its section of the report, and its pictures."""
+"""The claim about adversarial attacks: its section of the report, and its pictures."""
 
 import statistics
 from collections.abc import Mapping, Sequence

@@ -16,6 +16,9 @@ from experiments.runtime.records import Record
 from experiments.runtime.tables import Table
 from experiments.toynorb.scene import View
 
+COORDINATES = {3: (PREDICTED, "row 1, column 4: down"), 7: (TRUE, "row 2, column 4: right")}  # of a pose, row by row
+UNITS = {"elevation": "degrees", "azimuth": "degrees", "roll": "degrees", "zoom": "times", "right": "widths", "down": "heights"}
+
 
 def equivariance_table(records: Sequence[Record]) -> Table:
     """How much of the viewpoint a linear map reads from each network's last layer."""
@@ -62,10 +65,6 @@ def section(dataset: str, records: Sequence[Record], sweeps: Any) -> Section:
         pictures,
         sources(records, "seconds"),
     )
-
-
-COORDINATES = {3: (PREDICTED, "row 1, column 4: down"), 7: (TRUE, "row 2, column 4: right")}  # of a pose, row by row
-UNITS = {"elevation": "degrees", "azimuth": "degrees", "roll": "degrees", "zoom": "times", "right": "widths", "down": "heights"}
 
 
 def r_squared_values(records: Sequence[Record], layer: str) -> dict[str, list[float]]:

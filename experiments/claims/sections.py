@@ -1,4 +1,4 @@
-"""What a report is made of: tables, pictures and sections of them, and what all claims have in common."""
+"""What a report is made of: pictures and sections, and what all claims have in common."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What the claims' pictures have in common: names and colors of the networks."""
+"""What the claims call the networks, which two most of them compare, and their colors."""
 
 COLORS = {"capsules": "tab:blue", "cnn": "tab:orange", "dynamic": "tab:green"}  # of families
 NAMES = {"capsules": "capsules", "cnn": "CNN", "dynamic": "dynamic routing"}

@@ -1,4 +1,4 @@
-"""The claim about viewpoints: its section of the report, and its pictures."""
+"""The claim about viewpoints: its section of the report, and its picture."""
 
 import statistics
 from collections.abc import Sequence

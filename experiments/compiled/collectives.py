@@ -126,6 +126,3 @@ def totals(found: Iterable[Collective]) -> dict[str, Any]:
         row["runs"] += one.times
         row["megabytes_sent"] += one.times * one.sent / 1e6
     return kinds
-
-
-IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB

@@ -1,4 +1,4 @@
-"""A data set in memory, and its divisions: images held out, instances held out, values of a factor."""
+"""Names of data sets; one in memory; and its divisions: images held out, instances held out, values of a factor."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""From stored images to what the network sees: pure functions, to be jitted by their callers.
+"""From stored images to what the network sees: its settings, and pure functions to be jitted by their callers.
 
 An image is first prepared whole (`prepare`), then a view of it is taken: a random one in training, the centre in test. For
 smallNORB this is the paper's pipeline: 96x96 to 48x48, each image to zero mean and unit variance, 32x32 of it, other contrast and

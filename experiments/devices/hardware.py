@@ -77,18 +77,18 @@ def choose_devices(batch_size: int, requested: int | None = None, model_axis: in
     Raises:
         UsageError: there are not as many as requested, or they cannot share the batch evenly.
     """
-    available, processes, local = all_devices(), jax.process_count(), jax.local_device_count()
-    if requested is None and processes == 1:
+    available, num_processes, local = all_devices(), jax.process_count(), jax.local_device_count()
+    if requested is None and num_processes == 1:
         fitting = [n for n in range(model_axis, len(available) + 1, model_axis) if batch_size % (n // model_axis * accumulate) == 0]
         requested = max(fitting, default=model_axis)
     elif requested is None:
         requested = len(available)
     check_number(available, requested)
     there_are = f"there are {len(available)} devices ({describe(available)})"
-    if processes > 1 and requested < len(available):
-        raise UsageError(f"{there_are} in {processes} processes, of which all take part; {requested} were requested")
-    if requested % model_axis or (processes > 1 and local % model_axis):
-        of_each = f", {local} in each process," if processes > 1 else ""
+    if num_processes > 1 and requested < len(available):
+        raise UsageError(f"{there_are} in {num_processes} processes, of which all take part; {requested} were requested")
+    if requested % model_axis or (num_processes > 1 and local % model_axis):
+        of_each = f", {local} in each process," if num_processes > 1 else ""
         raise UsageError(f"{requested} devices{of_each} cannot be divided into groups of {model_axis}, the model axis")
     shares = requested // model_axis * accumulate
     if batch_size % shares:

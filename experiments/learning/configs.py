@@ -20,8 +20,6 @@ from experiments.data.preprocessing import DATASET_IMAGES, TOYNORB_IMAGES, Image
 from experiments.runtime.fields import check_not_negative, check_positive, default_of
 
 Preset = Literal["emcaps", "paper", "ibm"]
-
-
 FAMILIES = {"capsules": "capsules have", "dynamic": "vector capsules have", "cnn": "a cnn has"}
 
 

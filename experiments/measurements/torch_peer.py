@@ -157,7 +157,7 @@ def measure(load: Workload, command: TorchCommand) -> dict[str, Any]:
 
 
 def main() -> None:
-    command = parse(TorchCommand, "python -m experiments.benchmark")
+    command = parse(TorchCommand, "experiments.measurements.torch_peer")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     for load in workloads(command.networks, command.batches):

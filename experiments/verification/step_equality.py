@@ -169,12 +169,12 @@ def arrays_of(division: Division, precision: str) -> dict[str, np.ndarray]:
         # What they print is about their connections. The environment says nothing of this process's simulated devices.
         environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
         start = functools.partial(subprocess.Popen, stdout=subprocess.DEVNULL, env=environment)
-        processes = [start([*command, str(number)]) for number in range(division.processes)]
+        started = [start([*command, str(number)]) for number in range(division.processes)]
         try:
-            if any([process.wait(timeout=TIMEOUT) for process in processes]):
+            if any([process.wait(timeout=TIMEOUT) for process in started]):
                 raise RunnerError(f"{division}: a process failed")
         finally:
-            for process in processes:
+            for process in started:
                 process.kill()
         with np.load(output) as arrays:
             return dict(arrays)

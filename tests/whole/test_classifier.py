@@ -115,7 +115,7 @@ def test_a_traced_temperature_is_no_part_of_a_classifier(small):
 
 
 @pytest.mark.parametrize("view", [View(), View(downsample=2, standardize=True, crop=5)])
-def test_a_view_is_what_the_experiments_call_a_test_view(view):
+def test_a_view_is_what_the_experiments_call_an_evaluation_view(view):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 14, 16, 2), np.uint8))
     config = dataclasses.replace(tiny_run.CONFIG.images, **dataclasses.asdict(view))
     np.testing.assert_array_equal(view(images), central_view(config, images))

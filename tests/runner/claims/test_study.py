@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from experiments import parameters
+from experiments import adversarial, equivariance, jumble, parameters, viewpoints
 from experiments.claims import study
 from experiments.claims.study import NETWORKS, QUICK_STEPS, Study, measured_once
 from experiments.data import loading
 from experiments.learning.network import make_model
 from experiments.learning.step import init_state
 from experiments.plots import pictures
-from experiments.runs import loop
-from experiments.runtime.errors import RunnerError
+from experiments.runs import trained
+from experiments.runtime.errors import RunnerError, UsageError
 
 
 def test_each_network_of_capsules_has_a_cnn_of_its_size():
@@ -82,11 +82,22 @@ def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsy
     assert parameters.main(words) == 0
     assert {path.parent.name for path in tmp_path.glob("quick/mnist/*/result.json")} == {"capsules-0", "cnn-0"}
     first = capsys.readouterr().out
-    monkeypatch.setattr(loop, "train", pytest.fail)
+    monkeypatch.setattr(trained, "train", pytest.fail)
     assert parameters.main(words) == 0
     again = capsys.readouterr().out
     assert again.startswith(f"{tmp_path}/quick/mnist/cnn-0 is finished\n{tmp_path}/quick/mnist/capsules-0 is finished\n")
     assert again.endswith(first[first.index("network  ") :])
+
+
+@pytest.mark.parametrize("command", [adversarial, equivariance, jumble, viewpoints])
+def test_quick_is_short_in_all_commands(command, tmp_path, monkeypatch, capsys):
+    def check(given):
+        raise UsageError(f"{given.study.seeds}, {given.study.steps} steps, {given.file(0)}")
+
+    monkeypatch.setattr(command, "start_jax", lambda: None)
+    monkeypatch.setattr(command, "check", check)
+    assert command.main(["--quick", "--runs", str(tmp_path)]) == 2
+    assert f"(0,), {QUICK_STEPS} steps, {tmp_path}/quick/" in capsys.readouterr().err
 
 
 def test_unknown_networks_are_refused(capsys):

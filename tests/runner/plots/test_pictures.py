@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from experiments import figures, report
 from experiments.analysis.assignment_flow import Flow
 from experiments.analysis.convergence import Convergence
-from experiments.claims import attacks, parameters
+from experiments.claims import adversarial, parameters
 from experiments.claims.sections import Picture, Section
 from experiments.data import loading
 from experiments.plots import capsules, pictures, runs
@@ -44,7 +44,7 @@ def drawn_by(name):
         return capsules.assignment_flow(np.zeros((8, 8, 1)), flow, activations[0], NAMES, 0)
     arrays = {"epsilons": np.array([0.1, 0.2]), "images": IMAGES[:3] / 255, "labels": LABELS[:3], "class_names": np.array(NAMES)}
     arrays |= {"cnn_images": np.zeros((2, 3, 8, 8, 1)), "cnn_predictions": np.zeros((2, 3), int)}
-    return attacks.adversarial_examples(arrays, ["cnn"])
+    return adversarial.adversarial_examples(arrays, ["cnn"])
 
 
 @pytest.mark.parametrize("name", ["samples", "misclassified", "convergence", "assignments", "adversarial"])
