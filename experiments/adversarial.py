@@ -23,6 +23,7 @@ from experiments.claims.attack_programs import ATTACKS, OBJECTIVES, Examples, Go
 from experiments.claims.study import (
     Study,
     TrainedNetwork,
+    asked,
     check_trainable,
     load_network,
     measured_seeds,
@@ -241,8 +242,7 @@ def table(records: Sequence[Record]) -> str:
 
 def run(command: AdversarialCommand, typed: str) -> None:
     """Train, attack, and print the table."""
-    if command.study.quick:
-        command = command.shortened()
+    command = asked(command)
     study = command.study
     start_jax()
     check(command)

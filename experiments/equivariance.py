@@ -30,13 +30,12 @@ from experiments.claims.study import (
     check_networks,
     check_trainable,
     load_network,
-    measured_seeds,
     missing_seeds,
+    run_seeds,
     train_network,
 )
 from experiments.data.preprocessing import evaluation_view
 from experiments.data.toynorb_builders import ToyNorb
-from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import device_mesh, map_chunks
 from experiments.learning.network import class_poses, network_stages
 from experiments.learning.scoring import EXAMPLES_PER_DEVICE
@@ -249,12 +248,7 @@ def measure(command: EquivarianceCommand, typed: str, seed: int) -> Record:
 
 def run(command: EquivarianceCommand, typed: str) -> None:
     """Train, read the viewpoint, and print the table."""
-    if command.study.quick:
-        command = command.shortened()
-    start_jax()
-    check(command)
-    found = measured_seeds(command, typed, functools.partial(measure, command, typed))
-    print(equivariance_table(found).markdown())
+    print(equivariance_table(run_seeds(command, typed, check, measure)).markdown())
 
 
 main = entry_point("experiments.equivariance", EquivarianceCommand, run)

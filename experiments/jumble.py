@@ -24,14 +24,13 @@ from experiments.claims.study import (
     check_networks,
     check_trainable,
     load_network,
-    measured_seeds,
     missing_seeds,
+    run_seeds,
     train_network,
 )
 from experiments.data.dataset import DRAWINGS
 from experiments.data.line_drawings import draw_split
 from experiments.data.stratified import sample
-from experiments.devices.hardware import start_jax
 from experiments.devices.parallel import device_mesh
 from experiments.learning.scoring import Scores, make_evaluator
 from experiments.runs.run_data import load_data
@@ -192,12 +191,7 @@ def measure(command: JumbleCommand, typed: str, seed: int) -> Record:
 
 def run(command: JumbleCommand, typed: str) -> None:
     """Train, score the jumbled, and print the table."""
-    if command.study.quick:
-        command = command.shortened()
-    start_jax()
-    check(command)
-    found = measured_seeds(command, typed, functools.partial(measure, command, typed))
-    print(jumble_table(found).markdown())
+    print(jumble_table(run_seeds(command, typed, check, measure)).markdown())
 
 
 main = entry_point("experiments.jumble", JumbleCommand, run)

@@ -7,7 +7,7 @@ is a folder as of `experiments.train`, RUNS/DATASET/NETWORK-SEED, and `experimen
 import dataclasses
 import sys
 
-from experiments.claims.study import NETWORKS, Study, check_networks, check_trainable, train_network
+from experiments.claims.study import NETWORKS, Study, asked, check_networks, check_trainable, train_network
 from experiments.devices.hardware import start_jax
 from experiments.runs.summary import table
 from experiments.runtime.command_line import entry_point
@@ -31,8 +31,7 @@ class ParametersCommand:
 
 def run(command: ParametersCommand, typed: str) -> None:
     """Train all, and print the table."""
-    if command.study.quick:
-        command = command.shortened()
+    command = asked(command)
     study = command.study
     start_jax()
     check_trainable(study, command.networks, study.seeds)

@@ -9,16 +9,15 @@ Any data set with a factor will do: `--dataset affnist --factor affine` asks the
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.claims.study import NETWORKS, Study, measured_seeds, missing_seeds
+from experiments.claims.study import NETWORKS, Study, missing_seeds, run_seeds
 from experiments.data import loading
-from experiments.devices.hardware import choose_devices, start_jax
+from experiments.devices.hardware import choose_devices
 from experiments.devices.parallel import device_mesh
 from experiments.learning.configs import TrainConfig
 from experiments.learning.scoring import make_evaluator
@@ -158,11 +157,7 @@ def rows(record: Record) -> list[dict[str, Any]]:
 
 def run(command: ViewpointsCommand, typed: str) -> None:
     """Train, match, score, and print the table."""
-    if command.study.quick:
-        command = command.shortened()
-    start_jax()
-    check(command)
-    found = measured_seeds(command, typed, functools.partial(measure, command, typed))
+    found = run_seeds(command, typed, check, measure)
     print(table([row for record in found for row in rows(record)]))
 
 

@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 
+from experiments.devices.hardware import start_jax
 from experiments.learning.configs import TrainConfig, default_config
 from experiments.learning.network import Network
 from experiments.runs.directory import read_result
@@ -178,13 +179,28 @@ def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Cal
     return record
 
 
-class SeedExperiment(Protocol):
-    """A command that measures something of each seed of a study, once."""
+class StudyCommand(Protocol):
+    """A command about the networks of a study."""
 
     @property
     def study(self) -> Study: ...
+    def shortened(self) -> Self: ...
+
+
+class SeedExperiment(StudyCommand, Protocol):
+    """A command that measures something of each seed of a study, once."""
+
     def file(self, seed: int) -> Path: ...
     def settings(self, seed: int) -> dict[str, Any]: ...
+
+
+Command = TypeVar("Command", bound=StudyCommand)
+Experiment = TypeVar("Experiment", bound=SeedExperiment)
+
+
+def asked(command: Command) -> Command:
+    """The command as it is carried out: `shortened` if `--quick` is given."""
+    return command.shortened() if command.study.quick else command
 
 
 def missing_seeds(command: SeedExperiment) -> list[int]:
@@ -198,3 +214,23 @@ def measured_seeds(command: SeedExperiment, typed: str, measure: Callable[[int],
         measured_once(command.file(seed), command.settings(seed), typed, functools.partial(measure, seed))
         for seed in command.study.seeds
     ]
+
+
+def run_seeds(
+    command: Experiment,
+    typed: str,
+    check: Callable[[Experiment], None],
+    measure: Callable[[Experiment, str, int], Record],
+) -> list[Record]:
+    """The record of each seed of what was asked for.
+
+    Args:
+        command: what was typed, as flags,
+        typed: and as text, for the records.
+        check: raises UsageError unless all that is missing can be measured: before anything is trained.
+        measure: from the command, its text and a seed to what was found.
+    """
+    command = asked(command)
+    start_jax()
+    check(command)
+    return measured_seeds(command, typed, functools.partial(measure, command, typed))

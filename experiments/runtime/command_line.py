@@ -99,7 +99,7 @@ def entry_point(
 
     def main(arguments: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if arguments is None else arguments
-        command = parse(kind, f"python -m {module}", words, default and default(words))
+        command = parse(kind, f"python -m {module}", words, default(words) if default else None)
         return exit_code(functools.partial(run, command), module, words)
 
     return main

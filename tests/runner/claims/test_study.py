@@ -94,7 +94,6 @@ def test_quick_is_short_in_all_commands(command, tmp_path, monkeypatch, capsys):
     def check(given):
         raise UsageError(f"{given.study.seeds}, {given.study.steps} steps, {given.file(0)}")
 
-    monkeypatch.setattr(command, "start_jax", lambda: None)
     monkeypatch.setattr(command, "check", check)
     assert command.main(["--quick", "--runs", str(tmp_path)]) == 2
     assert f"(0,), {QUICK_STEPS} steps, {tmp_path}/quick/" in capsys.readouterr().err
