@@ -80,6 +80,14 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--schedule schedule_free --num-iterations 3",
         "--schedule schedule_free --max-rotation 10 --max-scaling 0.15",
     ),
+    "layers": (
+        "--schedule schedule_free --num-iterations 1 --inverse-temperature-rate 3",
+        "--schedule schedule_free --num-iterations 1 --class-iterations 2 --assignment-temperature-rate 1",
+        "--schedule schedule_free --num-iterations 1 --class-iterations 3 --assignment-temperature-rate 1",
+        "--schedule schedule_free --assignment-temperature-rate 1",
+        "--schedule schedule_free --num-iterations 3 --assignment-temperature-rate 1",
+        "--schedule schedule_free --num-iterations 5 --assignment-temperature-rate 1",
+    ),
     "transforms": (
         "--transform-stddev 0.02",
         "--transform-stddev 0.3",
@@ -275,7 +283,7 @@ def make_probe(config: TrainConfig, num_classes: int) -> Probe:
 
     def gradient(num_iterations: int) -> Callable:
         routing = dataclasses.replace(options, num_iterations=num_iterations)
-        shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, routing=routing))
+        shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, routing=routing, class_iterations=None))
         model = make_model(shorter.model, num_classes)
 
         def objective(params: Any, batch: Batch) -> jax.Array:

@@ -41,6 +41,8 @@ class ModelConfig:
     """In what the network below the class capsules computes. Parameters, and the statistics of routing, are float32."""
     class_inverse_temperature: float | None = None
     """Inverse temperature of the class capsules; None: that of the other capsule layers."""
+    class_iterations: int | None = None
+    """Routing iterations of the class capsules; None: as many as of the other capsule layers."""
     reconstruction: bool = False
     """Also train a decoder, from the class capsules' poses to the images, whose error is added to the loss."""
     dynamic_channels: int = 256
@@ -65,6 +67,8 @@ class ModelConfig:
             raise ValueError(f"conv_capsules must be one or more positive numbers; got {self.conv_capsules}")
         if self.class_inverse_temperature is not None:
             check_positive(self, "class_inverse_temperature")
+        if self.class_iterations is not None:
+            check_positive(self, "class_iterations")
         if given := [name for name in self._of_other_family() if getattr(self, name) != default_of(self, name)]:
             raise ValueError(f"{FAMILIES[self.family]} no {', '.join(given)}")
 
@@ -78,16 +82,15 @@ class ModelConfig:
 
     @property
     def num_iterations(self) -> int | None:
-        """Routing iterations of the network; None if it does not route."""
+        """Routing iterations of each layer, or of each but the class capsules; None if the network does not route."""
         return {"capsules": self.routing.num_iterations, "dynamic": self.dynamic_iterations, "cnn": None}[self.family]
 
     @property
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
         """How each capsule layer routes, the class capsules last."""
-        class_routing = self.routing
-        if self.class_inverse_temperature is not None:
-            class_routing = dataclasses.replace(class_routing, inverse_temperature=self.class_inverse_temperature)
-        return (self.routing,) * len(self.conv_capsules) + (class_routing,)
+        of_classes = {"inverse_temperature": self.class_inverse_temperature, "num_iterations": self.class_iterations}
+        given = {name: value for name, value in of_classes.items() if value is not None}
+        return (self.routing,) * len(self.conv_capsules) + (dataclasses.replace(self.routing, **given),)
 
 
 LONGER = 4000  # steps on any data set but the default, which is for a run of minutes, and the one that this is to be chosen on
@@ -212,6 +215,7 @@ def from_json(text: str) -> TrainConfig:
 
 # What was before there were such fields.
 LATER: dict[str, Any] = {
+    "class_iterations": None,
     "init_from": None,
     "max_rotation": 0.0,
     "max_scaling": 0.0,

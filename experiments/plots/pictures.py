@@ -98,7 +98,9 @@ def run_pictures(config: TrainConfig) -> list[str]:
 def run_drawings(config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> Drawings:
     """The `run_pictures` of a run with these records and, at its end, these scores of the test images."""
     iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
-    network = "CNN" if kind is None else f"{kind}{iterations} routing iterations"
+    of_classes = config.model.class_iterations
+    classes = "" if of_classes is None else f" ({of_classes} in the class capsules)"
+    network = "CNN" if kind is None else f"{kind}{iterations} routing iterations{classes}"
     title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
     loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
     names = dataset.class_names

@@ -62,7 +62,7 @@ def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
     learned = [record for record in records if record["split"] == "temperatures"]
     names = [name for name in learned[0] if isinstance(learned[0][name], dict)]
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    figure.suptitle(plain(title))
+    figure.suptitle(plain(title), wrap=True)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for layer in learned[0][name]:
             axes.semilogy([record["step"] for record in learned], [record[name][layer] for record in learned], label=layer)

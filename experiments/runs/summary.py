@@ -23,7 +23,8 @@ def summarize(
     how much of it the last process spent in `compile_seconds` (the training step) and `evaluate_seconds`. Drawing comes after.
     """
     missing = without_images(dataset.test_labels, dataset.class_names)
-    iterations = {} if config.model.num_iterations is None else {"num_iterations": config.model.num_iterations}
+    given = {"num_iterations": config.model.num_iterations, "class_iterations": config.model.class_iterations}
+    iterations = {name: value for name, value in given.items() if value is not None}
     return {
         "dataset": dataset.name,
         "model": config.model.family,

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from emcaps import PRESETS
+from emcaps import PRESETS, RoutingOptions
 from experiments.data.preprocessing import NORB_IMAGES, ImageConfig
 from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn, default_config, from_json, to_json
 from experiments.runs.flags import TrainCommand, default_command
@@ -109,6 +109,18 @@ def test_class_capsules_can_have_a_temperature_of_their_own():
     config = ModelConfig(class_inverse_temperature=5.0)
     assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]
     assert set(ModelConfig().layer_routing) == {ModelConfig().routing}
+
+
+def test_class_capsules_can_have_iterations_of_their_own():
+    config = ModelConfig(routing=RoutingOptions(num_iterations=1), class_iterations=2, class_inverse_temperature=5.0)
+    assert [options.num_iterations for options in config.layer_routing] == [1, 1, 2]
+    assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]
+    with pytest.raises(ValueError, match="class_iterations must be positive; got 0"):
+        ModelConfig(class_iterations=0)
+    with pytest.raises(ValueError, match="a cnn has no class_iterations"):
+        ModelConfig(family="cnn", class_iterations=2)
+    with pytest.raises(ValueError, match="vector capsules have no class_iterations"):
+        ModelConfig(family="dynamic", class_iterations=2)
 
 
 def test_images_are_held_out_by_number_or_by_object():
