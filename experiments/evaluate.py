@@ -13,7 +13,7 @@ from experiments.runs.restore import restore
 from experiments.runs.run_data import now_at
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
-from experiments.runtime.fields import check_positive
+from experiments.runtime.fields import check_positive, check_positive_or_none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class EvaluateCommand:
 
     def __post_init__(self):
         check_positive(self, "crops")
-        if self.devices is not None:
-            check_positive(self, "devices")
+        check_positive_or_none(self, "devices")
 
 
 def run(command: EvaluateCommand, _: str) -> int:

@@ -19,7 +19,7 @@ from experiments.runs.restore import restore
 from experiments.runs.trained import check_runs, trained
 from experiments.runtime.command_line import parse
 from experiments.runtime.errors import UsageError
-from experiments.runtime.fields import check_positive
+from experiments.runtime.fields import check_positive_or_none
 from experiments.runtime.records import Record, check_folder, read_record, write_atomically
 
 # As flags of experiments.train. Each network of capsules has a CNN of about its size beside it, whose learning rate was chosen on
@@ -66,8 +66,7 @@ class Study:
             raise ValueError(f"seeds must be one or more different numbers; got {list(self.seeds)}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds must not be negative; got {list(self.seeds)}")
-        if self.steps is not None:
-            check_positive(self, "steps")
+        check_positive_or_none(self, "steps")
 
     def shortened(self) -> "Study":
         """What `quick` asks for: the first seed, and few steps."""

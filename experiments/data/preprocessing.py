@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from emcaps import prepare_images
-from experiments.runtime.fields import check_not_negative, check_positive
+from experiments.runtime.fields import check_not_negative, check_positive, check_positive_or_none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,7 @@ class ImageConfig:
 
     def __post_init__(self):
         check_positive(self, "downsample")
-        if self.crop is not None:
-            check_positive(self, "crop")
+        check_positive_or_none(self, "crop")
         check_not_negative(self, "max_shift", "max_rotation", "brightness")
         if not 0 <= self.max_scaling < 1:
             raise ValueError(f"max_scaling must lie in [0, 1); got {self.max_scaling}")

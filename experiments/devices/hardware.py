@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.devices.parallel import Devices, Execution, Mode
 from experiments.runtime import processes
 from experiments.runtime.errors import UsageError, first_line
-from experiments.runtime.fields import check_not_negative, check_positive
+from experiments.runtime.fields import check_not_negative, check_positive, check_positive_or_none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Hardware:
 
     def __post_init__(self):
         check_positive(self, "model_axis", "accumulate")
-        if self.devices is not None:
-            check_positive(self, "devices")
+        check_positive_or_none(self, "devices")
         if self.parallel == "pmap" and (self.model_axis > 1 or self.coordinator):
             raise ValueError("pmap shares the batch among the devices of one process; give --parallel jit for more")
         numbers = (self.num_processes, self.process_id)

@@ -17,7 +17,7 @@ from emcaps.options import FIXED_TEMPERATURES
 from experiments.data.dataset import DATASETS
 from experiments.data.npz_files import SUFFIX
 from experiments.data.preprocessing import DATASET_IMAGES, TOYNORB_IMAGES, ImageConfig
-from experiments.runtime.fields import check_not_negative, check_positive, default_of
+from experiments.runtime.fields import check_not_negative, check_positive, check_positive_or_none, default_of
 
 Preset = Literal["emcaps", "paper", "ibm"]
 FAMILIES = {"capsules": "capsules have", "dynamic": "vector capsules have", "cnn": "a cnn has"}
@@ -65,10 +65,7 @@ class ModelConfig:
             raise ValueError(f"cnn_channels must be two positive numbers; got {self.cnn_channels}")
         if not self.conv_capsules or min(self.conv_capsules) < 1:
             raise ValueError(f"conv_capsules must be one or more positive numbers; got {self.conv_capsules}")
-        if self.class_inverse_temperature is not None:
-            check_positive(self, "class_inverse_temperature")
-        if self.class_iterations is not None:
-            check_positive(self, "class_iterations")
+        check_positive_or_none(self, "class_inverse_temperature", "class_iterations")
         if given := [name for name in self._of_other_family() if getattr(self, name) != default_of(self, name)]:
             raise ValueError(f"{FAMILIES[self.family]} no {', '.join(given)}")
 
@@ -165,9 +162,7 @@ class TrainConfig:
             raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, or a path that ends in {SUFFIX}; got {self.dataset!r}")
         check_positive(self, "steps", "batch_size", "learning_rate", "decay_rate", "decay_steps", "eval_every")
         check_not_negative(self, "seed", "weight_decay", "warmup_steps", "holdout")
-        for name in ("clip_norm", "assignment_temperature_end", "inverse_temperature_start"):
-            if getattr(self, name) is not None:
-                check_positive(self, name)
+        check_positive_or_none(self, "clip_norm", "assignment_temperature_end", "inverse_temperature_start")
         if self.inverse_temperature_start is not None and self.model.routing.inverse_temperature is None:
             raise ValueError("inverse_temperature_start needs a constant inverse_temperature to rise to; got None")
         for moved, rate in (

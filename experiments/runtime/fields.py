@@ -11,6 +11,11 @@ def check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be positive; got {getattr(config, name)}")
 
 
+def check_positive_or_none(config: Any, *names: str) -> None:
+    """`check_positive` of those of the named fields that are given, not None."""
+    check_positive(config, *(name for name in names if getattr(config, name) is not None))
+
+
 def check_not_negative(config: Any, *names: str) -> None:
     """Raise ValueError, naming the field, if a named field is negative."""
     for name in names:
