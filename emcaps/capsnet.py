@@ -20,14 +20,16 @@ class CapsNet(nn.Module):
 
     A 5x5 convolution with stride 2 and ReLU; primary capsules; 3x3 convolutional capsules, the first with stride 2 and the
     others with stride 1; class capsules. No padding anywhere. The paper's A, B, C, D are `conv_channels`, `primary_capsules` and
-    `conv_capsules`; its networks are 32/32/32/32 (316,650 parameters for 2 channels and 5 classes) and 64/8/16/16 (68,618).
+    `conv_capsules`; its networks are 32/32/32/32 (316,650 parameters for 2 channels and 5 classes) and 64/8/16/16 (68,618), and one
+    for each temperature that is learned.
 
     Attributes:
         num_classes: class capsules.
         conv_channels: of the first convolution.
         primary_capsules: primary capsule types.
         conv_capsules: capsule types of each convolutional capsule layer.
-        routing: how all capsule layers route; or one for each of them, the class capsules last.
+        routing: how all capsule layers route; or one for each of them, the class capsules last. None: as `ConvCaps` and `ClassCaps`
+            do where nothing else is said.
         capsule_init: how the capsule layers' parameters start.
         add_coordinates: whether the class capsules' votes are told where they come from.
         dtype: of all that is below the class capsules, whose own is that of the parameters; None: what images and parameters
@@ -41,10 +43,10 @@ class CapsNet(nn.Module):
     """
 
     num_classes: int
-    conv_channels: int = 32
+    conv_channels: int = 64
     primary_capsules: int = 8
-    conv_capsules: tuple[int, ...] = (8, 8)
-    routing: RoutingOptions | tuple[RoutingOptions, ...] = RoutingOptions()
+    conv_capsules: tuple[int, ...] = (16, 16)
+    routing: RoutingOptions | tuple[RoutingOptions, ...] | None = None
     capsule_init: CapsuleInit = CapsuleInit()
     add_coordinates: bool = True
     dtype: Any = None
@@ -57,6 +59,8 @@ class CapsNet(nn.Module):
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
         """How each capsule layer routes, the class capsules last."""
         num_layers = len(self.conv_capsules) + 1
+        if self.routing is None:
+            return (ConvCaps.routing,) * (num_layers - 1) + (ClassCaps.routing,)
         if isinstance(self.routing, RoutingOptions):
             return (self.routing,) * num_layers
         expected = f"routing must be one RoutingOptions, or {num_layers} for as many layers"

@@ -63,10 +63,9 @@ def flat(params: Any) -> dict[str, Any]:
 
 def settled(model: CapsNet) -> CapsNet:
     """The same network with tuples for lists, and Python's numbers for arrays of one: programs are found again by its hash."""
-    routing = model.routing
     return model.clone(
         conv_capsules=tuple(model.conv_capsules),
-        routing=tuple(map(_with_numbers, routing)) if isinstance(routing, tuple | list) else _with_numbers(routing),
+        routing=tuple(map(_with_numbers, model.layer_routing())),
         capsule_init=_with_numbers(model.capsule_init),
         dtype=None if model.dtype is None else jnp.dtype(model.dtype),
     )

@@ -56,7 +56,7 @@ class ConvCaps(nn.Module):
         num_capsules: parent types J.
         kernel: K.
         stride: in rows and columns.
-        routing: see `RoutingOptions`.
+        routing: see `RoutingOptions`; one iteration where nothing else is said.
         capsule_init: see `CapsuleInit`.
         dtype: of children, transforms and result; None: what they promote to. Routing itself computes in at least float32.
         parent_axis: name of a mapped axis over whose devices the parent types are divided. The parameters are then those of
@@ -70,7 +70,7 @@ class ConvCaps(nn.Module):
     num_capsules: int
     kernel: int = 3
     stride: int = 1
-    routing: RoutingOptions = RoutingOptions()
+    routing: RoutingOptions = RoutingOptions(num_iterations=1)
     capsule_init: CapsuleInit = CapsuleInit()
     dtype: Any = None
     parent_axis: str | None = None

@@ -19,17 +19,18 @@ from emcaps.types import POSE_SIZE
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOptions:
-    """How the capsule layers route; the defaults are the recipe that trains (BUILD_NOTES.md has the evidence).
+    """How a capsule layer routes; the defaults are the recipe that trains (BUILD_NOTES.md has the evidence).
 
     Attributes:
-        num_iterations: T, M-steps in each layer.
+        num_iterations: T, M-steps. `ConvCaps` have one where nothing else is said.
         inverse_temperature: lambda, the same in every iteration, because the costs it multiplies are normalised; None is the
             schedule of `em_routing`.
         assignment_temperature: divides log p in the E-step. 16, the number of pose entries, makes it a mean over entries.
         assignment_temperature_rate: 0: the temperature stays as it is. Otherwise each layer learns its own: that number times
             exp(rate * theta), with a parameter theta that starts at 0. Steps of Adam, which have all the same size, change the
-            temperature's logarithm `rate` times as fast as other parameters. With one iteration nothing depends on it.
-        inverse_temperature_rate: the same for the inverse temperature.
+            temperature's logarithm `rate` times as fast as other parameters. With one iteration nothing depends on the
+            temperature, and none is learned.
+        inverse_temperature_rate: the same for the inverse temperature, on which all depends with one iteration too.
         normalize_costs: whether costs are measured in standard deviations over the parent types at a position.
         parent_mass: the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is
             this over the number of children on the map per parent on its map. None, the paper's own cost, has no such scale.
@@ -47,7 +48,7 @@ class RoutingOptions:
     num_iterations: int = 2
     inverse_temperature: float | None = 1.0
     assignment_temperature: float = 16.0
-    assignment_temperature_rate: float = 0.0
+    assignment_temperature_rate: float = 1.0
     inverse_temperature_rate: float = 0.0
     normalize_costs: bool = True
     parent_mass: float | None = 16.0
@@ -100,7 +101,8 @@ class RoutingOptions:
 
     def learns(self) -> list[str]:
         """Which temperatures are learned."""
-        return [name for name in ("assignment_temperature", "inverse_temperature") if getattr(self, f"{name}_rate")]
+        tempered = ("assignment_temperature",) if self.num_iterations > 1 else ()
+        return [name for name in (*tempered, "inverse_temperature") if getattr(self, f"{name}_rate")]
 
     def mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
         """The `mass_scale` of a layer of this geometry."""
@@ -178,10 +180,14 @@ FIXED_TEMPERATURES = {"assignment_temperature_rate": 0.0, "inverse_temperature_r
 """What `RoutingOptions` were before temperatures could be learned, in files that do not say it."""
 
 PRESETS = {
-    "emcaps": (RoutingOptions(), CapsuleInit()),
     "paper": (
         RoutingOptions(
-            num_iterations=3, inverse_temperature=None, assignment_temperature=1.0, normalize_costs=False, parent_mass=None
+            num_iterations=3,
+            inverse_temperature=None,
+            assignment_temperature=1.0,
+            assignment_temperature_rate=0.0,
+            normalize_costs=False,
+            parent_mass=None,
         ),
         CapsuleInit(identity=0.0, transform_stddev=0.3),
     ),
@@ -190,6 +196,7 @@ PRESETS = {
             num_iterations=2,
             inverse_temperature=None,
             assignment_temperature=1.0,
+            assignment_temperature_rate=0.0,
             normalize_costs=False,
             parent_mass=None,
             field_mass=100.0,
@@ -199,7 +206,8 @@ PRESETS = {
         CapsuleInit(identity=0.0, transform_stddev=1.0, beta_a=-1000.0, beta_a_stddev=500.0),
     ),
 }
-"""Routing and initial values that belong together, by name. BUILD_NOTES.md says where the numbers come from."""
+"""Constants other than ours: routing of all layers, and the initial values that belong to it, by name. BUILD_NOTES.md says where
+the numbers come from."""
 
 
 def check_settings(routing: RoutingOptions, capsule_init: CapsuleInit) -> None:

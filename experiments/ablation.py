@@ -51,20 +51,23 @@ from experiments.runtime.records import Record, check_folder, numbers, read_line
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
     "iterations": ("--num-iterations 1", "--num-iterations 2", "--num-iterations 3", "--num-iterations 5"),
-    "temperature": (
-        "",
-        "--assignment-temperature 1",
-        "--assignment-temperature 4",
-        "--assignment-temperature 64",
-        "--assignment-temperature-end 1",
-        "--assignment-temperature-end 4",
+    "temperature": tuple(
+        f"--assignment-temperature-rate 0 {temperature}".strip()
+        for temperature in (
+            "",
+            "--assignment-temperature 1",
+            "--assignment-temperature 4",
+            "--assignment-temperature 64",
+            "--assignment-temperature-end 1",
+            "--assignment-temperature-end 4",
+        )
     ),
     "sharpness": (
         "",
-        "--assignment-temperature-rate 1",
+        "--assignment-temperature-rate 0",
         "--assignment-temperature-rate 3",
         "--assignment-temperature-rate 10",
-        "--inverse-temperature-rate 3",
+        "--assignment-temperature-rate 0 --inverse-temperature-rate 3",
         "--assignment-temperature-rate 3 --inverse-temperature-rate 3",
         "--assignment-temperature-rate 3 --inverse-temperature-rate 3 --no-normalize-costs --inverse-temperature 0.03",
         "--assignment-temperature 4 --assignment-temperature-rate 3",
@@ -72,21 +75,19 @@ STUDIES: dict[str, tuple[str, ...]] = {
     ),
     "schedule": (
         "",
-        "--schedule schedule_free",
-        "--schedule schedule_free --assignment-temperature-rate 1",
-        "--schedule schedule_free --assignment-temperature-rate 3",
+        "--schedule cosine",
+        "--schedule cosine --num-iterations 2",
+        "--schedule cosine --num-iterations 1 --inverse-temperature-rate 3",
         "--num-iterations 1 --inverse-temperature-rate 3",
-        "--schedule schedule_free --num-iterations 1 --inverse-temperature-rate 3",
-        "--schedule schedule_free --num-iterations 3",
-        "--schedule schedule_free --max-rotation 10 --max-scaling 0.15",
+        "--max-rotation 10 --max-scaling 0.15",
     ),
     "layers": (
-        "--schedule schedule_free --num-iterations 1 --inverse-temperature-rate 3",
-        "--schedule schedule_free --num-iterations 1 --class-iterations 2 --assignment-temperature-rate 1",
-        "--schedule schedule_free --num-iterations 1 --class-iterations 3 --assignment-temperature-rate 1",
-        "--schedule schedule_free --assignment-temperature-rate 1",
-        "--schedule schedule_free --num-iterations 3 --assignment-temperature-rate 1",
-        "--schedule schedule_free --num-iterations 5 --assignment-temperature-rate 1",
+        "",
+        "--class-iterations 3",
+        "--num-iterations 1 --inverse-temperature-rate 3",
+        "--num-iterations 2",
+        "--num-iterations 3",
+        "--num-iterations 5",
     ),
     "transforms": (
         "--transform-stddev 0.02",
@@ -115,7 +116,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "routing": (
         "--damping 0.1",
         "--damping 0.5",
-        "--no-assignment-gradient",
+        "--no-assignment-gradient --assignment-temperature-rate 0",
         "--competition types",
         "--competition positions",
         "--initial-assignments types",

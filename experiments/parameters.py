@@ -18,7 +18,7 @@ class ParametersCommand:
     """Train capsules and CNNs of several sizes."""
 
     study: Study = dataclasses.field(default_factory=Study)
-    networks: tuple[str, ...] = ("capsules", "cnn", "cnn-25k", "cnn-68k", "capsules-64-8-16-16")
+    networks: tuple[str, ...] = ("capsules", "cnn", "cnn-68k", "capsules-32-8-8-8", "cnn-25k")
     """Which: names of `NETWORKS`, in this order."""
 
     def __post_init__(self):

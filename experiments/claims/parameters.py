@@ -12,7 +12,7 @@ from experiments.plots.style import plain
 from experiments.runtime.records import Record
 from experiments.runtime.tables import Table
 
-SAME_SIZE = {"capsules": "cnn-25k", "capsules-64-8-16-16": "cnn-68k", "capsules-32-32-32-32": "cnn-310k"}
+SAME_SIZE = {"capsules": "cnn-68k", "capsules-32-8-8-8": "cnn-25k", "capsules-32-32-32-32": "cnn-310k"}
 
 
 def section(dataset: str, runs: Sequence[Record]) -> Section:

@@ -27,8 +27,8 @@ from experiments.runtime.records import Record, check_folder, read_record, write
 DYNAMIC = "--model dynamic --dynamic-channels 64 --dynamic-capsules 8"  # a quarter of the paper's widths
 NETWORKS: dict[str, str] = {
     "capsules": "",
-    "capsules-64-8-16-16": "--conv-channels 64 --conv-capsules 16 16",
-    "capsules-32-32-32-32": "--primary-capsules 32 --conv-capsules 32 32",
+    "capsules-32-8-8-8": "--conv-channels 32 --conv-capsules 8 8",
+    "capsules-32-32-32-32": "--conv-channels 32 --primary-capsules 32 --conv-capsules 32 32",
     "capsules-decoder": "--reconstruction",
     "dynamic": DYNAMIC,
     "dynamic-once": f"{DYNAMIC} --dynamic-iterations 1",

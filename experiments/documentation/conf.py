@@ -6,6 +6,7 @@ with the extra `docs`, from the top of the repository. Nothing here imports Sphi
 """
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import re
@@ -98,9 +99,17 @@ def process_signature(app, what: str, name: str, obj, options, signature: str | 
     if signature is None:
         return None
     signature = re.sub(r", parent: .*_Sentinel.*\)$", ")", signature)
-    for default in (emcaps.RoutingOptions(), emcaps.CapsuleInit()):
-        signature = signature.replace(repr(default), f"{type(default).__name__}()")
+    for default in (emcaps.ConvCaps.routing, emcaps.ClassCaps.routing, emcaps.CapsuleInit()):
+        signature = signature.replace(repr(default), brief(default))
     return signature, returns
+
+
+def brief(record) -> str:
+    """A record as it is written where fields have their defaults."""
+    given = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    defaults = {field.name: field.default for field in dataclasses.fields(record)}
+    changed = ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name])
+    return f"{type(record).__name__}({changed})"
 
 
 def skip_member(app, what: str, name: str, obj, skip: bool, options) -> bool | None:

@@ -1,6 +1,6 @@
 """What determines a run's result, as frozen dataclasses; where and on what it runs is not in here.
 
-`python -m experiments.train` with no flags trains the defaults below: toynorb, the recipe of `emcaps.RoutingOptions`. What this
+`python -m experiments.train` with no flags trains the defaults below: toynorb, with the routing of `emcaps.CapsNet`. What this
 takes and what it reaches is in the README.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import tyro
 
-from emcaps import PRESETS, CapsuleInit, RoutingOptions
+from emcaps import PRESETS, CapsNet, CapsuleInit, ClassCaps, ConvCaps, RoutingOptions
 from emcaps.options import FIXED_TEMPERATURES
 from experiments.data.dataset import DATASETS
 from experiments.data.npz_files import SUFFIX
@@ -29,11 +29,11 @@ class ModelConfig:
 
     family: Annotated[Literal["capsules", "dynamic", "cnn"], tyro.conf.arg(name="model")] = "capsules"
     """Matrix capsules with EM routing, vector capsules with dynamic routing, or the paper's convolutional network."""
-    conv_channels: int = 32
+    conv_channels: int = CapsNet.conv_channels
     """Channels of the first convolution, the paper's A."""
-    primary_capsules: int = 8
+    primary_capsules: int = CapsNet.primary_capsules
     """Primary capsule types, the paper's B."""
-    conv_capsules: tuple[int, ...] = (8, 8)
+    conv_capsules: tuple[int, ...] = CapsNet.conv_capsules
     """Capsule types of each convolutional capsule layer, the paper's C and D."""
     add_coordinates: bool = True
     """Coordinate addition in the class capsules."""
@@ -41,8 +41,9 @@ class ModelConfig:
     """In what the network below the class capsules computes. Parameters, and the statistics of routing, are float32."""
     class_inverse_temperature: float | None = None
     """Inverse temperature of the class capsules; None: that of the other capsule layers."""
-    class_iterations: int | None = None
-    """Routing iterations of the class capsules; None: as many as of the other capsule layers."""
+    class_iterations: int | None = ClassCaps.routing.num_iterations
+    """Routing iterations of the class capsules; None: as many as of the other capsule layers, and so it is where
+    --num-iterations or a preset says how many these are."""
     reconstruction: bool = False
     """Also train a decoder, from the class capsules' poses to the images, whose error is added to the loss."""
     dynamic_channels: int = 256
@@ -55,7 +56,7 @@ class ModelConfig:
     """Channels of the CNN's two convolutions; the default is the paper's."""
     cnn_hidden_units: int = 1024
     """Hidden units of the CNN; the default is the paper's."""
-    routing: RoutingOptions = dataclasses.field(default_factory=RoutingOptions)
+    routing: RoutingOptions = ConvCaps.routing
     capsule_init: CapsuleInit = dataclasses.field(default_factory=CapsuleInit)
 
     def __post_init__(self):
@@ -66,21 +67,16 @@ class ModelConfig:
         if not self.conv_capsules or min(self.conv_capsules) < 1:
             raise ValueError(f"conv_capsules must be one or more positive numbers; got {self.conv_capsules}")
         check_positive_or_none(self, "class_inverse_temperature", "class_iterations")
-        if given := [name for name in self._of_other_family() if getattr(self, name) != default_of(self, name)]:
+        if given := [name for name in of_other_families(self.family) if getattr(self, name) != default_of(self, name)]:
             raise ValueError(f"{FAMILIES[self.family]} no {', '.join(given)}")
 
-    def _of_other_family(self) -> list[str]:
-        """The fields that do not apply to this network."""
-        of_all, of_capsules = {"family"}, {"reconstruction"}
-        own = {"capsules": ("dynamic_", "cnn_"), "dynamic": ("dynamic_",), "cnn": ("cnn_",)}[self.family]
-        names = [field.name for field in dataclasses.fields(self)]
-        applies = {name for name in names if name.startswith(own) != (self.family == "capsules")}
-        return [name for name in names if name not in applies | of_all | (of_capsules if self.family != "cnn" else set())]
-
     @property
-    def num_iterations(self) -> int | None:
-        """Routing iterations of each layer, or of each but the class capsules; None if the network does not route."""
-        return {"capsules": self.routing.num_iterations, "dynamic": self.dynamic_iterations, "cnn": None}[self.family]
+    def iterations(self) -> dict[str, int]:
+        """Routing iterations, as a result has them, `class_iterations` where class capsules have their own; of a CNN none."""
+        if self.family != "capsules":
+            return {"num_iterations": self.dynamic_iterations} if self.family == "dynamic" else {}
+        given = {"num_iterations": self.routing.num_iterations, "class_iterations": self.class_iterations}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
@@ -90,7 +86,16 @@ class ModelConfig:
         return (self.routing,) * len(self.conv_capsules) + (dataclasses.replace(self.routing, **given),)
 
 
-LONGER = 4000  # steps on any data set but the default, which is for a run of minutes, and the one that this is to be chosen on
+def of_other_families(family: str) -> list[str]:
+    """The fields of `ModelConfig` that do not apply to a network of this family."""
+    of_all, of_capsules = {"family"}, {"reconstruction"}
+    own = {"capsules": ("dynamic_", "cnn_"), "dynamic": ("dynamic_",), "cnn": ("cnn_",)}[family]
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
+    applies = {name for name in names if name.startswith(own) != (family == "capsules")}
+    return [name for name in names if name not in applies | of_all | (of_capsules if family != "cnn" else set())]
+
+
+LONGER = 8000  # steps on any data set but the default, which is for a run of minutes, and the one that this is to be chosen on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +110,9 @@ class TrainConfig:
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, a fifth of each class's images."""
-    steps: int = 1000
+    steps: int = 2500
     """Training steps."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images in a step, over all devices."""
     calibrate_betas: bool = False
     """Set beta_u and beta_a from the first batch, so that activations start near 0.5 and differ."""
@@ -115,7 +120,7 @@ class TrainConfig:
     """Seed of the parameters, the shuffling and the augmentation."""
     learning_rate: float = 1e-2
     """Adam's learning rate after the warm-up."""
-    schedule: Literal["cosine", "exponential", "schedule_free"] = "cosine"
+    schedule: Literal["cosine", "exponential", "schedule_free"] = "schedule_free"
     """How the learning rate falls: to 0 at the last step, or as the paper's; or not at all, and the network is an average of the
     parameters over all steps (schedule-free Adam, Defazio et al. 2024)."""
     decay_rate: float = 0.96
@@ -143,7 +148,7 @@ class TrainConfig:
     init_from: str | None = None
     """Begin with the weights of this run (its folder) or classifier (as `emcaps.load_classifier` takes it), of the same network.
     Steps, schedule and optimiser begin anew."""
-    eval_every: int = 500
+    eval_every: int = 1250
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     target_error: float | None = None
     """Training ends early, at the first evaluation whose error is within half a point of this (a fraction of 1)."""
@@ -221,14 +226,18 @@ LATER: dict[str, Any] = {
 def build(config_class: type, values: dict[str, Any]) -> Any:
     """A config dataclass from JSON values, the configs in it likewise.
 
-    Raises ValueError unless the keys are exactly its fields; those of `LATER` may be missing, as in runs of earlier versions.
+    Raises ValueError unless the keys are exactly its fields; those of `LATER` may be missing, as in runs of earlier versions. What
+    does not apply to a network had the default of its version, and has today's.
     """
     fields = get_type_hints(config_class)
     values = {name: value for name, value in LATER.items() if name in fields} | values
     if wrong := fields.keys() ^ values.keys():
         raise ValueError(f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}")
-    values = dict(values)
+    other = of_other_families(values["family"]) if config_class is ModelConfig else []
+    values = {name: value for name, value in values.items() if name not in other}
     for name, field_type in fields.items():
+        if name in other:
+            continue
         if dataclasses.is_dataclass(field_type):
             values[name] = build(field_type, values[name])  # pyright: ignore[reportArgumentType]
         elif get_origin(field_type) is tuple:
@@ -242,10 +251,13 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     parser.add_argument("--preset", default="emcaps")
     parser.add_argument("--model", default="capsules")
     parser.add_argument("--dataset", default=TrainConfig.dataset)
+    parser.add_argument("--num-iterations")
     chosen = parser.parse_known_args(words)[0]
+    model = ModelConfig(class_iterations=None) if chosen.num_iterations else ModelConfig()
     # What there is no preset of, the parser of all flags will refuse.
-    routing, init = PRESETS.get(chosen.preset, PRESETS["emcaps"])
-    model = ModelConfig(routing=routing, capsule_init=init)
+    if chosen.preset in PRESETS:
+        routing, init = PRESETS[chosen.preset]
+        model = ModelConfig(routing=routing, capsule_init=init, class_iterations=None)
     config = TrainConfig(model=model)
     # A data set that there is not, the parser of all flags will refuse.
     if chosen.dataset != config.dataset and (chosen.dataset in DATASETS or chosen.dataset.endswith(SUFFIX)):
@@ -254,8 +266,11 @@ def default_config(words: Sequence[str]) -> TrainConfig:
         if chosen.dataset != "toynorb_tuning":
             config = dataclasses.replace(config, steps=LONGER, eval_every=LONGER // 4)
     if chosen.model == "dynamic":
-        return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", learning_rate=1e-3)
+        return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", **SLOWER)
     return as_cnn(config) if chosen.model == "cnn" else config
+
+
+SLOWER: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}  # what networks without EM routing were found to need
 
 
 def as_cnn(config: TrainConfig) -> TrainConfig:
@@ -264,7 +279,7 @@ def as_cnn(config: TrainConfig) -> TrainConfig:
         config,
         model=ModelConfig(family="cnn"),
         loss="cross_entropy",
-        learning_rate=1e-3,
+        **SLOWER,
         calibrate_betas=False,
         init_from=None,
         assignment_temperature_end=None,

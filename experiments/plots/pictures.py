@@ -19,7 +19,7 @@ from experiments.analysis.convergence import measure_convergence
 from experiments.analysis.decoded_poses import AMOUNTS, decode_moved
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import evaluation_view
-from experiments.learning.configs import TrainConfig
+from experiments.learning.configs import ModelConfig, TrainConfig
 from experiments.learning.network import Network, make_model, network_at, network_stages
 from experiments.learning.scoring import Scores
 from experiments.learning.step import TrainState
@@ -92,16 +92,14 @@ def draw_figures(
 
 def run_pictures(config: TrainConfig) -> list[str]:
     """The names of the pictures that there are of a run."""
-    return ["samples", "learning_curves", "misclassified"] + (["temperatures"] if config.model.routing.learns() else [])
+    learned = config.model.family == "capsules" and any(routing.learns() for routing in config.model.layer_routing)
+    return ["samples", "learning_curves", "misclassified"] + (["temperatures"] if learned else [])
 
 
 def run_drawings(config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> Drawings:
     """The `run_pictures` of a run with these records and, at its end, these scores of the test images."""
-    iterations, kind = config.model.num_iterations, {"dynamic": "dynamic routing, ", "capsules": ""}.get(config.model.family)
-    of_classes = config.model.class_iterations
-    classes = "" if of_classes is None else f" ({of_classes} in the class capsules)"
-    network = "CNN" if kind is None else f"{kind}{iterations} routing iterations{classes}"
-    title = f"{dataset.name}, {network}, seed {config.seed}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
+    run = f"{dataset.name}, {_network(config.model)}, seed {config.seed}"
+    title = f"{run}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
     loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
     names = dataset.class_names
     drawings = {
@@ -111,6 +109,16 @@ def run_drawings(config: TrainConfig, dataset: Dataset, scores: Scores, records:
         "temperatures": lambda: runs.temperatures(records, title),
     }
     return {name: drawings[name] for name in run_pictures(config)}
+
+
+def _network(config: ModelConfig) -> str:
+    """What the network is, for a title."""
+    if not config.iterations:
+        return "CNN"
+    number, of_classes = config.iterations["num_iterations"], config.iterations.get("class_iterations", 0)
+    kind = "dynamic routing, " if config.family == "dynamic" else ""
+    classes = f" ({of_classes} in the class capsules)" if of_classes else ""
+    return f"{kind}{number} routing iteration{'' if number == 1 else 's'}{classes}"
 
 
 def routing_drawings(

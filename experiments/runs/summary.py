@@ -23,13 +23,11 @@ def summarize(
     how much of it the last process spent in `compile_seconds` (the training step) and `evaluate_seconds`. Drawing comes after.
     """
     missing = without_images(dataset.test_labels, dataset.class_names)
-    given = {"num_iterations": config.model.num_iterations, "class_iterations": config.model.class_iterations}
-    iterations = {name: value for name, value in given.items() if value is not None}
     return {
         "dataset": dataset.name,
         "model": config.model.family,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        **iterations,
+        **config.model.iterations,
         "steps": int(state.step),
         "batch_size": config.batch_size,
         "seed": config.seed,

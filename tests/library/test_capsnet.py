@@ -21,9 +21,19 @@ def count(params):
 @pytest.mark.parametrize(("widths", "published"), [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)], ids=["310K", "68K"])
 def test_parameter_counts_are_the_papers(widths, published):
     """The paper rounds to 310K and 68K; the released code has these numbers, without biases in the primary capsules."""
-    model = CapsNet(5, *widths)
+    routing, capsule_init = emcaps.PRESETS["paper"]
+    model = CapsNet(5, *widths, routing=routing, capsule_init=capsule_init)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))
     assert count(params) == published
+
+
+def test_the_default_is_the_papers_smaller_network_whose_class_capsules_learn_a_temperature():
+    model = CapsNet(5)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))["params"]
+    assert count(params) == 68_618 + 1
+    assert [routing.num_iterations for routing in model.layer_routing()] == [1, 1, 2]
+    learned = {layer: [name for name in params[layer] if name.endswith("_log")] for layer in model.layer_names()}
+    assert learned == {"conv_caps_1": [], "conv_caps_2": [], "class_caps": ["assignment_temperature_log"]}
 
 
 @pytest.mark.slow

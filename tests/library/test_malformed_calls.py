@@ -150,7 +150,8 @@ BETAS = {"beta_u": Array(floats(3)), "beta_a": Array(floats(3))}
 MAP = {"poses": Array(floats(2, 5, 4, 2, 4, 4)), "activations": UNIT(floats(2, 5, 4, 2))}
 # A module's inputs are looked at while tracing, so not for their values.
 CHILDREN = {name: array._replace(values=()) for name, array in MAP.items()}
-ROUTING = Other((None, "paper", 3, (), emcaps.CapsuleInit()))
+NO_ROUTING = ("paper", 3, (), emcaps.CapsuleInit())
+ROUTING = Other((None, *NO_ROUTING))
 INIT = Other((None, "paper", 0.1, emcaps.RoutingOptions()))
 IMAGES = Array(floats(2, 20, 20, 1), (0, 1, 2, 3), values=())
 LAYER = emcaps.ReceptiveField((5, 4), (3, 2), 1)
@@ -251,7 +252,7 @@ CALLS_BY_NAME = {
             "images": IMAGES,
             **dict.fromkeys(("num_classes", "conv_channels", "primary_capsules"), INT),
             "conv_capsules": SIZES,
-            "routing": Other((*ROUTING.values, (emcaps.RoutingOptions(),) * 2)),
+            "routing": Other((*NO_ROUTING, (emcaps.RoutingOptions(),) * 2)),
             "capsule_init": INIT,
             "add_coordinates": FLAG,
             "dtype": DTYPE,

@@ -111,7 +111,7 @@ def test_views_that_there_are_not_are_refused(flags, message, file, tmp_path, ca
 def test_only_capsules_are_compared_with_the_cnn(name, capsys):
     with pytest.raises(SystemExit, match="2"):
         viewpoints.main(["--capsules", name])
-    assert "capsules must be one of capsules, capsules-64-8-16-16, " in capsys.readouterr().err
+    assert "capsules must be one of capsules, capsules-32-8-8-8, " in capsys.readouterr().err
 
 
 def test_other_capsules_are_trained_as_their_flags_say(monkeypatch):
@@ -120,5 +120,5 @@ def test_other_capsules_are_trained_as_their_flags_say(monkeypatch):
         viewpoints, "trained", lambda config, workdir, *_: trained.update({workdir.name: config}) or {"test_error": 0.5}
     )
     monkeypatch.setattr(viewpoints, "score", lambda *_: {"familiar_error": 0.5})
-    viewpoints.measure(ViewpointsCommand(capsules="capsules-64-8-16-16"), "", 0)
-    assert trained["capsules-0"].model.conv_capsules == (16, 16) and trained["cnn-0"].model.family == "cnn"
+    viewpoints.measure(ViewpointsCommand(capsules="capsules-32-8-8-8"), "", 0)
+    assert trained["capsules-0"].model.conv_capsules == (8, 8) and trained["cnn-0"].model.family == "cnn"

@@ -1,10 +1,11 @@
 """Configs and command lines."""
 
 import dataclasses
+import json
 
 import pytest
 
-from emcaps import PRESETS, RoutingOptions
+from emcaps import PRESETS, CapsNet, RoutingOptions
 from experiments.data.preprocessing import NORB_IMAGES, ImageConfig
 from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn, default_config, from_json, to_json
 from experiments.runs.flags import TrainCommand, default_command
@@ -61,22 +62,22 @@ def test_views_that_cannot_be_do_not_exist(field, value):
 def test_defaults_are_those_of_the_preset_and_the_data_set():
     config = default_config("--steps 3 --dataset smallnorb --preset ibm".split())
     assert config.images == NORB_IMAGES and (config.model.routing, config.model.capsule_init) == PRESETS["ibm"]
-    assert (config.dataset, config.steps) == ("smallnorb", 4000)
-    assert default_config(["--dataset=mnist"]) == TrainConfig(dataset="mnist", images=ImageConfig(), steps=4000, eval_every=1000)
+    assert (config.dataset, config.steps) == ("smallnorb", 8000)
+    assert default_config(["--dataset=mnist"]) == TrainConfig(dataset="mnist", images=ImageConfig(), steps=8000, eval_every=2000)
     assert default_config([]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
 
 
 def test_the_cnn_is_trained_on_the_same_data_by_its_own_loss():
     config = default_config("--model cnn --dataset mnist".split())
     assert config == as_cnn(default_config(["--dataset", "mnist"]))
-    assert (config.model.family, config.loss, config.dataset, config.steps) == ("cnn", "cross_entropy", "mnist", 4000)
+    assert (config.model.family, config.loss, config.dataset, config.steps) == ("cnn", "cross_entropy", "mnist", 8000)
     assert from_json(to_json(config)) == config
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--num-iterations 3 --conv-channels 64", "a cnn has no conv_channels, routing"),
+        ("--num-iterations 3 --conv-channels 32", "a cnn has no conv_channels, routing"),
         ("--preset paper", "a cnn has no EM routing, of which there could be a preset; got paper"),
         ("--baseline", "--baseline trains the cnn beside capsules; got --model cnn"),
         ("--loss spread", "a cnn is trained with the loss cross_entropy; got spread"),
@@ -108,19 +109,51 @@ def test_views_to_train_on_are_values_of_a_factor():
 def test_class_capsules_can_have_a_temperature_of_their_own():
     config = ModelConfig(class_inverse_temperature=5.0)
     assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]
-    assert set(ModelConfig().layer_routing) == {ModelConfig().routing}
+    assert set(ModelConfig(class_iterations=None).layer_routing) == {ModelConfig().routing}
+
+
+def test_layers_route_as_those_of_the_library():
+    assert ModelConfig().layer_routing == CapsNet(3).layer_routing()
+
+
+@pytest.mark.parametrize(
+    "flags, iterations",
+    [
+        ("", [1, 1, 2]),
+        ("--class-iterations 3", [1, 1, 3]),
+        ("--num-iterations 3", [3, 3, 3]),
+        ("--num-iterations=3 --class-iterations 4", [3, 3, 4]),
+        ("--preset paper", [3, 3, 3]),
+        ("--preset paper --class-iterations 2", [3, 3, 2]),
+        ("--preset ibm --num-iterations 1", [1, 1, 1]),
+    ],
+)
+def test_iterations_that_are_given_are_those_of_all_layers(flags, iterations):
+    config = parse(TrainCommand, PROGRAM, flags.split(), default_command(flags.split())).config
+    assert [options.num_iterations for options in config.model.layer_routing] == iterations
+
+
+def test_what_does_not_apply_to_a_network_is_read_as_the_default_of_today():
+    """Of a CNN's runs the file has what was the default of capsules at the time."""
+    config = as_cnn(default_config([]))
+    values = json.loads(to_json(config))
+    values["model"] |= {"conv_channels": 32, "class_iterations": None}
+    values["model"]["routing"]["num_iterations"] = 2
+    assert from_json(json.dumps(values)) == config
 
 
 def test_class_capsules_can_have_iterations_of_their_own():
-    config = ModelConfig(routing=RoutingOptions(num_iterations=1), class_iterations=2, class_inverse_temperature=5.0)
-    assert [options.num_iterations for options in config.layer_routing] == [1, 1, 2]
+    config = ModelConfig(routing=RoutingOptions(num_iterations=3), class_iterations=2, class_inverse_temperature=5.0)
+    assert config.iterations == {"num_iterations": 3, "class_iterations": 2}
+    assert ModelConfig(routing=RoutingOptions(num_iterations=3), class_iterations=None).iterations == {"num_iterations": 3}
+    assert [options.num_iterations for options in config.layer_routing] == [3, 3, 2]
     assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]
     with pytest.raises(ValueError, match="class_iterations must be positive; got 0"):
         ModelConfig(class_iterations=0)
     with pytest.raises(ValueError, match="a cnn has no class_iterations"):
-        ModelConfig(family="cnn", class_iterations=2)
+        ModelConfig(family="cnn", class_iterations=3)
     with pytest.raises(ValueError, match="vector capsules have no class_iterations"):
-        ModelConfig(family="dynamic", class_iterations=2)
+        ModelConfig(family="dynamic", class_iterations=3)
 
 
 def test_images_are_held_out_by_number_or_by_object():

@@ -54,12 +54,22 @@ def test_each_layer_begins_with_the_temperature_that_is_given():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), capsules, expected)
 
 
+def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
+    routing = dataclasses.replace(LEARNING, num_iterations=1)
+    params = network((routing, LEARNING)).init(jax.random.key(0), images(jnp.float32))["params"]
+    assert {name for name in params["conv_caps_1"] if name.endswith("_log")} == {"inverse_temperature_log"}
+    assert {name for name in params["class_caps"] if name.endswith("_log")} == set(NAMES)
+
+
 def test_a_layer_routes_with_what_it_has_learned(x64):
     params = moved(network(LEARNING).init(jax.random.key(0), images(jnp.float64))["params"])
     learned = [LEARNING.learned(params[layer]) for layer in ("conv_caps_1", "class_caps")]
     temperatures = [(float(routing.assignment_temperature), float(routing.inverse_temperature)) for routing in learned]
     np.testing.assert_allclose(temperatures, [(4 * np.exp(0.6), np.exp(-0.6)), (4 * np.exp(-0.8), np.exp(0.3))], rtol=1e-12)
-    fixed = tuple(RoutingOptions(assignment_temperature=one, inverse_temperature=other) for one, other in temperatures)
+    fixed = tuple(
+        RoutingOptions(assignment_temperature=one, inverse_temperature=other, assignment_temperature_rate=0.0)
+        for one, other in temperatures
+    )
     capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float64))
     expected, _ = network(fixed).apply({"params": params}, images(jnp.float64))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), capsules, expected)

@@ -68,7 +68,7 @@ def test_gradients_are_clipped_by_their_norm():
     spike, calm = jnp.full((), 100.0), jnp.ones(())
     moved = []
     for clip_norm in (None, 1.0):
-        optimizer = make_optimizer(dataclasses.replace(CONFIG, clip_norm=clip_norm))
+        optimizer = make_optimizer(dataclasses.replace(CONFIG, clip_norm=clip_norm, schedule="cosine"))
         state = optimizer.init(calm)
         for gradient in (calm, spike):
             _, state = optimizer.update(gradient, state, calm)
@@ -77,7 +77,9 @@ def test_gradients_are_clipped_by_their_norm():
 
 
 def test_temperatures_move_geometrically():
-    config = dataclasses.replace(CONFIG, assignment_temperature_end=1.0, inverse_temperature_start=0.01)
+    routing = dataclasses.replace(CONFIG.model.routing, assignment_temperature_rate=0.0)
+    fixed = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, routing=routing))
+    config = dataclasses.replace(fixed, assignment_temperature_end=1.0, inverse_temperature_start=0.01)
     model = make_model(config.model, 3)
     moving = [network_at(config, model, step).layer_routing()[0] for step in (0, 5, 10, 11)]
     np.testing.assert_allclose([options.assignment_temperature for options in moving], [16, 4, 1, 1], rtol=1e-6)

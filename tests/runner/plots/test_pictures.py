@@ -106,14 +106,16 @@ def test_the_result_comes_before_the_pictures_which_can_be_drawn_later(tmp_path,
         patch.setattr(pictures, "run_drawings", broken)
         result = loop.train(tiny_run.CONFIG, tiny_run.dataset(), tmp_path)
     assert [json.loads(text) for text in results] == [result]
+    assert (result["num_iterations"], result["class_iterations"]) == (1, 2)
     assert result["train_seconds"] > result["compile_seconds"] + result["evaluate_seconds"]
     printed = capsys.readouterr()
     assert f"{tmp_path / 'figures' / 'samples.png'} could not be drawn: RuntimeError: crash" in printed.out
     assert "drawing" in printed.err
     monkeypatch.setattr(figures, "routing_drawings", lambda *_: {"convergence": tiny_run.crash})
     assert figures.main(["--workdir", str(tmp_path)]) == 1
-    assert "error: 1 of 4 pictures could not be drawn" in capsys.readouterr().err
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["learning_curves", "misclassified", "samples"]
+    assert "error: 1 of 5 pictures could not be drawn" in capsys.readouterr().err
+    drawn = sorted(path.stem for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["learning_curves", "misclassified", "samples", "temperatures"]
 
 
 def test_a_report_has_its_page_whatever_its_pictures_are(tmp_path, capsys):
