@@ -7,7 +7,7 @@ from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, dynamic_
 from emcaps.dynamic_capsnet import DynamicCapsNet, PrimaryVectorCaps, VectorClassCaps
 from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
-from emcaps.options import PRESETS, CapsuleInit, RoutingOptions
+from emcaps.options import PAPER, PRESETS, TRAINABLE, CapsuleInit, RoutingOptions
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
 from emcaps.reconstruction import RECONSTRUCTION_WEIGHT, Decoder, reconstruction_loss
 from emcaps.routing import class_em_routing, conv_em_routing, em_routing, inverse_temperature_schedule
@@ -15,9 +15,11 @@ from emcaps.types import Capsules, RoutingResult
 from emcaps.views import View, prepare_images
 
 __all__ = [
+    "PAPER",
     "PRESETS",
     "PRETRAINED",
     "RECONSTRUCTION_WEIGHT",
+    "TRAINABLE",
     "CapsNet",
     "CapsuleInit",
     "Capsules",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.em import Constants, Geometry, route
+from emcaps.em import Constants, Procedure, route
 from emcaps.em_gradient import backward, first_order_only, forward
 from emcaps.layout import (
     OuterResult,
@@ -48,12 +48,12 @@ class Blocks(NamedTuple):
     """How a routing is done; static.
 
     Attributes:
-        geometry: of the routing.
+        procedure: of the routing.
         form: of the votes.
         remat: whether a block is routed again in the backward pass, in place of keeping its `History`.
     """
 
-    geometry: Geometry
+    procedure: Procedure
     form: Form
     remat: bool
 
@@ -71,14 +71,14 @@ def route_blocks(blocks: Blocks, children: tuple[jax.Array, jax.Array], transfor
     return _route(blocks, children, transforms, constants, lambda *given: (route(*given), None))[0]
 
 
-def _route(blocks, children, transforms, constants, procedure):
-    """The result, and what `procedure` keeps of each block beside what `em.route` gives."""
-    field, size = blocks.geometry.field, _block_size(blocks, children, transforms)
+def _route(blocks, children, transforms, constants, run):
+    """The result, and what `run` keeps of each block beside what `em.route` gives."""
+    field, size = blocks.procedure.field, _block_size(blocks, children, transforms)
     inner = inner_transforms(transforms)
 
     def route_block(children):
         poses, activations = inner_children(*children, field=field)
-        outputs, kept = procedure(blocks.form.hold_votes(poses, inner), activations, constants, blocks.geometry)
+        outputs, kept = run(blocks.form.hold_votes(poses, inner), activations, constants, blocks.procedure)
         return (outer_result(*outputs, field=field), kept), ()
 
     (results, kept), _ = _for_blocks(route_block, _divide(children, size), ())
@@ -96,13 +96,13 @@ def _forward(blocks, children, transforms, constants):
 
 def _backward(blocks, residuals, result_gradients):
     (children, transforms, constants, kept), result_gradients = first_order_only((residuals, result_gradients))
-    geometry, size = blocks.geometry, _block_size(blocks, children, transforms)
-    field, inner = geometry.field, inner_transforms(transforms)
+    procedure, size = blocks.procedure, _block_size(blocks, children, transforms)
+    field, inner = procedure.field, inner_transforms(transforms)
 
     def block_backward(given):
         children, kept, result_gradients = given
         poses, activations = inner_children(*children, field=field)
-        routing = blocks.form.hold_votes(poses, inner), activations, constants, geometry
+        routing = blocks.form.hold_votes(poses, inner), activations, constants, procedure
         history = forward(*routing)[1] if kept is None else kept
         (to_poses, to_transforms), to_activations, to_constants = backward(
             *routing, history, outer_result_transpose(result_gradients)
@@ -155,14 +155,14 @@ def _unite(tree, batch):
 
 def _block_size(blocks: Blocks, children, transforms) -> Any:
     """Examples in a block: about as many as the form allows, rather a few less than leaving the last block partly empty."""
-    geometry, form = blocks.geometry, blocks.form
-    batch, positions = children[0].shape[0], math.prod(geometry.field.output_size)
+    procedure, form = blocks.procedure, blocks.form
+    batch, positions = children[0].shape[0], math.prod(procedure.field.output_size)
     if form.columns is not None:
         most = max(1, form.columns // positions)
         if not isinstance(batch, int):  # symbolic, in what `jax.export` makes for any batch
             return most
     elif form.bytes is not None and isinstance(batch, int):
-        most = max(1, form.bytes // _bytes_of_example(children[0], transforms, geometry))
+        most = max(1, form.bytes // _bytes_of_example(children[0], transforms, procedure))
     else:
         return batch
     most = min(batch, most)
@@ -172,11 +172,11 @@ def _block_size(blocks: Blocks, children, transforms) -> Any:
     return -(-block // multiple) * multiple
 
 
-def _bytes_of_example(poses, transforms, geometry) -> int:
+def _bytes_of_example(poses, transforms, procedure) -> int:
     """About what the routing of one example takes on an accelerator, with its gradient: history, gradients, gathered poses."""
     kernel_rows, kernel_columns, child_types, num_parents = transforms.shape[:4]
     num_children = kernel_rows * kernel_columns * child_types
-    of_pairs = num_children * num_parents * 2 * (geometry.num_iterations + 2)
-    of_parents = 6 * geometry.num_iterations * num_parents * POSE_ENTRIES
+    of_pairs = num_children * num_parents * 2 * (procedure.num_iterations + 2)
+    of_parents = 6 * procedure.num_iterations * num_parents * POSE_ENTRIES
     of_children = 3 * num_children * math.prod(poses.shape[-2:])
-    return poses.dtype.itemsize * math.prod(geometry.field.output_size) * (of_pairs + of_parents + of_children)
+    return poses.dtype.itemsize * math.prod(procedure.field.output_size) * (of_pairs + of_parents + of_children)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_shapes, check_sizes
-from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps, image_field
+from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps, check_image_kernel
 from emcaps.options import CapsuleInit, RoutingOptions, check_settings
 from emcaps.receptive_field import receptive_field_centers
 from emcaps.types import Capsules
@@ -20,8 +20,8 @@ class CapsNet(nn.Module):
 
     A 5x5 convolution with stride 2 and ReLU; primary capsules; 3x3 convolutional capsules, the first with stride 2 and the
     others with stride 1; class capsules. No padding anywhere. The paper's A, B, C, D are `conv_channels`, `primary_capsules` and
-    `conv_capsules`; its networks are 32/32/32/32 (316,650 parameters for 2 channels and 5 classes) and 64/8/16/16 (68,618), and one
-    for each temperature that is learned.
+    `conv_capsules`; its networks are 32/32/32/32 (316,650 parameters for 2 channels and 5 classes) and 64/8/16/16 (68,618),
+    the default; each temperature that is learned adds one.
 
     Attributes:
         num_classes: class capsules.
@@ -29,7 +29,8 @@ class CapsNet(nn.Module):
         primary_capsules: primary capsule types.
         conv_capsules: capsule types of each convolutional capsule layer.
         routing: how all capsule layers route; or one for each of them, the class capsules last. None: as `ConvCaps` and `ClassCaps`
-            do where nothing else is said.
+            do by default, with one iteration and with two. `RoutingOptions(...)` is for all layers, also where one field of it is
+            changed; to change a field of the default, change it in each of `layer_routing()`.
         capsule_init: how the capsule layers' parameters start.
         add_coordinates: whether the class capsules' votes are told where they come from.
         dtype: of all that is below the class capsules, whose own is that of the parameters; None: what images and parameters
@@ -104,7 +105,7 @@ class CapsNet(nn.Module):
         out: dict[str, Any] = {}
 
         kernel, stride = geometry[0]
-        image_field("conv", images.shape, kernel, stride)
+        check_image_kernel("conv", images.shape, kernel, stride)
         conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", dtype=self.dtype, name="conv")
         out["conv"] = nn.relu(conv(images))
         capsules = out["primary"] = PrimaryCaps(self.primary_capsules, self.dtype, name="primary")(out["conv"])

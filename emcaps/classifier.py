@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 from emcaps.capsnet import CapsNet
 from emcaps.checks import check_range
 from emcaps.classifier_parts import check_parts, entries, flat, plain, settled
-from emcaps.options import FIXED_TEMPERATURES, CapsuleInit, RoutingOptions
+from emcaps.options import EARLIER, CapsuleInit, RoutingOptions
 from emcaps.sharding import is_sharded
 from emcaps.views import View
 
@@ -56,7 +56,8 @@ class Classifier:
     """A trained network, and what it was trained for.
 
     Attributes:
-        model: the network. Its lists are kept as tuples, and arrays among its settings as Python's numbers.
+        model: the network. Its lists are kept as tuples, arrays among its settings as Python's numbers, and `routing` as
+            that of each layer.
         params: its parameters: it is applied as `model.apply({"params": params}, view(images))`.
         view: what the network sees of an image.
         image_shape: `(H, W, C)` of the images that it takes; given as a tuple, list or array, and kept as a tuple.
@@ -238,7 +239,7 @@ def _arrays(classifier: Classifier) -> dict[str, np.ndarray]:
 def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Classifier:
     """The classifier of a file. Raises KeyError, TypeError or ValueError if the file's parts do not fit together."""
     settings = dict(described["model"])
-    settings["routing"] = tuple(RoutingOptions(**FIXED_TEMPERATURES | routing) for routing in settings["routing"])
+    settings["routing"] = tuple(RoutingOptions(**EARLIER | routing) for routing in settings["routing"])
     # Older files say nothing of these two: what computed in another dtype was saved as if it did not.
     settings["capsule_init"] = CapsuleInit(**settings.get("capsule_init", {}))
     settings.setdefault("dtype", None)

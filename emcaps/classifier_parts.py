@@ -77,6 +77,8 @@ def _with_numbers(options: Any) -> Any:
     for name, value in given.items():
         if isinstance(value, Tracer):
             raise TypeError(f"{name} of a classifier's network must be a known number; it is being traced")
+        if np.ndim(value):
+            raise TypeError(f"{name} of a classifier's network must be one number; got shape {list(np.shape(value))}")
     arrays = {name: value for name, value in given.items() if isinstance(value, np.generic | np.ndarray | jax.Array)}
     return dataclasses.replace(options, **{name: value.item() for name, value in arrays.items()})
 

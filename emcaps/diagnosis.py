@@ -4,7 +4,6 @@ They show what a loss does not: whether assignments get decided or stay even, wh
 which layer and iteration it happens.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -142,7 +141,7 @@ def _results_by_iteration(
     index, routing = list(routed).index(layer), model.layer_routing()
     results = []
     for num_iterations in range(1, routing[index].num_iterations):
-        shortened = dataclasses.replace(routing[index], num_iterations=num_iterations)
+        shortened = routing[index].shortened(num_iterations)
         shorter = model.clone(routing=(*routing[:index], shortened, *routing[index + 1 :]))
         results.append(_routing_results(shorter, variables, images)[layer])
     return [*results, routed[layer]]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from emcaps.checks import check_positive_int, check_shapes
 from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, squash
-from emcaps.layers import image_field, layer_field
+from emcaps.layers import check_image_kernel, check_kernel
 from emcaps.types import Capsules
 
 TRANSFORM_STDDEV = 0.1  # of the released code
@@ -80,7 +80,7 @@ class PrimaryVectorCaps(nn.Module):
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)
         check_positive_int("size", self.size)
-        layer_field(self.name or type(self).__name__, features.shape[1:3], self.kernel, self.stride)
+        check_kernel(self.name or type(self).__name__, features.shape[1:3], self.kernel, self.stride)
         conv = StridedConv(self.num_capsules * self.size, self.kernel, self.stride, name="conv")
         vectors = conv(features)
         return squash(vectors.reshape(*vectors.shape[:3], self.num_capsules, self.size))
@@ -156,7 +156,7 @@ class DynamicCapsNet(nn.Module):
         out: dict[str, Any] = {}
         for name in ("num_classes", "conv_channels", "primary_capsules", "primary_size", "class_size", "num_iterations"):
             check_positive_int(name, getattr(self, name))
-        image_field("conv", images.shape, 9, 1)
+        check_image_kernel("conv", images.shape, 9, 1)
         out["conv"] = nn.relu(nn.Conv(self.conv_channels, (9, 9), padding="VALID", name="conv")(images))
         out["primary"] = PrimaryVectorCaps(self.primary_capsules, self.primary_size, name="primary")(out["conv"])
         children = out["primary"].reshape(images.shape[0], math.prod(out["primary"].shape[1:4]), self.primary_size)

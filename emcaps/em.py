@@ -94,8 +94,8 @@ class Constants(NamedTuple):
     assignment_temperature: jax.Array
 
 
-class Geometry(NamedTuple):
-    """What shapes the compiled program; static. The defaults are the paper's.
+class Procedure(NamedTuple):
+    """What shapes the compiled program; static.
 
     Attributes:
         field: which children a parent sees.
@@ -111,21 +111,21 @@ class Geometry(NamedTuple):
 
     field: ReceptiveField
     num_iterations: int
-    normalize_costs: bool = False
-    competition: str = "all"
-    initial_assignments: str = "reachable"
-    damping: float = 0.0
-    assignment_gradient: bool = True
+    normalize_costs: bool
+    competition: str
+    initial_assignments: str
+    damping: float
+    assignment_gradient: bool
     parent_axis: str | None = None
 
 
-@functools.partial(jax.jit, static_argnames="geometry")  # so that it is traced once for all of its uses
+@functools.partial(jax.jit, static_argnames="procedure")  # so that it is traced once for all of its uses
 def fit_gaussians(
     moments: Moments,
     centre: jax.Array,
     old_means: jax.Array | None,
     constants: Constants,
-    geometry: Geometry,
+    procedure: Procedure,
     iteration: jax.Array,
 ) -> Parents:
     """The M-step after its sums. With g_i = r_ij a_i and m = sum_i g_i, for parent j and pose entry h:
@@ -142,31 +142,31 @@ def fit_gaussians(
         centre: what the moments are about. The result does not depend on it but for rounding.
         old_means: of the previous iteration, `[4, 4, J, M]`; None without damping.
         constants: beta_u is the cost of describing one unit of data for one pose entry, beta_a what an active parent is worth.
-        geometry: see `Geometry`.
+        procedure: see `Procedure`.
         iteration: t, which chooses lambda.
     """
     first, second, mass = moments.first, moments.second, moments.mass[None, None]
     total = mass + constants.mass_epsilon
     shift = (first - constants.mass_epsilon * centre) / total
     if old_means is not None:
-        shift += geometry.damping * (old_means - (centre + shift))
+        shift += procedure.damping * (old_means - (centre + shift))
     # Rounding can leave a small negative sum of squares where all votes agree.
     squares = jnp.maximum(second - 2 * shift * first + mass * shift**2, 0)
     variances = squares / total + constants.min_variance
     information = POSE_ENTRIES * constants.beta_u + 0.5 * jnp.log(variances).sum((0, 1))
     cost = information * moments.mass * constants.mass_scale
-    if geometry.normalize_costs:
-        cost = _standardize_over_types(cost, geometry)
+    if procedure.normalize_costs:
+        cost = _standardize_over_types(cost, procedure)
     logits = constants.inverse_temperature[iteration] * (constants.beta_a - cost)
     return Parents(centre + shift, variances, logits)
 
 
-def _standardize_over_types(cost: jax.Array, geometry: Geometry) -> jax.Array:
+def _standardize_over_types(cost: jax.Array, procedure: Procedure) -> jax.Array:
     """(cost - mean) / (standard deviation + 1) over the types, axis 0; the 1 is a cost too small to be told apart."""
 
     def mean_over_types(values: jax.Array) -> jax.Array:
         mean = values.mean(0, keepdims=True)
-        return mean if geometry.parent_axis is None else lax.pmean(mean, geometry.parent_axis)
+        return mean if procedure.parent_axis is None else lax.pmean(mean, procedure.parent_axis)
 
     offsets = cost - mean_over_types(cost)
     variance = mean_over_types(offsets**2)
@@ -189,55 +189,55 @@ def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, ja
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def compete(scores: jax.Array, geometry: Geometry) -> jax.Array:
+def compete(scores: jax.Array, procedure: Procedure) -> jax.Array:
     """Softmax of `[N, J, M]` over the parents that compete for a child."""
-    field = geometry.field
+    field = procedure.field
     # First over the types at a position; then, in arrays without an axis for them, over the patches that see a child.
-    type_peak = _over_types(scores, geometry, jnp.max, lax.pmax)
+    type_peak = _over_types(scores, procedure, jnp.max, lax.pmax)
     type_shares = jnp.exp(scores - type_peak)
-    patch_weight = jnp.exp(type_peak - _over_patches(type_peak, geometry, field.scatter_max))
-    types_total = _over_types(type_shares, geometry, jnp.sum, lax.psum)
-    total = _over_patches(types_total * patch_weight, geometry, field.scatter_sum)
+    patch_weight = jnp.exp(type_peak - _over_patches(type_peak, procedure, field.scatter_max))
+    types_total = _over_types(type_shares, procedure, jnp.sum, lax.psum)
+    total = _over_patches(types_total * patch_weight, procedure, field.scatter_sum)
     return type_shares * (patch_weight / total)
 
 
-@functools.partial(jax.jit, static_argnames="geometry")
-def compete_derivative(assignments: jax.Array, direction: jax.Array, geometry: Geometry) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="procedure")
+def compete_derivative(assignments: jax.Array, direction: jax.Array, procedure: Procedure) -> jax.Array:
     """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
     weighted = assignments * direction
-    total = _over_patches(_over_types(weighted, geometry, jnp.sum, lax.psum), geometry, geometry.field.scatter_sum)
+    total = _over_patches(_over_types(weighted, procedure, jnp.sum, lax.psum), procedure, procedure.field.scatter_sum)
     return weighted - assignments * total
 
 
 @compete.defjvp
-def _compete_jvp(geometry, primals, tangents):
+def _compete_jvp(procedure, primals, tangents):
     (scores,), (direction,) = primals, tangents
-    assignments = compete(scores, geometry)
-    return assignments, compete_derivative(assignments, direction, geometry)
+    assignments = compete(scores, procedure)
+    return assignments, compete_derivative(assignments, direction, procedure)
 
 
-def _over_types(values: jax.Array, geometry: Geometry, combine: Callable, combine_devices: Callable) -> jax.Array:
+def _over_types(values: jax.Array, procedure: Procedure, combine: Callable, combine_devices: Callable) -> jax.Array:
     """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete: first those that are here."""
-    if geometry.competition == "positions":
+    if procedure.competition == "positions":
         return values
     combined = combine(values, axis=1, keepdims=True)
-    return combined if geometry.parent_axis is None else combine_devices(combined, geometry.parent_axis)
+    return combined if procedure.parent_axis is None else combine_devices(combined, procedure.parent_axis)
 
 
-def _over_patches(values: jax.Array, geometry: Geometry, scatter: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def _over_patches(values: jax.Array, procedure: Procedure, scatter: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Combine what the patches say of each child, and tell each patch the result: `[N, J or 1, M]`, if positions compete."""
-    if geometry.competition == "types":
+    if procedure.competition == "types":
         return values
-    field = geometry.field
+    field = procedure.field
     seen = values.reshape(*field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size))
     return field.gather(scatter(seen)).reshape(values.shape)
 
 
-def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> jax.Array:
+def first_shares(activations: jax.Array, procedure: Procedure, num_types: int) -> jax.Array:
     """How each child divides itself before any routing. The same for all types: `[N, M]`."""
-    if geometry.initial_assignments == "types":
+    if procedure.initial_assignments == "types":
         return jnp.full_like(activations, 1 / num_types)
-    field = geometry.field
+    field = procedure.field
     reached = np.maximum(field.num_parent_positions(), 1) * num_types
     shares = field.gather(jnp.asarray(1 / reached, activations.dtype)[None, :, :, None])
     shares, _ = vary_alike((shares, activations))
@@ -247,17 +247,17 @@ def first_shares(activations: jax.Array, geometry: Geometry, num_types: int) -> 
     return jnp.broadcast_to(shares, shape).reshape(activations.shape)
 
 
-def e_step(votes: Votes, parents: Parents, constants: Constants, geometry: Geometry) -> jax.Array:
+def e_step(votes: Votes, parents: Parents, constants: Constants, procedure: Procedure) -> jax.Array:
     """Divide each child among the parents that compete for it, by p_ij of `log_densities`. Returns assignments `[N, J, M]`."""
     constant, quadratic = log_densities(parents, constants)
-    assignments = compete(votes.scores(constant, quadratic, parents.means), geometry)
-    return assignments if geometry.assignment_gradient else lax.stop_gradient(assignments)
+    assignments = compete(votes.scores(constant, quadratic, parents.means), procedure)
+    return assignments if procedure.assignment_gradient else lax.stop_gradient(assignments)
 
 
-def start(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[jax.Array, Parents]:
+def start(votes: Votes, activations: jax.Array, constants: Constants, procedure: Procedure) -> tuple[jax.Array, Parents]:
     """The `first_shares` of each child, `[N, M]`, and parents that have the means that these give, and nothing else yet."""
-    devices = 1 if geometry.parent_axis is None else lax.axis_size(geometry.parent_axis)
-    shares = first_shares(activations, geometry, constants.beta_u.shape[0] * devices)
+    devices = 1 if procedure.parent_axis is None else lax.axis_size(procedure.parent_axis)
+    shares = first_shares(activations, procedure, constants.beta_u.shape[0] * devices)
     # They are the same for all types, so that the means are one matrix product.
     data = shares * activations
     means = votes.weighted_sum(data) / (data.sum(0) + constants.mass_epsilon)[None, None, None]
@@ -268,7 +268,7 @@ def iterate(
     votes: Votes,
     activations: jax.Array,
     constants: Constants,
-    geometry: Geometry,
+    procedure: Procedure,
     shares: jax.Array,
     iteration: jax.Array,
     parents: Parents,
@@ -285,14 +285,14 @@ def iterate(
         return everywhere, centre, Moments(jnp.broadcast_to(mass, parents.logits.shape), *others)
 
     def divide_by_agreement():
-        assignments = e_step(votes, parents, constants, geometry)
+        assignments = e_step(votes, parents, constants, procedure)
         moments = votes.moments(assignments, centre, activations)
         lost, means = lax.stop_gradient(_lost_digits(moments, centre, constants))
         return assignments, *votes.retake(lost, assignments, means, activations, (centre, moments))
 
     sums = Sums(*unless_first(iteration, divide_by_agreement, divide_evenly))
-    old_means = previous_means(parents, geometry, iteration)
-    return fit_gaussians(sums.moments, sums.centre, old_means, constants, geometry, iteration), sums
+    old_means = previous_means(parents, procedure, iteration)
+    return fit_gaussians(sums.moments, sums.centre, old_means, constants, procedure, iteration), sums
 
 
 def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callable[[], Any]) -> Any:
@@ -300,9 +300,9 @@ def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callabl
     return lax.cond(iteration > 0, step, instead)
 
 
-def previous_means(parents: Parents, geometry: Geometry, iteration: jax.Array) -> jax.Array | None:
+def previous_means(parents: Parents, procedure: Procedure, iteration: jax.Array) -> jax.Array | None:
     """The means of which damping keeps a part, zeros at first; None without damping."""
-    return jnp.where(iteration > 0, parents.means, 0) if geometry.damping else None
+    return jnp.where(iteration > 0, parents.means, 0) if procedure.damping else None
 
 
 def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
@@ -313,14 +313,14 @@ def _lost_digits(moments: Moments, centre: jax.Array, constants: Constants) -> t
     return (mean_squares > MOST_CANCELLATION * variances).any((0, 1)), centre + shift
 
 
-def route(votes: Votes, activations: jax.Array, constants: Constants, geometry: Geometry) -> tuple[Parents, jax.Array]:
+def route(votes: Votes, activations: jax.Array, constants: Constants, procedure: Procedure) -> tuple[Parents, jax.Array]:
     """Procedure 1 for children with `activations` `[N, M]`. Returns the parents and the last assignments `[N, J, M]`."""
-    shares, parents = start(votes, activations, constants, geometry)
+    shares, parents = start(votes, activations, constants, procedure)
 
     def step(iteration, state):
         parents, _ = state
-        parents, sums = iterate(votes, activations, constants, geometry, shares, iteration, parents)
+        parents, sums = iterate(votes, activations, constants, procedure, shares, iteration, parents)
         return parents, sums.assignments
 
     nothing = jnp.zeros_like(shares, shape=(shares.shape[0], *parents.logits.shape))
-    return lax.fori_loop(0, geometry.num_iterations, step, (parents, nothing))
+    return lax.fori_loop(0, procedure.num_iterations, step, (parents, nothing))

@@ -18,8 +18,8 @@ from jax import lax
 
 from emcaps.em import (
     Constants,
-    Geometry,
     Parents,
+    Procedure,
     RecomputedVotes,
     Sums,
     compete_derivative,
@@ -87,22 +87,22 @@ class _Gradients(NamedTuple):
 
 
 def forward(
-    votes: RecomputedVotes, activations: jax.Array, constants: Constants, geometry: Geometry
+    votes: RecomputedVotes, activations: jax.Array, constants: Constants, procedure: Procedure
 ) -> tuple[tuple[Parents, jax.Array], History]:
     """`em.route`, and what `backward` needs of it."""
-    shares, parents = start(votes, activations, constants, geometry)
+    shares, parents = start(votes, activations, constants, procedure)
 
     def step(iteration, state):
         parents, history = state
-        old_means = previous_means(parents, geometry, iteration)
-        parents, sums = iterate(votes, activations, constants, geometry, shares, iteration, parents)
+        old_means = previous_means(parents, procedure, iteration)
+        parents, sums = iterate(votes, activations, constants, procedure, shares, iteration, parents)
         return parents, _put(history, History.record(sums, old_means), iteration)
 
-    repeats = geometry.num_iterations
+    repeats = procedure.num_iterations
     nothing = History(
         assignments=jnp.zeros_like(shares, shape=(repeats, shares.shape[0], *parents.logits.shape)),
         masses=jnp.zeros_like(parents.logits, shape=(repeats, *parents.logits.shape)),
-        forms=jnp.zeros_like(parents.means, shape=(repeats, 4 if geometry.damping else 3, *parents.means.shape)),
+        forms=jnp.zeros_like(parents.means, shape=(repeats, 4 if procedure.damping else 3, *parents.means.shape)),
     )
     parents, history = lax.fori_loop(0, repeats, step, (parents, nothing), unroll=votes.UNROLL)
     return (parents, history.assignments[-1]), history
@@ -123,27 +123,27 @@ def backward(
     votes: RecomputedVotes,
     activations: jax.Array,
     constants: Constants,
-    geometry: Geometry,
+    procedure: Procedure,
     history: History,
     result_gradients: tuple[Parents, jax.Array],
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Constants]:
     """The gradient of `em.route`, from that for its results.
 
     Args:
-        votes, activations, constants, geometry: as of `em.route`.
+        votes, activations, constants, procedure: as of `em.route`.
         history: of the forward pass.
         result_gradients: for the last parents and assignments.
 
     Returns:
         Gradients for the poses and transforms of the votes, for the activations, and for the constants.
     """
-    repeats = geometry.num_iterations
+    repeats = procedure.num_iterations
     (_, common_centre, _), _ = _take(history, repeats - 1).read()
 
     def fit(sums, old_means, iteration):
         """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
         return jax.vjp(
-            lambda moments, old_means, constants: fit_gaussians(moments, sums.centre, old_means, constants, geometry, iteration),
+            lambda moments, old_means, constants: fit_gaussians(moments, sums.centre, old_means, constants, procedure, iteration),
             sums.moments,
             old_means,
             constants,
@@ -168,8 +168,8 @@ def backward(
         parents, _ = fit(earlier, old_means, iteration - 1)
         (_, quadratic), transpose = jax.vjp(log_densities, parents, constants)
         assignments = _take(history, iteration).assignments
-        direction = gradients.assignments if geometry.assignment_gradient else jnp.zeros_like(assignments)
-        scores = compete_derivative(assignments, direction, geometry)
+        direction = gradients.assignments if procedure.assignment_gradient else jnp.zeros_like(assignments)
+        scores = compete_derivative(assignments, direction, procedure)
         mass, first, second = votes.moments(scores, parents.means)
         to_parents, to_constants = transpose((mass, second))
         to_means = to_parents.means - 2 * quadratic * first

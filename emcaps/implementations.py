@@ -1,6 +1,6 @@
 """How the votes are held, and which way is for which platform: what runs behind the doors of `routing.py`.
 
-Each function is compiled once for each `Geometry` and set of shapes.
+Each function is compiled once for each `Procedure` and set of shapes.
 """
 
 import functools
@@ -41,8 +41,8 @@ def kernel_form() -> Form:
     return Form(KernelVotes, bytes=ACCELERATOR_BYTES, multiple=COLUMNS)
 
 
-@functools.partial(jax.jit, static_argnames=("geometry",))
-def route_votes(votes, activations, constants, *, geometry):
+@functools.partial(jax.jit, static_argnames=("procedure",))
+def route_votes(votes, activations, constants, *, procedure):
     """`em_routing` behind the door: one patch of children, one parent position."""
     dtype = common_dtype(votes, activations)
     votes, activations, constants = cast((votes, activations, constants), compute_dtype(votes, activations))
@@ -55,7 +55,7 @@ def route_votes(votes, activations, constants, *, geometry):
         DenseVotes(votes.transpose(1, 3, 4, 2, 0)),
         activations.reshape(-1, num_children).T,
         constants,
-        geometry,
+        procedure,
     )
 
     def outer_poses(array):  # [4, 4, J, M] to [..., J, P]
@@ -74,8 +74,8 @@ def route_votes(votes, activations, constants, *, geometry):
     return outer_dtypes(result, dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "implementation", "remat"))
-def route_capsules(poses, activations, transforms, constants, *, geometry, implementation, remat):
+@functools.partial(jax.jit, static_argnames=("procedure", "implementation", "remat"))
+def route_capsules(poses, activations, transforms, constants, *, procedure, implementation, remat):
     """`conv_em_routing` behind the door. Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`."""
     dtype = common_dtype(poses, activations, transforms)
     poses, activations, transforms, constants = cast(
@@ -84,10 +84,10 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
     given = (poses, activations), transforms, constants
 
     def route_in(form):
-        return functools.partial(route_blocks, Blocks(geometry, form, remat))
+        return functools.partial(route_blocks, Blocks(procedure, form, remat))
 
     if implementation == "dense":
-        route_stored = functools.partial(_route_stored, geometry=geometry)
+        route_stored = functools.partial(_route_stored, procedure=procedure)
         result = (jax.checkpoint(route_stored) if remat else route_stored)(*given)
     elif implementation == "fused":
         result = route_in(FUSED)(*given)
@@ -98,8 +98,8 @@ def route_capsules(poses, activations, transforms, constants, *, geometry, imple
     return outer_dtypes(result.with_activations(), dtype)
 
 
-def _route_stored(children, transforms, constants, geometry) -> OuterResult:
+def _route_stored(children, transforms, constants, procedure) -> OuterResult:
     """Procedure 1 on a map with all votes in memory."""
-    poses, activations = inner_children(*children, field=geometry.field)
-    outputs = route(dense_votes(poses, inner_transforms(transforms)), activations, constants, geometry)
-    return outer_result(*outputs, field=geometry.field)
+    poses, activations = inner_children(*children, field=procedure.field)
+    outputs = route(dense_votes(poses, inner_transforms(transforms)), activations, constants, procedure)
+    return outer_result(*outputs, field=procedure.field)

@@ -1,5 +1,6 @@
 """Flax modules: they own the parameters and call the functions of `routing.py`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,7 @@ from jax import lax
 
 from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_range, check_shapes
 from emcaps.layout import common_dtype
-from emcaps.options import CapsuleInit, RoutingOptions, check_settings
-from emcaps.receptive_field import ReceptiveField
+from emcaps.options import TRAINABLE, CapsuleInit, RoutingOptions, check_settings
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
@@ -56,7 +56,7 @@ class ConvCaps(nn.Module):
         num_capsules: parent types J.
         kernel: K.
         stride: in rows and columns.
-        routing: see `RoutingOptions`; one iteration where nothing else is said.
+        routing: see `RoutingOptions`; by default with one iteration.
         capsule_init: see `CapsuleInit`.
         dtype: of children, transforms and result; None: what they promote to. Routing itself computes in at least float32.
         parent_axis: name of a mapped axis over whose devices the parent types are divided. The parameters are then those of
@@ -70,7 +70,7 @@ class ConvCaps(nn.Module):
     num_capsules: int
     kernel: int = 3
     stride: int = 1
-    routing: RoutingOptions = RoutingOptions(num_iterations=1)
+    routing: RoutingOptions = dataclasses.replace(TRAINABLE, num_iterations=1)
     capsule_init: CapsuleInit = CapsuleInit()
     dtype: Any = None
     parent_axis: str | None = None
@@ -83,9 +83,9 @@ class ConvCaps(nn.Module):
         check_settings(self.routing, self.capsule_init)
         check_dtype("dtype", self.dtype)
         check_axis("parent_axis", self.parent_axis)
-        field = layer_field(self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride)
-        child_types, here = sizes["I"], self.num_capsules // self._devices()
-        shape = (self.kernel, self.kernel, child_types, here, POSE_SIZE, POSE_SIZE)
+        check_kernel(self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride)
+        here = self.num_capsules // self._devices()
+        shape = (self.kernel, self.kernel, sizes["I"], here, POSE_SIZE, POSE_SIZE)
         transforms = self.param("transforms", self.capsule_init.transforms, shape)
         if self.dtype is not None:
             children, transforms = jax.tree.map(lambda array: array.astype(self.dtype), (children, transforms))
@@ -95,7 +95,7 @@ class ConvCaps(nn.Module):
             *self.capsule_init.betas(self, here),
             stride=self.stride,
             parent_axis=self.parent_axis,
-            **self.routing.learned_by(self).keywords(field, child_types, self.num_capsules),
+            options=self.routing.learned_by(self),
         )
         if self.parent_axis is None:
             return routed
@@ -130,7 +130,7 @@ class ClassCaps(nn.Module):
     """
 
     num_classes: int
-    routing: RoutingOptions = RoutingOptions()
+    routing: RoutingOptions = TRAINABLE
     capsule_init: CapsuleInit = CapsuleInit()
     add_coordinates: bool = True
 
@@ -157,13 +157,12 @@ class ClassCaps(nn.Module):
             if centers is None:
                 centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
             coordinates = jnp.asarray(_grid(centers, height, width), dtype)
-        field = ReceptiveField((height, width), (height, width), 1)
         return class_em_routing(
             *children,
             transforms,
             *self.capsule_init.betas(self, self.num_classes),
             coordinates=coordinates,
-            **self.routing.learned_by(self).keywords(field, child_types, self.num_classes),
+            options=self.routing.learned_by(self),
         )
 
 
@@ -180,8 +179,8 @@ def _grid(centers: tuple[np.ndarray, np.ndarray], height: int, width: int) -> np
     return np.stack(np.meshgrid(*centers, indexing="ij"), -1)
 
 
-def layer_field(layer: str, map_size: Sequence[int], kernel: int, stride: int) -> ReceptiveField:
-    """The geometry of a layer with a square kernel. Raises ValueError, naming the layer, if the kernel is larger than the map."""
+def check_kernel(layer: str, map_size: Sequence[int], kernel: int, stride: int) -> None:
+    """Raise, naming the layer, unless these are the side and the stride of a kernel no larger than the map."""
     check_positive_int(f"kernel of {layer}", kernel)
     check_positive_int(f"stride of {layer}", stride)
     height, width = map_size
@@ -190,13 +189,12 @@ def layer_field(layer: str, map_size: Sequence[int], kernel: int, stride: int) -
             f"{layer}: its input is {height}x{width}, too small for its {kernel}x{kernel} kernel with stride {stride}; "
             "use larger images"
         )
-    return ReceptiveField((height, width), (kernel, kernel), stride)
 
 
-def image_field(layer: str, shape: Sequence[int], kernel: int, stride: int) -> ReceptiveField:
-    """`layer_field` of the layer that sees images `[B, H, W, channels]`; of channels that seem to come first, the error asks."""
+def check_image_kernel(layer: str, shape: Sequence[int], kernel: int, stride: int) -> None:
+    """`check_kernel` of the layer that sees images `[B, H, W, channels]`; of channels that seem to come first, the error asks."""
     try:
-        return layer_field(layer, shape[1:3], kernel, stride)
+        check_kernel(layer, shape[1:3], kernel, stride)
     except ValueError as error:
         if shape[1] < kernel <= min(shape[2:]):
             order = "do channels come first? They must be last, [B, height, width, channels]"

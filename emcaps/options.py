@@ -1,56 +1,88 @@
-"""How capsule layers route, and how their parameters start: the options of the modules, as frozen records."""
+"""How EM routing is done, and how the parameters of capsule layers start, as frozen records."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcaps.checks import check_bool, check_choice, check_known_number, check_number, check_positive_int
+from emcaps.checks import (
+    check_bool,
+    check_choice,
+    check_floating,
+    check_known_number,
+    check_number,
+    check_positive_int,
+    check_range,
+)
 from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.implementations import IMPLEMENTATIONS
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_SIZE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutingOptions:
-    """How a capsule layer routes; the defaults are the recipe that trains (BUILD_NOTES.md has the evidence).
+    """How EM routing is done, for functions and modules alike.
+
+    The defaults are the recipe that trains, `TRAINABLE` (BUILD_NOTES.md has the evidence); the paper's procedure is `PAPER`.
+    All numbers that are not marked static, which shape the compiled program, may be scalar arrays, traced ones too. A record with
+    arrays has no hash, and cannot be the static argument of a compiled function.
 
     Attributes:
-        num_iterations: T, M-steps. `ConvCaps` have one where nothing else is said.
-        inverse_temperature: lambda, the same in every iteration, because the costs it multiplies are normalised; None is the
-            schedule of `em_routing`.
-        assignment_temperature: divides log p in the E-step. 16, the number of pose entries, makes it a mean over entries.
-        assignment_temperature_rate: 0: the temperature stays as it is. Otherwise each layer learns its own: that number times
-            exp(rate * theta), with a parameter theta that starts at 0. Steps of Adam, which have all the same size, change the
-            temperature's logarithm `rate` times as fast as other parameters. With one iteration nothing depends on the
-            temperature, and none is learned.
-        inverse_temperature_rate: the same for the inverse temperature, on which all depends with one iteration too.
-        normalize_costs: whether costs are measured in standard deviations over the parent types at a position.
-        parent_mass: the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is
-            this over the number of children on the map per parent on its map. None, the paper's own cost, has no such scale.
-        field_mass: the same with the children that one parent sees, per parent type: IBM's scale. Not both.
-        min_variance: added to the variances.
-        mass_epsilon: added to a parent's mass where it divides.
-        competition, initial_assignments, damping, assignment_gradient, implementation, remat: see `conv_em_routing`.
+        num_iterations: T >= 1 M-steps, with T - 1 E-steps between them. Static.
+        inverse_temperature: lambda >= 0; a number for all iterations, an array `[T]`, or None: the released code's schedule, see
+            `inverse_temperature_schedule`.
+        inverse_temperature_rate: >= 0. With 0 lambda stays as it is. Otherwise each layer of a network learns its own: the number
+            that is given times exp(rate * theta), with a parameter theta that starts at 0. Steps of Adam, which have all the same
+            size, change its logarithm `rate` times as fast as other parameters. Functions, which have no parameters, take
+            temperatures as they are given. Static.
+        assignment_temperature: > 0, divides log p in the E-step. 1 is the paper's EM; 16, the number of pose entries, makes it a
+            mean over entries, with softer assignments.
+        assignment_temperature_rate: >= 0. How fast each layer learns its assignment temperature, as `inverse_temperature_rate` for
+            lambda. With one iteration nothing depends on this temperature, and none is learned. Static.
+        normalize_costs: measure costs in standard deviations over the parent types at a position (see `em.fit_gaussians`); the
+            paper's procedure does not. Static.
+        mass_scale: > 0, multiplies a parent's mass in its cost. None: 1, the paper's own cost, or what one of the next two makes of
+            the layer's size.
+        parent_mass: > 0, the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is this
+            over the number of children on the map per parent on its map.
+        field_mass: > 0, IBM's scale: `mass_scale` is this over the number of children that one parent sees, per parent type.
+        min_variance: > 0, added to every variance.
+        mass_epsilon: > 0, added to a parent's mass where it divides.
+        competition: among which parents a child divides itself. `"all"`: all that it reaches, as in the paper. `"types"`: only
+            the types at one position, for each position anew, as most public code does. `"positions"`: for each type anew, the
+            positions whose receptive fields overlap at the child, as the released code does. Static.
+        initial_assignments: `"reachable"`: at first each child divides itself evenly among the parents that it reaches, as in
+            the paper; `"types"`: 1 / J for each parent, as in the released code. Static.
+        damping: in [0, 1), how much of an iteration's means is kept in the next one's: mean = (1 - damping) new + damping old,
+            from 0 at first, and the variance is about the damped mean. The paper has none, the released code 0.1. Static.
+        assignment_gradient: whether derivatives go through the E-step; False makes the assignments constants. Static.
+        implementation: how the votes are held where children make them. `"streamed"`: recomputed where they are used and never
+            stored, several times faster, for gradients of first order in reverse mode; in chunks in programs for CPUs, fused into
+            reductions in those for GPUs and TPUs. `"kernels"`: as `"streamed"`, but in float32 on NVIDIA GPUs by hand-written
+            kernels, several times faster still; a program with these cannot be exported. `"fused"`: the accelerators' form on
+            every platform. `"dense"`: in memory, differentiable to any order in either mode. Static.
+        remat: whether a block of the batch is routed again on the way back, in place of keeping its assignments from the way
+            forth: slower, in less memory. Static.
 
     Raises:
-        TypeError, ValueError: an option is not what it must be (as in `conv_em_routing`); both `parent_mass` and `field_mass` are
-            given; `inverse_temperature_rate` without a constant `inverse_temperature` above 0 to start from; or
-            `assignment_temperature_rate` without `assignment_gradient`, through which alone it can be learned.
+        TypeError, ValueError: an option is not as above; more than one of `mass_scale`, `parent_mass` and `field_mass` is given;
+            `inverse_temperature_rate` without a number above 0 to start from; or an assignment temperature that is to be learned
+            without `assignment_gradient`, through which alone it can be.
     """
 
     num_iterations: int = 2
     inverse_temperature: float | None = 1.0
+    inverse_temperature_rate: float = 0.0
     assignment_temperature: float = 16.0
     assignment_temperature_rate: float = 1.0
-    inverse_temperature_rate: float = 0.0
     normalize_costs: bool = True
+    mass_scale: float | None = None
     parent_mass: float | None = 16.0
     field_mass: float | None = None
     min_variance: float = 5e-4
@@ -64,27 +96,65 @@ class RoutingOptions:
 
     def __post_init__(self):
         check_positive_int("num_iterations", self.num_iterations)
-        if self.inverse_temperature is not None:
-            check_number("inverse_temperature", self.inverse_temperature, 0)
-        for name in ("assignment_temperature", "parent_mass", "field_mass", "min_variance", "mass_epsilon"):
-            if getattr(self, name) is not None or name not in ("parent_mass", "field_mass"):
-                check_number(name, getattr(self, name), 0, open_low=True)
-        check_known_number("damping", self.damping, 0, 1, open_high=True)
         for name in ("assignment_temperature_rate", "inverse_temperature_rate"):
             check_known_number(name, getattr(self, name), 0)
-        if self.assignment_temperature_rate and not self.assignment_gradient:
-            raise ValueError("assignment_temperature_rate needs assignment_gradient; got False")
-        if self.inverse_temperature_rate:
-            if self.inverse_temperature is None:
-                raise ValueError("inverse_temperature_rate needs a constant inverse_temperature to start from; got None")
-            check_number("inverse_temperature, where it is learned,", self.inverse_temperature, 0, open_low=True)
+        self._check_inverse_temperature()
+        for name in ("assignment_temperature", "min_variance", "mass_epsilon", *self._masses()):
+            check_number(name, getattr(self, name), 0, open_low=True)
+        check_known_number("damping", self.damping, 0, 1, open_high=True)
         for name in ("normalize_costs", "assignment_gradient", "remat"):
             check_bool(name, getattr(self, name))
         check_choice("competition", self.competition, COMPETITIONS)
         check_choice("initial_assignments", self.initial_assignments, INITIAL_ASSIGNMENTS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
-        if self.parent_mass is not None and self.field_mass is not None:
-            raise ValueError(f"give parent_mass or field_mass, not both; got {self.parent_mass} and {self.field_mass}")
+        if "assignment_temperature" in self.learns() and not self.assignment_gradient:
+            raise ValueError("assignment_temperature_rate must be 0 without assignment_gradient; got assignment_gradient False")
+        if len(self._masses()) > 1:
+            given = " and ".join(f"{name} {value}" for name, value in self._masses().items())
+            raise ValueError(f"give one of mass_scale, parent_mass and field_mass; got {given}")
+
+    def _check_inverse_temperature(self) -> None:
+        given: Any = self.inverse_temperature
+        if is_array := getattr(given, "ndim", 0) > 0:
+            check_floating("inverse_temperature", given)
+            if np.shape(given) != (self.num_iterations,):
+                raise ValueError(
+                    f"inverse_temperature must be a number, or have shape [{self.num_iterations}], one for each iteration; "
+                    f"got shape {list(np.shape(given))}"
+                )
+            check_range("inverse_temperature", given, 0)
+        elif given is not None:
+            check_number("inverse_temperature", given, 0)
+        if self.inverse_temperature_rate:
+            if given is None or is_array:
+                got = "None" if given is None else f"shape {list(np.shape(given))}"
+                raise ValueError(f"inverse_temperature_rate needs a constant inverse_temperature to start from; got {got}")
+            check_number("inverse_temperature, where it is learned,", given, 0, open_low=True)
+
+    def _masses(self) -> dict[str, float]:
+        """Which of the three ways to scale a parent's mass are given."""
+        masses = {"mass_scale": self.mass_scale, "parent_mass": self.parent_mass, "field_mass": self.field_mass}
+        return {name: mass for name, mass in masses.items() if mass is not None}
+
+    def layer_mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
+        """The `mass_scale` of a layer of this size."""
+        if self.parent_mass is not None:
+            return self.parent_mass * math.prod(field.output_size) * parent_types / (math.prod(field.map_size) * child_types)
+        if self.field_mass is not None:
+            return self.field_mass * parent_types / (math.prod(field.kernel_size) * child_types)
+        return 1.0 if self.mass_scale is None else self.mass_scale
+
+    def shortened(self, num_iterations: int) -> "RoutingOptions":
+        """The same with only the first so many iterations."""
+        schedule: Any = self.inverse_temperature
+        if getattr(schedule, "ndim", 0):
+            schedule = schedule[:num_iterations]
+        return dataclasses.replace(self, num_iterations=num_iterations, inverse_temperature=schedule)
+
+    def learns(self) -> list[str]:
+        """Which temperatures a layer of a network learns."""
+        tempered = ("assignment_temperature",) if self.num_iterations > 1 else ()
+        return [name for name in (*tempered, "inverse_temperature") if getattr(self, f"{name}_rate")]
 
     def learned(self, parameters: Mapping[str, Any]) -> "RoutingOptions":
         """The same with the temperatures that a layer with these parameters has learned, as scalar arrays."""
@@ -99,39 +169,41 @@ class RoutingOptions:
         names = [f"{name}_log" for name in self.learns()]
         return self.learned({name: layer.param(name, lambda _: jnp.zeros(())) for name in names})
 
-    def learns(self) -> list[str]:
-        """Which temperatures are learned."""
-        tempered = ("assignment_temperature",) if self.num_iterations > 1 else ()
-        return [name for name in (*tempered, "inverse_temperature") if getattr(self, f"{name}_rate")]
 
-    def mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
-        """The `mass_scale` of a layer of this geometry."""
-        if self.parent_mass is not None:
-            return self.parent_mass * math.prod(field.output_size) * parent_types / (math.prod(field.map_size) * child_types)
-        if self.field_mass is not None:
-            return self.field_mass * parent_types / (math.prod(field.kernel_size) * child_types)
-        return 1.0
+class RoutingChanges(TypedDict, total=False):
+    """The keywords with which functions change fields of `RoutingOptions`, for type checkers."""
 
-    def keywords(self, field: ReceptiveField, child_types: int, parent_types: int) -> dict:
-        """The keyword arguments of the routing functions for a layer of this geometry."""
-        inverse_temperature = self.inverse_temperature
-        if inverse_temperature is not None:
-            inverse_temperature = jnp.full(self.num_iterations, inverse_temperature)
-        return dict(
-            num_iterations=self.num_iterations,
-            inverse_temperature=inverse_temperature,
-            min_variance=self.min_variance,
-            mass_epsilon=self.mass_epsilon,
-            mass_scale=self.mass_scale(field, child_types, parent_types),
-            assignment_temperature=self.assignment_temperature,
-            normalize_costs=self.normalize_costs,
-            competition=self.competition,
-            initial_assignments=self.initial_assignments,
-            damping=self.damping,
-            assignment_gradient=self.assignment_gradient,
-            implementation=self.implementation,
-            remat=self.remat,
-        )
+    num_iterations: int
+    inverse_temperature: jax.typing.ArrayLike | None
+    inverse_temperature_rate: float
+    assignment_temperature: jax.typing.ArrayLike
+    assignment_temperature_rate: float
+    normalize_costs: bool
+    mass_scale: jax.typing.ArrayLike | None
+    parent_mass: jax.typing.ArrayLike | None
+    field_mass: jax.typing.ArrayLike | None
+    min_variance: jax.typing.ArrayLike
+    mass_epsilon: jax.typing.ArrayLike
+    competition: str
+    initial_assignments: str
+    damping: float
+    assignment_gradient: bool
+    implementation: str
+    remat: bool
+
+
+TRAINABLE = RoutingOptions()
+"""The recipe that trains, with a temperate E-step and costs in standard deviations. BUILD_NOTES.md has the evidence."""
+
+PAPER = RoutingOptions(
+    num_iterations=3,
+    inverse_temperature=None,
+    assignment_temperature=1.0,
+    assignment_temperature_rate=0.0,
+    normalize_costs=False,
+    parent_mass=None,
+)
+"""Procedure 1 as the paper has it, with lambda as in the released code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,38 +248,17 @@ class CapsuleInit:
         return beta_u, layer.param("beta_a", init(self.beta_a, self.beta_a_stddev), (num_parents,))
 
 
-FIXED_TEMPERATURES = {"assignment_temperature_rate": 0.0, "inverse_temperature_rate": 0.0}
-"""What `RoutingOptions` were before temperatures could be learned, in files that do not say it."""
+EARLIER = {"assignment_temperature_rate": 0.0, "inverse_temperature_rate": 0.0, "mass_scale": None}
+"""What `RoutingOptions` were before there were such fields, in files that do not say it."""
 
 PRESETS = {
-    "paper": (
-        RoutingOptions(
-            num_iterations=3,
-            inverse_temperature=None,
-            assignment_temperature=1.0,
-            assignment_temperature_rate=0.0,
-            normalize_costs=False,
-            parent_mass=None,
-        ),
-        CapsuleInit(identity=0.0, transform_stddev=0.3),
-    ),
+    "paper": (PAPER, CapsuleInit(identity=0.0, transform_stddev=0.3)),
     "ibm": (
-        RoutingOptions(
-            num_iterations=2,
-            inverse_temperature=None,
-            assignment_temperature=1.0,
-            assignment_temperature_rate=0.0,
-            normalize_costs=False,
-            parent_mass=None,
-            field_mass=100.0,
-            min_variance=1e-9,
-            mass_epsilon=1e-9,
-        ),
+        dataclasses.replace(PAPER, num_iterations=2, field_mass=100.0, min_variance=1e-9, mass_epsilon=1e-9),
         CapsuleInit(identity=0.0, transform_stddev=1.0, beta_a=-1000.0, beta_a_stddev=500.0),
     ),
 }
-"""Constants other than ours: routing of all layers, and the initial values that belong to it, by name. BUILD_NOTES.md says where
-the numbers come from."""
+"""The constants of the paper and of IBM for all layers, with the initial values that belong to them; see BUILD_NOTES.md."""
 
 
 def check_settings(routing: RoutingOptions, capsule_init: CapsuleInit) -> None:

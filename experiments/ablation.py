@@ -29,7 +29,7 @@ from experiments.data.preprocessing import evaluation_view
 from experiments.data.stratified import sample
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.devices.parallel import Execution, device_mesh, parallelize
-from experiments.learning.configs import TrainConfig, default_config
+from experiments.learning.configs import TrainConfig, default_config, to_json
 from experiments.learning.network import (
     class_logits,
     make_model,
@@ -270,7 +270,7 @@ class Probe(NamedTuple):
     """What looks for causes, at the first step of a config; compiled functions of `(params, batch)`.
 
     Attributes:
-        gradients: of the loss when all layers route with 1, 2 .. T iterations.
+        gradients: of the loss when all layers route with at most 1, 2 .. T iterations, the last of which is as they are.
         diagnose: `emcaps.diagnostics`.
     """
 
@@ -280,23 +280,24 @@ class Probe(NamedTuple):
 
 def make_probe(config: TrainConfig, num_classes: int) -> Probe:
     """The probe of a config."""
-    options = config.model.routing
+    whole: Any = make_model(config.model, num_classes)
+    layers = whole.layer_routing()
 
-    def gradient(num_iterations: int) -> Callable:
-        routing = dataclasses.replace(options, num_iterations=num_iterations)
-        shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, routing=routing, class_iterations=None))
-        model = make_model(shorter.model, num_classes)
+    def gradient(most: int) -> Callable:
+        routing = (dataclasses.replace(layer, num_iterations=min(layer.num_iterations, most)) for layer in layers)
+        model = whole.clone(routing=tuple(routing))
 
         def objective(params: Any, batch: Batch) -> jax.Array:
-            logits = class_logits(network_stages(shorter, model, params, batch.images, 0))
-            return losses(shorter, logits, batch.labels, 0).mean()
+            logits = class_logits(network_stages(config, model, params, batch.images, 0))
+            return losses(config, logits, batch.labels, 0).mean()
 
         return jax.jit(jax.grad(objective))
 
     def diagnose(params: Any, batch: Batch) -> Any:
         return routing_diagnostics(config, make_model(config.model, num_classes), params, batch.images, 0)
 
-    return Probe(tuple(map(gradient, range(1, options.num_iterations + 1))), jax.jit(diagnose))
+    most = max(layer.num_iterations for layer in layers)
+    return Probe(tuple(map(gradient, range(1, most + 1))), jax.jit(diagnose))
 
 
 def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[str, Any]:
@@ -305,8 +306,8 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
     Returns:
         `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the standard deviation of the gradient
         from batch to batch over the norm of its mean, likewise. `gradient_norm_by_iterations`: of the mean gradient of all
-        parameters, when all layers route with 1, 2 .. T iterations: by what each iteration multiplies it. And of each capsule
-        layer what `emcaps.diagnose` says.
+        parameters, when all layers route with at most 1, 2 .. T iterations: by what each iteration multiplies it. And of each
+        capsule layer what `emcaps.diagnose` says.
     """
     given = [batches(step) for step in range(8)]
 
@@ -352,16 +353,10 @@ def run(config: AblationConfig, _: str) -> None:
     """Train what is not in runs.jsonl yet, and write and print the table."""
     start_jax()
     configs = {name: variant_config(config, name) for name in variants(config)}
-    setting = {
-        "dataset": config.dataset,
-        "flags": config.flags,
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "holdout": config.holdout,
-    }
+    described = {name: json.loads(to_json(variant)) for name, variant in configs.items()}
     file = config.output / "runs.jsonl"
     done = read_lines(file) if file.is_file() else []
-    done = [record for record in done if {key: record.get(key) for key in setting} == setting]
+    done = [record for record in done if record.get("config", {}) == described.get(record["variant"])]
     measured = [name for name, wanted in (("after", config.causes), ("agreement", config.agreement)) if wanted]
     done = [record for record in done if all(name in record for name in measured)]
     done = list({(record["variant"], record["seed"]): record for record in done}.values())  # the newest, where there are several
@@ -378,7 +373,7 @@ def run(config: AblationConfig, _: str) -> None:
                 continue
             dataset = load_data(configs[name], config.data_dir)
             for record in run_variant(configs[name], dataset, seeds, config.causes, config.agreement, progress):
-                done.append({"variant": name, **setting, **record})
+                done.append({"variant": name, **record, "config": described[name]})
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(done[-1]) + "\n")
             progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from tqdm import tqdm
 
+from emcaps import PAPER
 from experiments.compiled.ahead_of_time import SLICES, described_devices, kernels_for_h100
 from experiments.compiled.collectives import collectives, compiled_step, totals
 from experiments.compiled.hlo import count_launches
@@ -26,7 +27,7 @@ from experiments.devices.parallel import Execution
 from experiments.learning.configs import ModelConfig, TrainConfig
 from experiments.learning.network import make_model
 from experiments.measurements.textbook import TextbookNetwork
-from experiments.measurements.training_step import IMAGE_SHAPE, NUM_CLASSES, PAPER_ROUTING
+from experiments.measurements.training_step import IMAGE_SHAPE, NUM_CLASSES
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import first_line
 from experiments.runtime.fields import check_positive
@@ -64,13 +65,18 @@ class Case(NamedTuple):
     def compiled(self) -> Any:
         """The step, compiled."""
         implementation = "dense" if self.routing == "textbook" else self.routing
-        routing = dataclasses.replace(PAPER_ROUTING, num_iterations=self.iterations, implementation=implementation)
+        routing = dataclasses.replace(PAPER, num_iterations=self.iterations, implementation=implementation)
         conv_channels, primary_capsules, *conv_capsules = self.widths
         model = ModelConfig(
-            conv_channels=conv_channels, primary_capsules=primary_capsules, conv_capsules=tuple(conv_capsules), routing=routing
+            conv_channels=conv_channels,
+            primary_capsules=primary_capsules,
+            conv_capsules=tuple(conv_capsules),
+            routing=routing,
+            class_iterations=None,
         )
         model_axis = self.chips if self.divided else 1
-        config = TrainConfig(model=model, dataset="smallnorb", batch_size=self.examples * self.chips // model_axis)
+        batch_size = self.examples * self.chips // model_axis
+        config = TrainConfig(model=model, dataset="smallnorb", batch_size=batch_size, schedule="cosine")
         execution = Execution(described_devices(self.accelerator, self.chips), "jit", model_axis)
         network: Any = make_model(model, NUM_CLASSES)
         textbook = TextbookNetwork(network) if self.routing == "textbook" else None

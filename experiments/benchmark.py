@@ -124,7 +124,7 @@ def dynamic_part(config: BenchmarkConfig) -> Any:
 def loop_part(config: BenchmarkConfig) -> Any:
     milliseconds = benchmark_loop(max(3, config.repeats // 2))
     bare, loop = (float(np.median(milliseconds[name])) for name in ("bare", "loop"))
-    print("\nTraining, default recipe, 28x28 images, batch 64, a checkpoint every 50 steps, ms a step")
+    print(f"\nTraining, default recipe, 28x28 images, batch {LOOP.batch_size}, a checkpoint every 50 steps, ms a step")
     print(f"bare step {bare:.1f}, loop {loop:.1f}: {loop / bare - 1:+.1%}; {1e3 * LOOP.batch_size / loop:.0f} images/s")
     return milliseconds
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from emcaps import TRAINABLE
 from experiments.compiled.collectives import collectives, compiled_step, totals
 from experiments.data.preprocessing import ImageConfig
 from experiments.devices.hardware import start_jax
@@ -47,7 +48,7 @@ class ScalingCommand:
 
 def network_config(width: int, num_devices: int) -> TrainConfig:
     """A network whose layers all have this width, with an example for each device: collectives do not depend on how many."""
-    model = ModelConfig(conv_channels=width, primary_capsules=width, conv_capsules=(width, width))
+    model = ModelConfig(conv_channels=width, primary_capsules=width, conv_capsules=(width, width), routing=TRAINABLE)
     images = ImageConfig(max_shift=0)
     return TrainConfig(model=model, dataset="smallnorb", images=images, batch_size=num_devices)
 

@@ -99,7 +99,7 @@ def agreement_table(runs: Mapping[str, Sequence[Record]]) -> str:
             f"{classes['true_spread'][0]:.2f} to {classes['true_spread'][-1]:.2f}",
             f"{classes['true_activation'][-1]:.2f}, {classes['rival_activation'][-1]:.2f}",
             "; ".join(
-                f"{kind.removesuffix('_temperature')} {' / '.join(f'{values[layer]:.2g}' for layer in layers)}"
+                f"{kind.removesuffix('_temperature')} {' / '.join(f'{layer} {value:.2g}' for layer, value in values.items())}"
                 for kind, values in learned.items()
             ),
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import jax
 
 from experiments.devices.hardware import start_jax
-from experiments.learning.configs import TrainConfig, default_config
+from experiments.learning.configs import TrainConfig, default_config, to_json
 from experiments.learning.network import Network
 from experiments.runs.directory import read_result
 from experiments.runs.flags import TrainCommand
@@ -93,8 +93,9 @@ class Study:
 
     def settings(self, experiment: str, seed: int) -> dict[str, Any]:
         """What the networks of a seed are, for the record of an experiment with them."""
-        dataset, steps = Path(self.dataset).stem, self.network("capsules", seed).steps
-        return {"experiment": experiment, "dataset": dataset, "seed": seed, "steps": steps, "flags": self.flags}
+        config, dataset = self.network("capsules", seed), Path(self.dataset).stem
+        given = {"experiment": experiment, "dataset": dataset, "seed": seed, "steps": config.steps, "flags": self.flags}
+        return given | {"capsules": json.loads(to_json(config))}
 
 
 def check_networks(networks: Sequence[str], known: Iterable[str]) -> None:

@@ -62,7 +62,7 @@ def _cost_parts(
     *_, kernel_height, kernel_width, _, parent_types = result.assignments.shape
     field = emcaps.ReceptiveField((height, width), (kernel_height, kernel_width), stride)
     seen = field.gather(children.activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
-    mass = jnp.einsum("bpqhwij,hwipqb->bpqj", result.assignments, seen) * options.mass_scale(field, child_types, parent_types)
+    mass = jnp.einsum("bpqhwij,hwipqb->bpqj", result.assignments, seen) * options.layer_mass_scale(field, child_types, parent_types)
     log_deviations = 0.5 * jnp.log(result.variances).sum((-2, -1))
     return POSE_ENTRIES * mass, log_deviations * mass
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import tyro
 
 from emcaps import PRESETS, CapsNet, CapsuleInit, ClassCaps, ConvCaps, RoutingOptions
-from emcaps.options import FIXED_TEMPERATURES
+from emcaps.options import EARLIER
 from experiments.data.dataset import DATASETS
 from experiments.data.npz_files import SUFFIX
 from experiments.data.preprocessing import DATASET_IMAGES, TOYNORB_IMAGES, ImageConfig
@@ -42,8 +42,8 @@ class ModelConfig:
     class_inverse_temperature: float | None = None
     """Inverse temperature of the class capsules; None: that of the other capsule layers."""
     class_iterations: int | None = ClassCaps.routing.num_iterations
-    """Routing iterations of the class capsules; None: as many as of the other capsule layers, and so it is where
-    --num-iterations or a preset says how many these are."""
+    """Routing iterations of the class capsules; None, the default with --num-iterations or a preset: as many as of the other
+    capsule layers."""
     reconstruction: bool = False
     """Also train a decoder, from the class capsules' poses to the images, whose error is added to the loss."""
     dynamic_channels: int = 256
@@ -110,7 +110,7 @@ class TrainConfig:
     It has image (uint8 [N, H, W, C] or [N, H, W]), label ([N], from 0) and perhaps class_names and split ([N], train or test).
     Its other integers [N], such as instance or azimuth, are factors; all other arrays play no part.
     Without split, the upper half of each class's instances is tested; without instance, a fifth of each class's images."""
-    steps: int = 2500
+    steps: int = 2200
     """Training steps."""
     batch_size: int = 32
     """Images in a step, over all devices."""
@@ -142,13 +142,13 @@ class TrainConfig:
     margin_ramp: float = 0.5
     """Fraction of the steps over which the margin rises."""
     assignment_temperature_end: float | None = None
-    """The assignment temperature goes geometrically from that of the model to this over the training."""
+    """The assignment temperature goes geometrically from that of the model to this over the training; its rate must be 0."""
     inverse_temperature_start: float | None = None
-    """The inverse temperature goes geometrically from this to that of the model over the training."""
+    """The inverse temperature goes geometrically from this to that of the model over the training; its rate must be 0."""
     init_from: str | None = None
     """Begin with the weights of this run (its folder) or classifier (as `emcaps.load_classifier` takes it), of the same network.
     Steps, schedule and optimiser begin anew."""
-    eval_every: int = 1250
+    eval_every: int = 1100
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     target_error: float | None = None
     """Training ends early, at the first evaluation whose error is within half a point of this (a fraction of 1)."""
@@ -170,12 +170,12 @@ class TrainConfig:
         check_positive_or_none(self, "clip_norm", "assignment_temperature_end", "inverse_temperature_start")
         if self.inverse_temperature_start is not None and self.model.routing.inverse_temperature is None:
             raise ValueError("inverse_temperature_start needs a constant inverse_temperature to rise to; got None")
-        for moved, rate in (
-            ("assignment_temperature_end", self.model.routing.assignment_temperature_rate),
-            ("inverse_temperature_start", self.model.routing.inverse_temperature_rate),
-        ):
-            if rate and getattr(self, moved) is not None:
-                raise ValueError(f"a temperature that is learned has no schedule; got {moved} {getattr(self, moved)}, rate {rate}")
+        learned = {name for routing in self.model.layer_routing for name in routing.learns()}
+        for moved in ("assignment_temperature_end", "inverse_temperature_start"):
+            name = moved.rpartition("_")[0]
+            if name in learned and getattr(self, moved) is not None:
+                got = f"{moved} {getattr(self, moved)}, {name}_rate {getattr(self.model.routing, f'{name}_rate')}"
+                raise ValueError(f"a temperature that is learned has no schedule; got {got}")
         for name in ("margin_start", "margin_end", "margin_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
@@ -219,7 +219,7 @@ LATER: dict[str, Any] = {
     "init_from": None,
     "max_rotation": 0.0,
     "max_scaling": 0.0,
-    **FIXED_TEMPERATURES,
+    **EARLIER,
 }
 
 
@@ -251,7 +251,7 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     parser.add_argument("--preset", default="emcaps")
     parser.add_argument("--model", default="capsules")
     parser.add_argument("--dataset", default=TrainConfig.dataset)
-    parser.add_argument("--num-iterations")
+    parser.add_argument("--num-iterations", "--num_iterations")
     chosen = parser.parse_known_args(words)[0]
     model = ModelConfig(class_iterations=None) if chosen.num_iterations else ModelConfig()
     # What there is no preset of, the parser of all flags will refuse.
@@ -266,20 +266,20 @@ def default_config(words: Sequence[str]) -> TrainConfig:
         if chosen.dataset != "toynorb_tuning":
             config = dataclasses.replace(config, steps=LONGER, eval_every=LONGER // 4)
     if chosen.model == "dynamic":
-        return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", **SLOWER)
+        return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", **WITHOUT_EM_ROUTING)
     return as_cnn(config) if chosen.model == "cnn" else config
 
 
-SLOWER: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}  # what networks without EM routing were found to need
+WITHOUT_EM_ROUTING: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}  # how the other networks are trained
 
 
 def as_cnn(config: TrainConfig) -> TrainConfig:
-    """The same run of the CNN: the same data, steps and seed, and what only it needs."""
+    """The same run of the CNN: the same data, steps and seed; loss, learning rate and schedule are its own."""
     return dataclasses.replace(
         config,
         model=ModelConfig(family="cnn"),
         loss="cross_entropy",
-        **SLOWER,
+        **WITHOUT_EM_ROUTING,
         calibrate_betas=False,
         init_from=None,
         assignment_temperature_end=None,

@@ -16,7 +16,7 @@ from experiments.learning.configs import TrainConfig
 from experiments.runs.directory import read_records
 from experiments.runs.loop import make_programs, train
 
-# A checkpoint every so many steps, ten times as often as the default.
+# A checkpoint every so many steps, far more often than by default.
 SAVE_EVERY = 50
 STEPS = 4 * SAVE_EVERY
 # Nearly nothing to score: evaluation is not what is measured.

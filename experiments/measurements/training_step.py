@@ -24,7 +24,6 @@ from experiments.measurements.layer import Layer
 from experiments.measurements.timing import Measurement, measure
 
 # The procedure that textbook.py implements.
-PAPER_ROUTING, _ = emcaps.PRESETS["paper"]
 IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB
 MARGIN, LEARNING_RATE = 0.5, 1e-3
 
@@ -49,7 +48,7 @@ class Widths(NamedTuple):
 
     def model(self, implementation: str = "streamed", iterations: int = 3) -> emcaps.CapsNet:
         """The network with the paper's procedure, for five classes."""
-        routing = dataclasses.replace(PAPER_ROUTING, num_iterations=iterations, implementation=implementation)
+        routing = dataclasses.replace(emcaps.PAPER, num_iterations=iterations, implementation=implementation)
         return emcaps.CapsNet(NUM_CLASSES, self.conv_channels, self.primary_capsules, self.conv_capsules, routing)
 
     def first_layer(self, batch: int) -> Layer:

@@ -13,13 +13,11 @@ draws itself, on one CPU in less than a minute:
 # A ring, a square, a triangle and a plus, at random angles, sizes and places, in noise. The function draws one of them;
 # `vmap` makes many.
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from emcaps import conv_em_routing, diagnose, em_routing, spread_loss
+from emcaps import TRAINABLE, conv_em_routing, diagnose, em_routing, spread_loss
 
 SIDE, CLASSES = 20, ("ring", "square", "triangle", "plus")
 
@@ -56,26 +54,13 @@ def batch(key, number):
 #
 # The function is written for one example. `vmap` over it is the layer; the batch axes that `em_routing` takes would do as well.
 #
-# The keywords are the recipe that trains (those of `emcaps.RoutingOptions`); without them the functions are the paper's
-# procedure. `mass_scale` has the cost of a parent computed as if it had 16 children, however many there are.
-
-
-def recipe(children, parents) -> dict[str, Any]:
-    """Keywords for a layer with so many capsules, at all positions."""
-    return dict(
-        num_iterations=2,
-        inverse_temperature=jnp.ones(2),
-        assignment_temperature=16.0,
-        normalize_costs=True,
-        mass_scale=16 * parents / children,
-    )
+# `TRAINABLE` is the recipe that trains; without `options` the functions are the paper's procedure.
 
 
 def scaled_capsules(params, poses, activations):
     """From poses `[N, 4, 4]` and activations `[N]` of one example to a routing result of J parents."""
-    children, parents, _ = params["scale"].shape
-    votes = params["scale"] * poses.reshape(children, 1, 16) + params["shift"]  # [N, J, 16]
-    return em_routing(votes, activations, params["beta_u"], params["beta_a"], **recipe(children, parents))
+    votes = params["scale"] * poses.reshape(-1, 1, 16) + params["shift"]  # [N, J, 16]
+    return em_routing(votes, activations, params["beta_u"], params["beta_a"], options=TRAINABLE)
 
 
 # %%
@@ -118,8 +103,7 @@ def network(params, images):
     primary = jnp.einsum("bhwc,cip->bhwip", jax.nn.relu(features), params["primary"])  # [B, 8, 8, PRIMARY, 17]
     poses, activations = primary[..., :16].reshape(*primary.shape[:-1], 4, 4), jax.nn.sigmoid(primary[..., 16])
 
-    keywords = recipe(children=8 * 8 * PRIMARY, parents=3 * 3 * CONV)
-    conv = conv_em_routing(poses, activations, **params["conv"], stride=2, **keywords)
+    conv = conv_em_routing(poses, activations, **params["conv"], stride=2, options=TRAINABLE)
 
     seen = conv.poses.reshape(len(images), -1, 4, 4), conv.activations.reshape(len(images), -1)
     return {"conv": conv, "classes": jax.vmap(scaled_capsules, in_axes=(None, 0, 0))(params["classes"], *seen)}

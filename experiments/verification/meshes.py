@@ -123,6 +123,7 @@ def cases() -> Iterator[Case]:
     yield Case("class_dynamic_routing", emcaps.class_dynamic_routing, normal(BATCH, 5, 4), normal(5, 3, 4, 2))
     yield Case("squash", lambda vectors, _: emcaps.squash(vectors), normal(BATCH, 5, 4), ())
     labels = np.arange(BATCH, dtype=np.int32) % 3
+    low = emcaps.CapsNet(3, 4, 2, (3,), emcaps.TRAINABLE, dtype=jnp.bfloat16)
     for name, loss in (("spread_loss", functools.partial(emcaps.spread_loss, margin=0.5)), ("margin_loss", emcaps.margin_loss)):
         yield Case(name, lambda batch, _, loss=loss: loss(*batch), (share(BATCH, 3), labels), ())
     images = share(BATCH, 20, 20, 1)
@@ -131,10 +132,10 @@ def cases() -> Iterator[Case]:
     yield Case("View", lambda images, _: emcaps.View(2, True, 6)(images), images, ())
     yield from (
         _module("PrimaryCaps", emcaps.PrimaryCaps(2), normal(BATCH, 4, 3, 5)),
-        _module("ConvCaps", emcaps.ConvCaps(3), children),
+        _module("ConvCaps", emcaps.ConvCaps(3, routing=emcaps.TRAINABLE), children),
         _module("ClassCaps", emcaps.ClassCaps(3), children),
-        _module("CapsNet", emcaps.CapsNet(3, 4, 2, (3, 2)), images),
-        _module("CapsNet, bfloat16", emcaps.CapsNet(3, 4, 2, (3,), dtype=jnp.bfloat16), images, emcaps.CapsNet(3, 4, 2, (3,))),
+        _module("CapsNet", emcaps.CapsNet(3, 4, 2, (3, 2), emcaps.TRAINABLE), images),
+        _module("CapsNet, bfloat16", low, images, low.clone(dtype=None)),
         _module("PrimaryVectorCaps", emcaps.PrimaryVectorCaps(2, 4), normal(BATCH, 10, 10, 3)),
         _module("VectorClassCaps", emcaps.VectorClassCaps(3, 4), normal(BATCH, 5, 4)),
         _module("DynamicCapsNet", emcaps.DynamicCapsNet(3, 8, 2, 4, 4), images),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emcaps import TRAINABLE
 from experiments.data.batches import Batch
 from experiments.data.preprocessing import ImageConfig
 from experiments.devices.parallel import Execution, Mode, parallelize
@@ -28,7 +29,7 @@ BATCH = 32
 NUM_CLASSES = 5
 TIMEOUT = 600  # seconds for several processes
 CONFIG = TrainConfig(
-    model=ModelConfig(conv_channels=8, primary_capsules=4, conv_capsules=(8,)),
+    model=ModelConfig(conv_channels=8, primary_capsules=4, conv_capsules=(8,), routing=TRAINABLE),  # E-steps in each layer
     dataset="mnist",
     images=ImageConfig(max_shift=0),
     batch_size=BATCH,

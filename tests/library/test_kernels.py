@@ -13,7 +13,7 @@ from jax import export
 
 from emcaps import conv_em_routing
 from emcaps.blocks import Blocks, Form, route_blocks
-from emcaps.em import Constants, Geometry
+from emcaps.em import Constants, Procedure
 from emcaps.kernels import COLUMNS, KernelVotes
 from emcaps.receptive_field import ReceptiveField
 from emcaps.votes import StreamedVotes, VoteTerms
@@ -96,10 +96,10 @@ def test_routing_and_its_gradient(damping):
     )
     scalars = [jnp.float32(value) for value in (0.1, 1e-6, 0.1, 4.0)]
     constants = Constants(beta_u[:, None], beta_a[:, None], jnp.ones(3), *scalars)
-    geometry = Geometry(ReceptiveField((6, 6), (3, 3), 1), 3, normalize_costs=True, damping=damping)
+    procedure = Procedure(ReceptiveField((6, 6), (3, 3), 1), 3, True, "all", "reachable", damping, assignment_gradient=True)
 
     def loss(form, *given):
-        return sum((leaf**2).sum() for leaf in route_blocks(Blocks(geometry, Form(form), remat=False), *given))
+        return sum((leaf**2).sum() for leaf in route_blocks(Blocks(procedure, Form(form), remat=False), *given))
 
     given = (poses, jax.nn.sigmoid(activations)), transforms, constants
     losses = (functools.partial(loss, form) for form in (KernelVotes, StreamedVotes))

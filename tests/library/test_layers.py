@@ -20,11 +20,13 @@ MAP = ReceptiveField((5, 7), (3, 3), 2)  # of 35 positions, seen by 2x3 parents 
     ids=["parent_mass", "field_mass", "paper"],
 )
 def test_a_mass_is_that_of_a_parent(masses, expected):
-    assert RoutingOptions(**masses).mass_scale(MAP, child_types=4, parent_types=8) == pytest.approx(expected, rel=1e-12)
+    assert RoutingOptions(**masses).layer_mass_scale(MAP, child_types=4, parent_types=8) == pytest.approx(expected, rel=1e-12)
 
 
 def test_two_masses_are_refused():
-    with pytest.raises(ValueError, match=r"give parent_mass or field_mass, not both; got 16\.0 and 100\.0"):
+    with pytest.raises(
+        ValueError, match=r"give one of mass_scale, parent_mass and field_mass; got parent_mass 16\.0 and field_mass 100\.0"
+    ):
         RoutingOptions(field_mass=100.0)
 
 

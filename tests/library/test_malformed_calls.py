@@ -124,28 +124,54 @@ SIZES = Other(((2, 0), (2.0, 2), 3, "ab", None, (True, 2), (-1, 1)))
 FLAG = Other((0, 1, None, "yes", "", np.ones(2), 1.0))
 AXIS = Other(("nowhere", "", 3, ("types",), b"types"))
 POSITIVE = Other((0.0, -1e-3, -np.inf, np.nan, np.inf, "1", None, True, 1j, np.ones(2), [1.0]))
-NOT_TINY = Other((*POSITIVE.values, 1e-60))
+MASS = Other(tuple(value for value in POSITIVE.values if value is not None))
 NUMBER = Other((np.nan, np.inf, "1", None, 1j, np.ones(2), [1.0], False))
 NOT_NEGATIVE = Other((-1e-6, np.nan, np.inf, "1", 1j, np.ones(2), [1.0], True))
+RATE = Other((*NOT_NEGATIVE.values, None, np.ones(())))
 DAMPING = Other((1.0, 1.5, -0.1, np.nan, "0.1", None, True, np.ones(1), 1j))
 CHOICE = Other(("none", "", "ALL", None, 3, ("all",), ["all"], {}))
 DTYPE = Other(("int32", "complex64", np.uint8, bool, "float31", 3.5))
 UNIT = functools.partial(Array, values=OUTSIDE)
 LABELS = functools.partial(Array, values=(-1, 3, 99), dtypes=("float32", "bool", "complex64"))
 
-PROCEDURE = {
+SCHEDULE = Other(
+    (
+        *(np.full(shape, 0.5, np.float32) for shape in ((2,), (4,), (3, 1), (0,))),
+        *(np.ones(3, dtype) for dtype in ("int32", "uint8", "bool", "complex64")),
+        *(np.array([0.5, wrong, 0.5], np.float32) for wrong in (*OUTSIDE[:4], -1e-9)),
+        *(-1e-6, np.nan, np.inf, "array", 1j, [0.5, 0.5, 0.5], {"array": 1}, True),
+    )
+)
+NO_OPTIONS = Other((None, "paper", 3, emcaps.CapsuleInit(), {"num_iterations": 3}))
+OPTIONS = {
     "num_iterations": INT,
-    "inverse_temperature": Array(floats(3), values=(*OUTSIDE[:4], -1e-9), absent=True),
-    "min_variance": NOT_TINY,
-    "mass_epsilon": NOT_TINY,
-    "mass_scale": NOT_TINY,
-    "assignment_temperature": NOT_TINY,
+    "inverse_temperature": SCHEDULE,
+    "inverse_temperature_rate": RATE,
+    "assignment_temperature": POSITIVE,
+    "assignment_temperature_rate": RATE,
     "normalize_costs": FLAG,
+    "mass_scale": MASS,
+    "parent_mass": MASS,
+    "field_mass": MASS,
+    "min_variance": POSITIVE,
+    "mass_epsilon": POSITIVE,
+    "competition": CHOICE,
+    "initial_assignments": CHOICE,
     "damping": DAMPING,
     "assignment_gradient": FLAG,
-    "parent_axis": AXIS,
+    "implementation": CHOICE,
+    "remat": FLAG,
 }
-FORMS = {"competition": CHOICE, "initial_assignments": CHOICE, "implementation": CHOICE, "remat": FLAG}
+# In the float32 of a call 1e-60 is 0.
+ROUTING_CALL = {
+    **OPTIONS,
+    **{
+        name: Other((*OPTIONS[name].values, 1e-60))
+        for name in ("assignment_temperature", "mass_scale", "min_variance", "mass_epsilon")
+    },
+    "parent_axis": AXIS,
+    "options": NO_OPTIONS,
+}
 BETAS = {"beta_u": Array(floats(3)), "beta_a": Array(floats(3))}
 MAP = {"poses": Array(floats(2, 5, 4, 2, 4, 4)), "activations": UNIT(floats(2, 5, 4, 2))}
 # A module's inputs are looked at while tracing, so not for their values.
@@ -155,7 +181,6 @@ ROUTING = Other((None, *NO_ROUTING))
 INIT = Other((None, "paper", 0.1, emcaps.RoutingOptions()))
 IMAGES = Array(floats(2, 20, 20, 1), (0, 1, 2, 3), values=())
 LAYER = emcaps.ReceptiveField((5, 4), (3, 2), 1)
-OPTIONS = {name: value for name, value in (PROCEDURE | FORMS).items() if name not in ("mass_scale", "parent_axis")}
 
 
 def receptive_field(method):
@@ -163,10 +188,12 @@ def receptive_field(method):
 
 
 CALLS_BY_NAME = {
-    "em_routing": Call(emcaps.em_routing, {"votes": Array(floats(5, 3, 16)), "activations": UNIT(floats(5)), **BETAS, **PROCEDURE}),
+    "em_routing": Call(
+        emcaps.em_routing, {"votes": Array(floats(5, 3, 16)), "activations": UNIT(floats(5)), **BETAS, **ROUTING_CALL}
+    ),
     "conv_em_routing": Call(
         emcaps.conv_em_routing,
-        {**MAP, "transforms": Array(floats(3, 2, 2, 3, 4, 4), (0, 1)), **BETAS, "stride": INT, **PROCEDURE, **FORMS},
+        {**MAP, "transforms": Array(floats(3, 2, 2, 3, 4, 4), (0, 1)), **BETAS, "stride": INT, **ROUTING_CALL},
     ),
     "class_em_routing": Call(
         emcaps.class_em_routing,
@@ -175,8 +202,7 @@ CALLS_BY_NAME = {
             "transforms": Array(floats(2, 3, 4, 4)),
             **BETAS,
             "coordinates": Array(floats(5, 4, 2), absent=True),
-            **PROCEDURE,
-            **FORMS,
+            **ROUTING_CALL,
         },
     ),
     "inverse_temperature_schedule": Call(
@@ -227,15 +253,7 @@ CALLS_BY_NAME = {
         f"ReceptiveField.{name}": Call(receptive_field(name), {"seen": Array(floats(3, 2, 3, 3, 2), (4,), ranks=(-1,), values=())})
         for name in ("scatter_sum", "scatter_max")
     },
-    "RoutingOptions": Call(
-        emcaps.RoutingOptions,
-        {
-            **{name: value for name, value in OPTIONS.items() if name != "inverse_temperature"},
-            "inverse_temperature": NOT_NEGATIVE,
-            **dict.fromkeys(("assignment_temperature", "min_variance", "mass_epsilon"), POSITIVE),
-            **dict.fromkeys(("parent_mass", "field_mass"), Other((0.0, -1.0, "1", np.nan, 1j, True))),
-        },
-    ),
+    "RoutingOptions": Call(emcaps.RoutingOptions, OPTIONS, {"num_iterations": 3}),
     "CapsuleInit": Call(
         emcaps.CapsuleInit,
         {
@@ -400,6 +418,7 @@ def test_each_of_many_malformed_calls_is_refused_by_name():
 
 def test_every_public_function_and_module_is_drawn_from():
     records = {"Capsules", "RoutingResult", "RoutingDiagnostics", "DynamicRoutingResult", "PRESETS", "RECONSTRUCTION_WEIGHT"}
+    records |= {"PAPER", "TRAINABLE"}
     with_files = {"Classifier", "Examples", "Prediction", "PRETRAINED", "load_classifier", "save_classifier"}  # test_classifier*.py
     of_images = {"View", "prepare_images"}  # likewise
     assert {name.split(".")[0] for name in CALLS_BY_NAME} | records | with_files | of_images == set(emcaps.__all__)

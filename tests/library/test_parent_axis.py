@@ -1,5 +1,6 @@
 """Parent types divided over devices: the routing, its gradients and the network are those of one device that has them all."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from routing_cases import CONV_ROUTE, EM_ROUTE, ROUTES, assert_results_close, settings
 
 import emcaps
-from emcaps import CapsNet, ConvCaps, RoutingOptions
+from emcaps import TRAINABLE, CapsNet, ConvCaps, RoutingOptions
 
 SLOW = pytest.mark.slow
 
@@ -73,6 +74,12 @@ def test_without_competition_between_types_only_costs_are_shared(x64):
     assert_divided_is_whole(ROUTES["conv-streamed"], normalize_costs=True, competition="positions")
 
 
+@pytest.mark.parametrize("mass", [{"parent_mass": 16.0}, {"field_mass": 100.0}], ids=str)
+@pytest.mark.parametrize("name", ["em", "conv-streamed", "class"])
+def test_masses_count_the_types_of_all_devices(name, mass, x64):
+    assert_divided_is_whole(ROUTES[name], mass_scale=None, **mass)
+
+
 def test_specs_divide_the_convolutional_capsules_and_nothing_else():
     model = CapsNet(3, 4, 2, (4, 2), RoutingOptions(num_iterations=1))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 17, 17, 1)))["params"]
@@ -87,16 +94,17 @@ def test_specs_divide_the_convolutional_capsules_and_nothing_else():
 
 
 def test_a_layer_gives_all_devices_all_of_its_parents(x64):
+    layer = ConvCaps(4, routing=dataclasses.replace(TRAINABLE, assignment_temperature_rate=0.0))
     random = np.random.default_rng(0)
     children = emcaps.Capsules(random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2)))
-    params = jax.jit(ConvCaps(4).init)(jax.random.key(0), children)["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), children)["params"]
     params["beta_u"] = random.normal(size=4)
     here = lambda *shares: tuple(  # noqa: E731
-        ConvCaps(4, parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
+        layer.clone(parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
     )
     axes = dict(zip(CONV_ROUTE.shapes, CONV_ROUTE.parent_axes, strict=True))
     found = divided(here, [axes[name] for name in params], (None,) * 5)
-    whole = ConvCaps(4).apply({"params": params}, children)
+    whole = layer.apply({"params": params}, children)
     assert_results_close(type(whole)(*found(*params.values())), whole, 1e-12)
 
 

@@ -20,7 +20,9 @@ from experiments.runs.loop import StepWindow
 from experiments.runtime.records import Record
 
 IMAGE_SHAPE = (13, 13, 1)
-MODEL = ModelConfig(conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1))
+MODEL = ModelConfig(
+    conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1), class_iterations=None
+)
 CONFIG = TrainConfig(
     model=MODEL, dataset="mnist", steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0
 )

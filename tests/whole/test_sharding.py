@@ -11,7 +11,7 @@ from routing_cases import ROUTES, assert_results_close, settings
 from test_parent_axis import four_types
 
 import emcaps
-from emcaps import CapsNet, ConvCaps, Decoder, DynamicCapsNet, RoutingOptions
+from emcaps import TRAINABLE, CapsNet, ConvCaps, Decoder, DynamicCapsNet, RoutingOptions
 from experiments.compiled.collectives import collectives
 
 SLOW = pytest.mark.slow
@@ -151,8 +151,8 @@ def test_low_precision_is_divided_as_well(way):
 @pytest.mark.parametrize(
     "model, tolerance, sums_of_automatic",
     [
-        (CapsNet(3, 4, 2, (4, 2)), 1e-4, 1),
-        (CapsNet(3, 4, 2, (4, 2), dtype=BF16), 2e-2, 1),
+        (CapsNet(3, 4, 2, (4, 2), TRAINABLE), 1e-4, 1),
+        (CapsNet(3, 4, 2, (4, 2), TRAINABLE, dtype=BF16), 2e-2, 1),
         (DynamicCapsNet(3, 8, 2, 4, 4), 1e-4, 1 + 3 * 5),  # the partitioner sums for each of three parents, in each of five uses
     ],
     ids=["em", "bf16", "dynamic"],
@@ -262,7 +262,7 @@ def test_a_program_for_any_batch_can_be_exported(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [CapsNet(3, 4, 2, (4, 2)), DynamicCapsNet(3, 8, 2, 4, 4)], ids=["em", "dynamic"])
+@pytest.mark.parametrize("model", [CapsNet(3, 4, 2, (4, 2), TRAINABLE), DynamicCapsNet(3, 8, 2, 4, 4)], ids=["em", "dynamic"])
 def test_networks_for_any_batch_can_be_exported(model):
     images = np.random.default_rng(0).uniform(size=(3, 19, 19, 1)).astype(np.float32)
     params = jax.jit(model.init)(jax.random.key(0), images)

@@ -16,7 +16,7 @@ from experiments import benchmark
 from experiments.measurements import accelerator, textbook, timing
 from experiments.measurements.accelerator import ORDER, Workload, benchmark_accelerator
 from experiments.measurements.layer import Layer, layer_arguments, routings
-from experiments.measurements.training_step import PAPER_ROUTING, Widths
+from experiments.measurements.training_step import Widths
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_the_textbooks_routing_is_ours():
 
 @pytest.mark.slow
 def test_the_textbooks_network_is_ours():
-    model = emcaps.CapsNet(3, 4, 2, (2, 2), PAPER_ROUTING)
+    model = emcaps.CapsNet(3, 4, 2, (2, 2), emcaps.PAPER)
     images = jax.random.uniform(jax.random.key(0), (2, 20, 20, 1))
     variables = jax.jit(model.init)(jax.random.key(1), images)
     ours = model.apply(variables, images)[0].activations

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
+from emcaps import PAPER
 from experiments import aot
 from experiments.compiled.ahead_of_time import compile_for, described_devices
 from experiments.compiled.hlo import count_launches, parse_program
@@ -20,7 +21,6 @@ from experiments.devices.parallel import Execution, parallelize
 from experiments.learning.network import make_model
 from experiments.learning.step import make_train_step
 from experiments.measurements.textbook import TextbookNetwork
-from experiments.measurements.training_step import PAPER_ROUTING
 from experiments.runtime.errors import RunnerError
 
 PROGRAM = """HloModule example
@@ -153,7 +153,7 @@ def test_the_table_has_what_was_counted_and_what_failed():
 @pytest.mark.slow
 def test_the_textbooks_step_is_the_runners(optimized):
     """One step from the same parameters, on two devices of the CPU: the same loss, gradient and parameters."""
-    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=PAPER_ROUTING))
+    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=PAPER))
     model = make_model(config.model, 3)
     batch = Batch(jax.random.uniform(jax.random.key(1), (8, *tiny_run.IMAGE_SHAPE)), jnp.arange(8) % 3)
     stepped = []

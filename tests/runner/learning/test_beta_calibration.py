@@ -27,7 +27,7 @@ def calibrated(options, **init):
 @pytest.mark.parametrize("preset", ["paper", "emcaps", "ibm"])
 def test_logits_have_mean_0_and_spread_1(preset):
     """Exactly, in one iteration, whose data do not depend on the betas."""
-    options, init = emcaps.PRESETS[preset]
+    options, init = (emcaps.PRESETS | {"emcaps": (emcaps.TRAINABLE, emcaps.CapsuleInit())})[preset]
     stages = calibrated(dataclasses.replace(options, num_iterations=1), **dataclasses.asdict(init))
     for layer in ("conv_caps_1", "conv_caps_2", "class_caps"):
         logits = stages[layer].activation_logits

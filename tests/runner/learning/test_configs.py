@@ -123,6 +123,8 @@ def test_layers_route_as_those_of_the_library():
         ("--class-iterations 3", [1, 1, 3]),
         ("--num-iterations 3", [3, 3, 3]),
         ("--num-iterations=3 --class-iterations 4", [3, 3, 4]),
+        ("--num_iterations 3", [3, 3, 3]),
+        ("--preset emcaps", [1, 1, 2]),
         ("--preset paper", [3, 3, 3]),
         ("--preset paper --class-iterations 2", [3, 3, 2]),
         ("--preset ibm --num-iterations 1", [1, 1, 1]),

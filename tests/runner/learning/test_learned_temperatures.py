@@ -114,7 +114,11 @@ def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
             ValueError,
             "inverse_temperature_rate needs a constant inverse_temperature to start from; got None",
         ),
-        (dict(assignment_temperature_rate=1.0, assignment_gradient=False), ValueError, "needs assignment_gradient; got False"),
+        (
+            dict(assignment_temperature_rate=1.0, assignment_gradient=False),
+            ValueError,
+            "rate must be 0 without assignment_gradient",
+        ),
         (
             dict(inverse_temperature_rate=1.0, inverse_temperature=0.0),
             ValueError,

@@ -1,5 +1,6 @@
 """What is drawn of a run costs it nothing: names are text, the number of classes does not matter, and the result comes first."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,18 +10,22 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from emcaps import RoutingOptions
 from experiments import figures, report
 from experiments.analysis.assignment_flow import Flow
 from experiments.analysis.convergence import Convergence
 from experiments.claims import adversarial, parameters
 from experiments.claims.sections import Picture, Section
 from experiments.data import loading
+from experiments.learning.configs import ModelConfig
+from experiments.learning.scoring import Scores
 from experiments.plots import capsules, pictures, runs
 from experiments.runs import loop
 from experiments.runtime.errors import RunnerError
 
 NAMES = ("a $$", "$x$ and $y$", r"back\$lash")
 IMAGES, LABELS = np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3
+SCORES = Scores(np.zeros((2, 3)), loss=1.0, predictions=np.zeros(2, int), num_correct=1, num_examples=2)
 
 
 def converged(num_images, num_classes):
@@ -65,6 +70,25 @@ def test_a_data_set_may_have_any_name(tmp_path):
     assert pictures.draw(tmp_path, {"sizes": lambda: parameters.sizes("$$", {"cnn": [run]})}, pytest.fail)
 
 
+@pytest.mark.parametrize(
+    "changes, network, num_pictures",
+    [
+        (dict(class_iterations=2), "1 routing iteration (2 in the class capsules)", 4),
+        (dict(class_iterations=None), "1 routing iteration", 3),
+        (dict(class_iterations=None, routing=RoutingOptions()), "2 routing iterations", 4),
+        (dict(family="cnn"), "CNN", 3),
+    ],
+)
+def test_the_title_says_how_the_network_routes(changes, network, num_pictures):
+    given = {"family": "capsules", "class_iterations": ModelConfig.class_iterations} | changes
+    config = dataclasses.replace(tiny_run.CONFIG, model=ModelConfig(**given), loss="cross_entropy")
+    records = [{"step": 6, "split": "test", "loss": 1.0, "accuracy": 0.5}]
+    drawings = pictures.run_drawings(config, tiny_run.dataset(), SCORES, records)
+    assert len(drawings) == num_pictures
+    title = drawings["learning_curves"]().get_suptitle()
+    assert title == f"mnist, {network}, seed 0: test error 50.00% after 6 steps"
+
+
 def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path):
     def other_script():
         figure = Figure(figsize=(1, 1))
@@ -106,16 +130,14 @@ def test_the_result_comes_before_the_pictures_which_can_be_drawn_later(tmp_path,
         patch.setattr(pictures, "run_drawings", broken)
         result = loop.train(tiny_run.CONFIG, tiny_run.dataset(), tmp_path)
     assert [json.loads(text) for text in results] == [result]
-    assert (result["num_iterations"], result["class_iterations"]) == (1, 2)
     assert result["train_seconds"] > result["compile_seconds"] + result["evaluate_seconds"]
     printed = capsys.readouterr()
     assert f"{tmp_path / 'figures' / 'samples.png'} could not be drawn: RuntimeError: crash" in printed.out
     assert "drawing" in printed.err
     monkeypatch.setattr(figures, "routing_drawings", lambda *_: {"convergence": tiny_run.crash})
     assert figures.main(["--workdir", str(tmp_path)]) == 1
-    assert "error: 1 of 5 pictures could not be drawn" in capsys.readouterr().err
-    drawn = sorted(path.stem for path in (tmp_path / "figures").iterdir())
-    assert drawn == ["learning_curves", "misclassified", "samples", "temperatures"]
+    assert "error: 1 of 4 pictures could not be drawn" in capsys.readouterr().err
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["learning_curves", "misclassified", "samples"]
 
 
 def test_a_report_has_its_page_whatever_its_pictures_are(tmp_path, capsys):

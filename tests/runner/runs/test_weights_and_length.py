@@ -13,7 +13,7 @@ import tiny_run
 import emcaps
 from experiments import ablation
 from experiments.data.dataset import Dataset
-from experiments.learning.configs import TrainConfig, default_config, from_json, to_json
+from experiments.learning.configs import LATER, TrainConfig, default_config, from_json, to_json
 from experiments.learning.step import make_optimizer
 from experiments.plots import pictures
 from experiments.runs import flags, loop
@@ -68,7 +68,8 @@ def test_a_finished_run_that_is_made_longer_equals_one_that_was_long_from_the_be
 
 
 def test_a_longer_run_has_its_own_schedule_from_where_the_shorter_one_ended():
-    short, long = (dataclasses.replace(tiny_run.CONFIG, steps=steps, learning_rate=0.1, clip_norm=None) for steps in (10, 20))
+    cosine = dataclasses.replace(tiny_run.CONFIG, schedule="cosine", learning_rate=0.1, clip_norm=None)
+    short, long = (dataclasses.replace(cosine, steps=steps) for steps in (10, 20))
     params, gradient = jnp.ones(()), jnp.ones(())  # of which Adam takes steps of the learning rate's size
     state = make_optimizer(short).init(params)
     for step in range(20):
@@ -114,7 +115,7 @@ def test_a_run_begins_with_the_weights_of_another(schedule, run, tmp_path_factor
 
 def test_a_run_begins_with_the_weights_of_a_classifier():
     classifier = emcaps.load_classifier("mnist")
-    words = "--dataset mnist --conv-channels 64 --conv-capsules 16 16 --init-from mnist".split()
+    words = "--dataset mnist --assignment-temperature-rate 0 --init-from mnist".split()
     config = parse(flags.TrainCommand, "train", words, flags.default_command(words)).config
     images, labels = np.zeros((10, 28, 28, 1), np.uint8), np.arange(10)
     digits = Dataset("mnist", tuple("0123456789"), images, labels, images, labels)
@@ -160,9 +161,14 @@ def test_nobody_passes_initial_weights_over():
 
 
 def test_runs_of_earlier_versions_are_still_understood():
-    config = default_config([])
+    config = default_config(["--num-iterations", "2"])
+    routing = dataclasses.replace(config.model.routing, num_iterations=2, assignment_temperature_rate=0.0)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, routing=routing))
     earlier = json.loads(to_json(config))
-    del earlier["init_from"]
+    for values in (earlier, earlier["images"], earlier["model"], earlier["model"]["routing"]):
+        for name in LATER.keys() & values.keys():
+            del values[name]
+    assert len(earlier["model"]["routing"]) == 14 and "class_iterations" not in earlier["model"]
     assert from_json(json.dumps(earlier)) == config
     del earlier["seed"]
     with pytest.raises(ValueError, match="wrong: seed"):
