@@ -46,7 +46,7 @@ def test_the_papers_options_are_its_procedure():
     assert dataclasses.asdict(PAPER) == numbers | masses | procedure | rates | forms
 
 
-def test_keywords_are_typed_as_the_fields_that_they_change():
+def test_keywords_are_the_fields_that_they_change():
     assert list(RoutingChanges.__annotations__) == [field.name for field in dataclasses.fields(RoutingOptions)]
 
 
@@ -225,7 +225,7 @@ def test_wrong_strides_are_refused(stride, error):
     assert_refused(routing_cases.CONV_ROUTE, "stride", stride, error)
 
 
-@pytest.mark.parametrize("route", [routing_cases.CONV_ROUTE, routing_cases.CLASS_ROUTE], ids=["conv", "class"])
+@each_route
 @pytest.mark.parametrize("unknown", ["fast", "", None])
 def test_unknown_implementations_are_refused_and_the_known_ones_listed(route, unknown):
     with pytest.raises((TypeError, ValueError), match="implementation") as refusal:
@@ -234,7 +234,7 @@ def test_unknown_implementations_are_refused_and_the_known_ones_listed(route, un
         assert known in str(refusal.value)
 
 
-@pytest.mark.parametrize("route", [routing_cases.CONV_ROUTE, routing_cases.CLASS_ROUTE], ids=["conv", "class"])
+@each_route
 @pytest.mark.parametrize(
     ("name", "known"), [("competition", "'all', 'types', 'positions'"), ("initial_assignments", "'reachable', 'types'")]
 )

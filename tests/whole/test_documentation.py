@@ -71,3 +71,15 @@ def test_tutorials_become_pages():
         *("Some *words*:", "- more.", "```python", "x = 1  # why", "```"),
         *("```python", "y = 2", "```"),
     ]
+
+
+@pytest.mark.parametrize(
+    "signature, shown",
+    [
+        (f"(x, options={emcaps.PAPER!r})", "(x, options=PAPER)"),
+        (f"(routing={emcaps.ClassCaps.routing!r})", "(routing=RoutingOptions())"),
+        (f"(routing={emcaps.ConvCaps.routing!r})", "(routing=RoutingOptions(num_iterations=1))"),
+    ],
+)
+def test_records_in_signatures_are_short(signature, shown):
+    assert SITE["process_signature"](None, "function", "emcaps.name", None, None, signature, "") == (shown, "")

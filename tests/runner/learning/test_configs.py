@@ -71,6 +71,7 @@ def test_the_cnn_is_trained_on_the_same_data_by_its_own_loss():
     config = default_config("--model cnn --dataset mnist".split())
     assert config == as_cnn(default_config(["--dataset", "mnist"]))
     assert (config.model.family, config.loss, config.dataset, config.steps) == ("cnn", "cross_entropy", "mnist", 8000)
+    assert (config.schedule, config.learning_rate) == ("cosine", 1e-3)
     assert from_json(to_json(config)) == config
 
 

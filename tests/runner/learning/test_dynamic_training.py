@@ -69,7 +69,8 @@ def test_a_run_of_vector_capsules_leaves_its_result(tmp_path, monkeypatch):
 
 def test_the_defaults_are_the_papers():
     chosen = default_config("--model dynamic --dataset mnist".split())
-    assert (chosen.loss, chosen.learning_rate, chosen.model) == ("margin", 1e-3, ModelConfig(family="dynamic"))
+    assert (chosen.loss, chosen.learning_rate, chosen.schedule) == ("margin", 1e-3, "cosine")
+    assert chosen.model == ModelConfig(family="dynamic")
     assert (chosen.model.dynamic_channels, chosen.model.dynamic_capsules) == (256, 32)
     assert chosen.model.iterations == {"num_iterations": 3}
     assert from_json(to_json(chosen)) == chosen
