@@ -51,16 +51,13 @@ from experiments.runtime.records import Record, check_folder, numbers, read_line
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
     "iterations": ("--num-iterations 1", "--num-iterations 2", "--num-iterations 3", "--num-iterations 5"),
-    "temperature": tuple(
-        f"--assignment-temperature-rate 0 {temperature}".strip()
-        for temperature in (
-            "",
-            "--assignment-temperature 1",
-            "--assignment-temperature 4",
-            "--assignment-temperature 64",
-            "--assignment-temperature-end 1",
-            "--assignment-temperature-end 4",
-        )
+    "temperature": (
+        "--assignment-temperature-rate 0",
+        "--assignment-temperature-rate 0 --assignment-temperature 1",
+        "--assignment-temperature-rate 0 --assignment-temperature 4",
+        "--assignment-temperature-rate 0 --assignment-temperature 64",
+        "--assignment-temperature-rate 0 --assignment-temperature-end 1",
+        "--assignment-temperature-rate 0 --assignment-temperature-end 4",
     ),
     "sharpness": (
         "",
@@ -284,8 +281,7 @@ def make_probe(config: TrainConfig, num_classes: int) -> Probe:
     layers = whole.layer_routing()
 
     def gradient(most: int) -> Callable:
-        routing = (dataclasses.replace(layer, num_iterations=min(layer.num_iterations, most)) for layer in layers)
-        model = whole.clone(routing=tuple(routing))
+        model = whole.clone(routing=tuple(layer.shortened(min(layer.num_iterations, most)) for layer in layers))
 
         def objective(params: Any, batch: Batch) -> jax.Array:
             logits = class_logits(network_stages(config, model, params, batch.images, 0))
@@ -294,7 +290,7 @@ def make_probe(config: TrainConfig, num_classes: int) -> Probe:
         return jax.jit(jax.grad(objective))
 
     def diagnose(params: Any, batch: Batch) -> Any:
-        return routing_diagnostics(config, make_model(config.model, num_classes), params, batch.images, 0)
+        return routing_diagnostics(config, whole, params, batch.images, 0)
 
     most = max(layer.num_iterations for layer in layers)
     return Probe(tuple(map(gradient, range(1, most + 1))), jax.jit(diagnose))
@@ -356,7 +352,8 @@ def run(config: AblationConfig, _: str) -> None:
     described = {name: json.loads(to_json(variant)) for name, variant in configs.items()}
     file = config.output / "runs.jsonl"
     done = read_lines(file) if file.is_file() else []
-    done = [record for record in done if record.get("config", {}) == described.get(record["variant"])]
+    done = [record for record in done if record["variant"] in described]
+    done = [record for record in done if record.get("config") == described[record["variant"]]]
     measured = [name for name, wanted in (("after", config.causes), ("agreement", config.agreement)) if wanted]
     done = [record for record in done if all(name in record for name in measured)]
     done = list({(record["variant"], record["seed"]): record for record in done}.values())  # the newest, where there are several

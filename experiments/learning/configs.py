@@ -95,6 +95,7 @@ def of_other_families(family: str) -> list[str]:
     return [name for name in names if name not in applies | of_all | (of_capsules if family != "cnn" else set())]
 
 
+WITHOUT_EM_ROUTING: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}  # how the other networks are trained
 LONGER = 8000  # steps on any data set but the default, which is for a run of minutes, and the one that this is to be chosen on
 
 
@@ -235,13 +236,11 @@ def build(config_class: type, values: dict[str, Any]) -> Any:
         raise ValueError(f"{config_class.__name__} has the fields {', '.join(sorted(fields))}; wrong: {', '.join(sorted(wrong))}")
     other = of_other_families(values["family"]) if config_class is ModelConfig else []
     values = {name: value for name, value in values.items() if name not in other}
-    for name, field_type in fields.items():
-        if name in other:
-            continue
-        if dataclasses.is_dataclass(field_type):
-            values[name] = build(field_type, values[name])  # pyright: ignore[reportArgumentType]
-        elif get_origin(field_type) is tuple:
-            values[name] = tuple(values[name])
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name]):
+            values[name] = build(fields[name], value)
+        elif get_origin(fields[name]) is tuple:
+            values[name] = tuple(value)
     return config_class(**values)
 
 
@@ -268,9 +267,6 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     if chosen.model == "dynamic":
         return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", **WITHOUT_EM_ROUTING)
     return as_cnn(config) if chosen.model == "cnn" else config
-
-
-WITHOUT_EM_ROUTING: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}  # how the other networks are trained
 
 
 def as_cnn(config: TrainConfig) -> TrainConfig:

@@ -23,7 +23,6 @@ from experiments.measurements import textbook
 from experiments.measurements.layer import Layer
 from experiments.measurements.timing import Measurement, measure
 
-# The procedure that textbook.py implements.
 IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB
 MARGIN, LEARNING_RATE = 0.5, 1e-3
 
@@ -47,7 +46,7 @@ class Widths(NamedTuple):
         return "/".join(map(str, (self.conv_channels, self.primary_capsules, *self.conv_capsules)))
 
     def model(self, implementation: str = "streamed", iterations: int = 3) -> emcaps.CapsNet:
-        """The network with the paper's procedure, for five classes."""
+        """The network with the paper's procedure, which textbook.py implements, for five classes."""
         routing = dataclasses.replace(emcaps.PAPER, num_iterations=iterations, implementation=implementation)
         return emcaps.CapsNet(NUM_CLASSES, self.conv_channels, self.primary_capsules, self.conv_capsules, routing)
 
