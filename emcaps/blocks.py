@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.em import Constants, Procedure, route
-from emcaps.em_gradient import backward, first_order_only, forward
+from emcaps.em import route
 from emcaps.layout import (
     OuterResult,
     inner_children,
@@ -24,6 +23,8 @@ from emcaps.layout import (
     outer_result,
     outer_result_transpose,
 )
+from emcaps.procedure import Constants, Procedure, Routing
+from emcaps.streamed_gradient import backward, first_order_only, forward
 from emcaps.types import POSE_ENTRIES
 
 
@@ -68,7 +69,7 @@ def route_blocks(blocks: Blocks, children: tuple[jax.Array, jax.Array], transfor
         transforms: `[KH, KW, I, J, Q, 4]`.
         constants: see `Constants`.
     """
-    return _route(blocks, children, transforms, constants, lambda *given: (route(*given), None))[0]
+    return _route(blocks, children, transforms, constants, lambda routing: (route(routing), None))[0]
 
 
 def _route(blocks, children, transforms, constants, run):
@@ -78,7 +79,7 @@ def _route(blocks, children, transforms, constants, run):
 
     def route_block(children):
         poses, activations = inner_children(*children, field=field)
-        outputs, kept = run(blocks.form.hold_votes(poses, inner), activations, constants, blocks.procedure)
+        outputs, kept = run(Routing(blocks.form.hold_votes(poses, inner), activations, constants, blocks.procedure))
         return (outer_result(*outputs, field=field), kept), ()
 
     (results, kept), _ = _for_blocks(route_block, _divide(children, size), ())
@@ -102,10 +103,10 @@ def _backward(blocks, residuals, result_gradients):
     def block_backward(given):
         children, kept, result_gradients = given
         poses, activations = inner_children(*children, field=field)
-        routing = blocks.form.hold_votes(poses, inner), activations, constants, procedure
-        history = forward(*routing)[1] if kept is None else kept
+        routing = Routing(blocks.form.hold_votes(poses, inner), activations, constants, procedure)
+        history = forward(routing)[1] if kept is None else kept
         (to_poses, to_transforms), to_activations, to_constants = backward(
-            *routing, history, outer_result_transpose(result_gradients)
+            routing, history, outer_result_transpose(result_gradients)
         )
         return inner_children_transpose(to_poses, to_activations, field), (to_transforms, to_constants)
 

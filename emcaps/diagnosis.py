@@ -13,7 +13,7 @@ import numpy as np
 
 from emcaps.capsnet import CapsNet, check_network
 from emcaps.checks import check_choice, check_shapes
-from emcaps.layout import compute_dtype
+from emcaps.precision import compute_dtype
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 # A parent whose activation is below the first, or above the second, for a whole batch says nothing about an example.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emcaps.checks import check_data, check_positive_int
-from emcaps.layout import common_dtype, compute_dtype
+from emcaps.precision import common_dtype, compute_dtype
 from emcaps.sharding import for_each_shard
 
 

@@ -36,42 +36,42 @@ class FusedVotes(NamedTuple):
     weighted_sum = StreamedVotes.weighted_sum
 
     @jax.jit  # so that it is traced once for all of its uses
-    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
+    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`: one reduction with two results."""
         weights = scaled(weights, scale)
-        offsets = form_votes(*_not_shared(self, weights)) - centre[None]
+        offsets = form_votes(*_not_shared(self, weights)) - center[None]
         weighted = weights[:, None, None] * offsets
-        zero = jnp.zeros((), centre.dtype)
+        zero = jnp.zeros((), center.dtype)
         first, second = lax.reduce((weighted, weighted * offsets), (zero, zero), _add_pairs, (0,))
         return Moments(weights.sum(0), first, second)
 
     retake = retake_if_lost
 
     @jax.jit
-    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`: one reduction over the pose entries."""
-        offsets = form_votes(*_not_shared(self, quadratic)) - centre[None]
+        offsets = form_votes(*_not_shared(self, quadratic)) - center[None]
         slope = quadratic[None] * offsets if linear is None else quadratic[None] * offsets + linear[None]
         return constant[None] + (slope * offsets).sum((1, 2))
 
     @jax.jit
-    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient(self, groups: Sequence[VoteTerms], center: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
-        num_children, (*entries, width) = self.poses.shape[0], centre.shape
+        num_children, (*entries, width) = self.poses.shape[0], center.shape
         columns = width if isinstance(width, int) else SYMBOLIC_COLUMNS
-        most = max(1, GRADIENT_BYTES // (math.prod(entries) * columns * centre.dtype.itemsize))
+        most = max(1, GRADIENT_BYTES // (math.prod(entries) * columns * center.dtype.itemsize))
         size = max(size for size in range(1, min(most, num_children) + 1) if num_children % size == 0)
 
         def chunk_gradient(start):
             poses, transforms = (lax.dynamic_slice_in_dim(array, start, size) for array in self)
-            slope = intercept = jnp.zeros((), centre.dtype)
+            slope = intercept = jnp.zeros((), center.dtype)
             for terms in groups:
                 weights = lax.dynamic_slice_in_dim(terms.weights, start, size, 1)
                 weights = scaled(weights, None if terms.scale is None else lax.dynamic_slice_in_dim(terms.scale, start, size))
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
                     slope += weight[:, None, None] * quadratic[None]
                     intercept += weight[:, None, None] * linear[None]
-            votes = 2 * slope * (form_votes(poses, transforms) - centre[None]) + intercept
+            votes = 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
             return (
                 jnp.einsum("nkhj,nihjm->nikm", transforms, votes, precision="highest"),
                 jnp.einsum("nihjm,nikm->nkhj", votes, poses, precision="highest"),

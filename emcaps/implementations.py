@@ -10,18 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from emcaps.blocks import Blocks, Form, route_blocks
-from emcaps.em import Constants, route
+from emcaps.em import route
 from emcaps.fused import FusedVotes
-from emcaps.layout import (
-    OuterResult,
-    cast,
-    common_dtype,
-    compute_dtype,
-    inner_children,
-    inner_transforms,
-    outer_dtypes,
-    outer_result,
-)
+from emcaps.layout import OuterResult, inner_children, inner_transforms, outer_result
+from emcaps.precision import cast, common_dtype, compute_dtype, outer_dtypes
+from emcaps.procedure import Constants, Routing
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 from emcaps.votes import DenseVotes, StreamedVotes, dense_votes
 
@@ -51,12 +44,8 @@ def route_votes(votes, activations, constants, *, procedure):
     # Of each example its own, so that devices sum their gradient once, not in every iteration.
     betas = (jnp.broadcast_to(beta, (num_parents, votes.shape[0])) for beta in constants[:2])
     constants = Constants(*betas, *constants[2:])
-    parents, assignments = route(
-        DenseVotes(votes.transpose(1, 3, 4, 2, 0)),
-        activations.reshape(-1, num_children).T,
-        constants,
-        procedure,
-    )
+    inner_votes = DenseVotes(votes.transpose(1, 3, 4, 2, 0))
+    parents, assignments = route(Routing(inner_votes, activations.reshape(-1, num_children).T, constants, procedure))
 
     def outer_poses(array):  # [4, 4, J, M] to [..., J, P]
         return array.transpose(3, 2, 0, 1).reshape(*batch, num_parents, POSE_ENTRIES)
@@ -101,5 +90,5 @@ def route_capsules(poses, activations, transforms, constants, *, procedure, impl
 def _route_stored(children, transforms, constants, procedure) -> OuterResult:
     """Procedure 1 on a map with all votes in memory."""
     poses, activations = inner_children(*children, field=procedure.field)
-    outputs = route(dense_votes(poses, inner_transforms(transforms)), activations, constants, procedure)
-    return outer_result(*outputs, field=procedure.field)
+    votes = dense_votes(poses, inner_transforms(transforms))
+    return outer_result(*route(Routing(votes, activations, constants, procedure)), field=procedure.field)

@@ -49,23 +49,23 @@ class KernelVotes(NamedTuple):
 
     weighted_sum = StreamedVotes.weighted_sum
 
-    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
+    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`: a program has some parent types and columns, and walks over a part of the children."""
-        return self._moments(jnp.ones(centre.shape[-1] // COLUMNS, jnp.int32), weights, centre, scale)
+        return self._moments(jnp.ones(center.shape[-1] // COLUMNS, jnp.int32), weights, center, scale)
 
     def retake(
-        self, lost: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
+        self, lost: jax.Array, weights: jax.Array, center: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
     ) -> tuple[jax.Array, Moments]:
         """As `votes.retake_if_lost`, by columns: where nothing was lost, programs end as soon as they begin."""
         wanted = lost.any(0).reshape(-1, COLUMNS).any(1)
-        again = centre, self._moments(wanted.astype(jnp.int32), weights, centre, scale)
+        again = center, self._moments(wanted.astype(jnp.int32), weights, center, scale)
         return jax.tree.map(functools.partial(jnp.where, jnp.repeat(wanted, COLUMNS)), again, taken)
 
-    def _moments(self, wanted: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array | None) -> Moments:
+    def _moments(self, wanted: jax.Array, weights: jax.Array, center: jax.Array, scale: jax.Array | None) -> Moments:
         num_children, num_parents, width = self._sizes()
         types = math.gcd(num_parents, TYPES)
         children = _part(num_children, WARPS * COLUMNS // (width * num_parents))
-        inputs = [(wanted, "M"), (centre, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj"), (weights, "njm")]
+        inputs = [(wanted, "M"), (center, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj"), (weights, "njm")]
         first, second, mass = _run(
             _moments,
             {"m": COLUMNS, "j": types, "n": children},
@@ -75,12 +75,12 @@ class KernelVotes(NamedTuple):
         )
         return Moments(mass.sum(0), first.sum(0), second.sum(0))
 
-    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`: a program has some parent types and columns, and walks over a few children."""
         num_children, num_parents, _ = self._sizes()
         types = math.gcd(num_parents, TYPES)
         children = _part(num_children, num_children / SCORED_CHILDREN)
-        inputs = [(constant, "jm"), (quadratic, "ihjm"), (centre, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj")]
+        inputs = [(constant, "jm"), (quadratic, "ihjm"), (center, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj")]
         (scores,) = _run(
             _scores,
             {"m": COLUMNS, "j": types, "n": children},
@@ -90,14 +90,14 @@ class KernelVotes(NamedTuple):
         )
         return scores
 
-    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient(self, groups: Sequence[VoteTerms], center: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, by a kernel each for poses and transforms; a warp has one row of the votes.
 
         For the poses a program has some children and columns, and walks over the parents; for the transforms it has some children
         of one parent, and walks over a part of the columns.
         """
         num_children, num_parents, width = self._sizes()
-        inputs = [(centre, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj")]
+        inputs = [(center, "ihjm"), (self.poses, "nikm"), (self.transforms, "nkhj")]
         for terms in groups:
             inputs += [(terms.weights, "fnjm"), (terms.quadratic, "fihjm"), (terms.linear, "fihjm")]
             inputs += [] if terms.scale is None else [(terms.scale, "nm")]
@@ -199,16 +199,16 @@ def _fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     return result
 
 
-def _offset(fma: Callable, negative_centre: jax.Array, pose: Sequence[jax.Array], transform: Sequence[jax.Array]) -> jax.Array:
-    """An entry of vote - centre, from a row of the pose and a column of the transform."""
+def _offset(fma: Callable, negative_center: jax.Array, pose: Sequence[jax.Array], transform: Sequence[jax.Array]) -> jax.Array:
+    """An entry of vote - center, from a row of the pose and a column of the transform."""
     for factors in zip(pose, transform, strict=True):
-        negative_centre = fma(*factors, negative_centre)
-    return negative_centre
+        negative_center = fma(*factors, negative_center)
+    return negative_center
 
 
-def _walk_children(fma: Callable, poses: Any, transforms: Any, centre: Any, stop: Any, visit: Callable, state: Any) -> Any:
-    """`state = visit(child, offsets, state)` for each child, with its votes' offsets from the centre, of `ENTRIES`."""
-    start = [-centre[row, column] for row, column in ENTRIES]
+def _walk_children(fma: Callable, poses: Any, transforms: Any, center: Any, stop: Any, visit: Callable, state: Any) -> Any:
+    """`state = visit(child, offsets, state)` for each child, with its votes' offsets from the center, of `ENTRIES`."""
+    start = [-center[row, column] for row, column in ENTRIES]
     inner = range(poses.shape[2])
 
     def body(child: jax.Array, state: Any) -> Any:
@@ -220,7 +220,7 @@ def _walk_children(fma: Callable, poses: Any, transforms: Any, centre: Any, stop
     return lax.fori_loop(0, stop, body, state)
 
 
-def _moments(fma, wanted, centre, poses, transforms, weights, *rest):
+def _moments(fma, wanted, center, poses, transforms, weights, *rest):
     *scale, first_out, second_out, mass_out = rest
 
     def add_child(child, offsets, sums):
@@ -233,16 +233,16 @@ def _moments(fma, wanted, centre, poses, transforms, weights, *rest):
         second = [fma(term, offset, total) for total, term, offset in zip(second, weighted, offsets, strict=True)]
         return first, second, mass + weight
 
-    zero = jnp.zeros(centre.shape[2:], centre.dtype)
-    nothing = [zero] * len(ENTRIES), [zero] * len(ENTRIES), jnp.zeros(mass_out.shape, centre.dtype)
-    first, second, mass = _walk_children(fma, poses, transforms, centre, wanted[...] * poses.shape[0], add_child, nothing)
+    zero = jnp.zeros(center.shape[2:], center.dtype)
+    nothing = [zero] * len(ENTRIES), [zero] * len(ENTRIES), jnp.zeros(mass_out.shape, center.dtype)
+    first, second, mass = _walk_children(fma, poses, transforms, center, wanted[...] * poses.shape[0], add_child, nothing)
     for place, (row, column) in enumerate(ENTRIES):
         first_out[row, column] = first[place]
         second_out[row, column] = second[place]
     mass_out[...] = mass
 
 
-def _scores(fma, constant, quadratic, centre, poses, transforms, *rest):
+def _scores(fma, constant, quadratic, center, poses, transforms, *rest):
     *linear, out = rest
     total_of_none = constant[...]
     squares = [quadratic[row, column] for row, column in ENTRIES]
@@ -256,7 +256,7 @@ def _scores(fma, constant, quadratic, centre, poses, transforms, *rest):
         out[child] = total
         return state
 
-    _walk_children(fma, poses, transforms, centre, poses.shape[0], score, 0)
+    _walk_children(fma, poses, transforms, center, poses.shape[0], score, 0)
 
 
 def _vote_terms(have_scale: Sequence[bool], arrays: Sequence[Any]) -> Iterator[tuple[int, VoteTerms]]:
@@ -285,7 +285,7 @@ def _column_gradients(
     weights: Sequence[Sequence[jax.Array]],
     pose: Sequence[Sequence[jax.Array]],
     transform: Sequence[Sequence[jax.Array]],
-    centre: Any,
+    center: Any,
     place: tuple[Any, ...],
 ) -> list[jax.Array]:
     """The gradient with respect to one column of the votes, `[4, columns]`, of each child.
@@ -296,21 +296,21 @@ def _column_gradients(
         weights: of each child those of each term, `[1, columns]`.
         pose: of each child the columns of its pose, `[4, columns]`.
         transform: of each child one column of its transform, numbers.
-        centre: `[4, 4, J, M]`.
+        center: `[4, 4, J, M]`.
         place: the votes' column, the parent, and the columns of arrays.
     """
     rows = slice(None)
-    negative_centre = -centre[rows, *place]
-    slopes = intercepts = [jnp.zeros_like(negative_centre)] * len(weights)
+    negative_center = -center[rows, *place]
+    slopes = intercepts = [jnp.zeros_like(negative_center)] * len(weights)
     for number, (term_place, term) in enumerate(terms):
         quadratic, linear = (form[term_place, rows, *place] for form in (term.quadratic, term.linear))
         slopes = [fma(weight[number], quadratic, slope) for weight, slope in zip(weights, slopes, strict=True)]
         intercepts = [fma(weight[number], linear, intercept) for weight, intercept in zip(weights, intercepts, strict=True)]
-    offsets = [_offset(fma, negative_centre, *factors) for factors in zip(pose, transform, strict=True)]
+    offsets = [_offset(fma, negative_center, *factors) for factors in zip(pose, transform, strict=True)]
     return [fma(2 * slope, *rest) for slope, *rest in zip(slopes, offsets, intercepts, strict=True)]
 
 
-def _pose_gradient(have_scale, fma, centre, poses, transforms, *rest):
+def _pose_gradient(have_scale, fma, center, poses, transforms, *rest):
     *arrays, out = rest
     terms = list(_vote_terms(have_scale, arrays))
     children, inner, columns = range(poses.shape[0]), range(poses.shape[2]), slice(None)
@@ -320,21 +320,21 @@ def _pose_gradient(have_scale, fma, centre, poses, transforms, *rest):
         weights = [_weights(terms, child, parent, columns) for child in children]
         for column in ROWS:
             transform = [[transforms[child, k, column, parent] for k in inner] for child in children]
-            gradients = _column_gradients(fma, terms, weights, pose, transform, centre, (column, parent, columns))
+            gradients = _column_gradients(fma, terms, weights, pose, transform, center, (column, parent, columns))
             sums = [
                 [fma(gradient, factor, total) for factor, total in zip(factors, totals, strict=True)]
                 for gradient, factors, totals in zip(gradients, transform, sums, strict=True)
             ]
         return sums
 
-    zero = jnp.zeros((len(ROWS), COLUMNS), centre.dtype)
+    zero = jnp.zeros((len(ROWS), COLUMNS), center.dtype)
     sums = lax.fori_loop(0, transforms.shape[-1], add_parent, [[zero] * len(inner)] * len(children))
     for child in children:
         for k in inner:
             out[child, :, k] = sums[child][k]
 
 
-def _transform_gradient(have_scale, fma, centre, poses, transforms, *rest):
+def _transform_gradient(have_scale, fma, center, poses, transforms, *rest):
     *arrays, out = rest
     terms = list(_vote_terms(have_scale, arrays))
     children, inner = range(poses.shape[0]), range(poses.shape[2])
@@ -346,7 +346,7 @@ def _transform_gradient(have_scale, fma, centre, poses, transforms, *rest):
         weights = [_weights(terms, child, 0, columns) for child in children]
 
         def add(column, of_column):
-            gradients = _column_gradients(fma, terms, weights, pose, transform[column], centre, (column, 0, columns))
+            gradients = _column_gradients(fma, terms, weights, pose, transform[column], center, (column, 0, columns))
             return [
                 [fma(gradient, factor, total) for factor, total in zip(factors, totals, strict=True)]
                 for gradient, factors, totals in zip(gradients, pose, of_column, strict=True)
@@ -354,7 +354,7 @@ def _transform_gradient(have_scale, fma, centre, poses, transforms, *rest):
 
         return [add(column, of_column) for column, of_column in enumerate(sums)]
 
-    zero = jnp.zeros((len(ROWS), COLUMNS), centre.dtype)
+    zero = jnp.zeros((len(ROWS), COLUMNS), center.dtype)
     nothing = [[[zero] * len(inner)] * len(children)] * len(ROWS)
     sums = lax.fori_loop(0, poses.shape[-1] // COLUMNS, add_columns, nothing)
     for column in ROWS:

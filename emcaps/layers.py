@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 
 from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_range, check_shapes
-from emcaps.layout import common_dtype
 from emcaps.options import TRAINABLE, CapsuleInit, RoutingOptions, check_settings
+from emcaps.precision import common_dtype
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
@@ -126,7 +126,7 @@ class ClassCaps(nn.Module):
         add_coordinates: whether votes are told where they come from; see `class_em_routing`.
 
     Raises:
-        TypeError, ValueError: when called: an attribute is not as above, or children or centres are not as `__call__` says.
+        TypeError, ValueError: when called: an attribute is not as above, or children or centers are not as `__call__` says.
     """
 
     num_classes: int
@@ -140,8 +140,8 @@ class ClassCaps(nn.Module):
 
         Args:
             children: the last layer of convolutional capsules.
-            centers: row and column coordinates `[H]`, `[W]` of the receptive field centres in the image, in [0, 1]; None takes
-                the centres of the map's own cells.
+            centers: row and column coordinates `[H]`, `[W]` of the receptive field centers in the image, in [0, 1]; None takes
+                the centers of the map's own cells.
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_classes", self.num_classes)

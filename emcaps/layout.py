@@ -1,15 +1,14 @@
-"""Between the public arrays, batch-first, and the inner layout of `votes.py`; and what dtypes the routing computes in.
+"""Between the public arrays, batch-first, and the inner layout of `votes.py`.
 
 `inner_...` brings arguments in, `outer_...` brings results out. Backward passes go through the transposes of both.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from emcaps.em import Parents
+from emcaps.procedure import Parents
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_SIZE, RoutingResult
 
@@ -98,24 +97,3 @@ def outer_result_transpose(gradient: OuterResult) -> tuple[Parents, jax.Array]:
     )
     num_children = math.prod(assignments.shape[3:6])
     return parents, assignments.transpose(3, 4, 5, 6, 1, 2, 0).reshape(num_children, num_types, -1)
-
-
-def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """What the routing computes in: float32 for low precision, otherwise the arrays' own."""
-    return common_dtype(*arrays, jnp.float32)
-
-
-def common_dtype(*given: Any) -> jnp.dtype:
-    """What arrays and dtypes promote to, also where the caller lets nothing be promoted implicitly."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*given)
-
-
-def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """The arrays of a tree in a dtype."""
-    return jax.tree.map(lambda array: array.astype(dtype), tree)
-
-
-def outer_dtypes(result: RoutingResult, dtype: jnp.dtype) -> RoutingResult:
-    """The result in the dtype of the arguments, but for what need not fit into its range: costs, and squares of votes."""
-    return cast(result, dtype)._replace(activation_logits=result.activation_logits, variances=result.variances)

@@ -19,8 +19,8 @@ from emcaps.checks import (
     check_positive_int,
     check_range,
 )
-from emcaps.em import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.implementations import IMPLEMENTATIONS
+from emcaps.procedure import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_SIZE
 

@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from emcaps.em_gradient import first_order_only
+from emcaps.streamed_gradient import first_order_only
 
 
 def divide_examples(function: Callable[[Any, Any], Any], batched: Any, shared: Any) -> Any:

@@ -113,7 +113,7 @@ def _overlay(windows: jax.Array, axis: int, size: int, stride: int, combine: Cal
 
 
 def receptive_field_centers(image_size: int, layers: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Where the centres of the receptive fields lie in the image, along one axis, scaled to [0, 1].
+    """Where the centers of the receptive fields lie in the image, along one axis, scaled to [0, 1].
 
     Args:
         image_size: pixels along the axis.

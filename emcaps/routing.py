@@ -13,14 +13,14 @@ import numpy as np
 from jax import lax
 
 from emcaps.checks import check_axis, check_data, check_known_number, check_number, check_positive_int, check_range
-from emcaps.em import Constants, Procedure
-from emcaps.em_gradient import FIRST_ORDER_ONLY
 from emcaps.implementations import route_capsules, route_votes
-from emcaps.layout import compute_dtype
 from emcaps.options import PAPER, RoutingChanges, RoutingOptions
 from emcaps.partitioning import divide_examples
+from emcaps.precision import compute_dtype
+from emcaps.procedure import Constants, Procedure
 from emcaps.receptive_field import ReceptiveField
 from emcaps.sharding import Bound, for_each_shard, leave_to_compiler
+from emcaps.streamed_gradient import FIRST_ORDER_ONLY
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 

@@ -40,7 +40,7 @@ def prepare_images(images: jax.Array, *, downsample: int = 1, standardize: bool 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a network sees of an image: `prepare_images`, and of this the square in the centre.
+    """What a network sees of an image: `prepare_images`, and of this the square in the center.
 
     Attributes:
         downsample: see `prepare_images`.

@@ -1,13 +1,13 @@
 """Votes as a pair of linear operators, dense (in memory) or streamed (never in memory).
 
-Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two. About a centre c:
+Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two. About a center c:
 
     moments(g)_jh   = sum_n g_nj ( 1, V_njh - c_jh, (V_njh - c_jh)^2 )                  the M-step's sums
     scores(A, b, d)_nj = d_j + sum_h ( b_jh (V_njh - c_jh) + A_jh (V_njh - c_jh)^2 )     the E-step's log densities
 
 They are each other's transpose, which is all that the gradient of a routing needs, but for one thing: the gradient with respect
 to the votes themselves. Every use of the votes contributes one of the `VoteTerms` to it, and the sum over all uses is one pass.
-Squares of differences from a centre near the mean keep the digits that squares of votes would lose.
+Squares of differences from a center near the mean keep the digits that squares of votes would lose.
 
 Inner layout: the pose entries first, as a matrix, then the parent types J, then the columns M (see `types.py`), so that all that
 belongs to a parent broadcasts over its pose entries: `vote[i, h, j, m] = sum_k pose[i, k, m] transform[k, h, j]`.
@@ -25,7 +25,7 @@ from emcaps.sharding import vary_alike
 
 
 class Moments(NamedTuple):
-    """Sums over children with weights g, about a centre c.
+    """Sums over children with weights g, about a center c.
 
     Attributes:
         mass: sum_n g_nj, `[J, M]`.
@@ -55,22 +55,22 @@ class VoteTerms(NamedTuple):
 
 
 def retake_if_lost(
-    votes: Any, lost: jax.Array, weights: jax.Array, centre: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
+    votes: Any, lost: jax.Array, weights: jax.Array, center: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
 ) -> tuple[jax.Array, Moments]:
-    """Moments about another centre than they were taken about, if any of them has lost digits; otherwise as they are.
+    """Moments about another center than they were taken about, if any of them has lost digits; otherwise as they are.
 
     Args:
         votes: of the children.
         lost: where digits were lost, bool `[J, M]`.
         weights: as of `moments`.
-        centre: to take them about, `[4, 4, J, M]`.
+        center: to take them about, `[4, 4, J, M]`.
         scale: as of `moments`.
-        taken: the centre of before and the moments about it.
+        taken: the center of before and the moments about it.
 
     Returns:
-        A centre, and the moments about it.
+        A center, and the moments about it.
     """
-    return lax.cond(lost.any(), lambda: (centre, votes.moments(weights, centre, scale)), lambda: taken)
+    return lax.cond(lost.any(), lambda: (center, votes.moments(weights, center, scale)), lambda: taken)
 
 
 class DenseVotes(NamedTuple):
@@ -86,26 +86,26 @@ class DenseVotes(NamedTuple):
         """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, 4, J, M]`."""
         return jnp.einsum("nm,nihjm->ihjm", weights, self.votes, precision="highest")
 
-    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
-        """Moments about `centre` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
+    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
+        """Moments about `center` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
         weights = scaled(weights, scale)
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
             vote, weight = child
-            weighted = weight[None, None] * (vote - centre)
-            return (sums[0] + weighted, sums[1] + weighted * (vote - centre)), None
+            weighted = weight[None, None] * (vote - center)
+            return (sums[0] + weighted, sums[1] + weighted * (vote - center)), None
 
-        nothing = jnp.zeros_like(centre)
+        nothing = jnp.zeros_like(center)
         (first, second), _ = lax.scan(add_child, (nothing, nothing), (self.votes, weights))
         return Moments(weights.sum(0), first, second)
 
     retake = retake_if_lost
 
-    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
-        """Quadratic forms in the offsets from `centre`: a constant `[J, M]`, coefficients `[4, 4, J, M]`. Returns `[N, J, M]`."""
+    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+        """Quadratic forms in the offsets from `center`: a constant `[J, M]`, coefficients `[4, 4, J, M]`. Returns `[N, J, M]`."""
 
         def score_child(vote: jax.Array) -> jax.Array:
-            offsets = vote - centre
+            offsets = vote - center
             slope = quadratic * offsets if linear is None else quadratic * offsets + linear
             return constant + (slope * offsets).sum((0, 1))
 
@@ -137,24 +137,24 @@ class StreamedVotes(NamedTuple):
         return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms, precision="highest")
 
     @jax.jit  # so that it is traced once for all of its uses
-    def moments(self, weights: jax.Array, centre: jax.Array, scale: jax.Array | None = None) -> Moments:
+    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
         """As `DenseVotes.moments`."""
 
         def step(state: tuple[jax.Array, ...], _: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             (sums, mass), (poses, transforms, weights) = state, chunk
-            first = second = jnp.zeros((), centre.dtype)
+            first = second = jnp.zeros((), center.dtype)
             for pose, transform, weight in zip(poses, transforms, weights, strict=True):
-                offsets = form_votes(pose, transform) - centre
+                offsets = form_votes(pose, transform) - center
                 weighted = weight[None, None] * offsets
                 first += weighted
                 second += weighted * offsets
             # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
             return sums + lax.complex(first, second), mass + _sum(weights)
 
-        nothing = jnp.zeros_like(centre)
+        nothing = jnp.zeros_like(center)
         sums, mass = _for_chunks(
             step,
-            (lax.complex(nothing, nothing), jnp.zeros_like(centre, shape=weights.shape[1:])),
+            (lax.complex(nothing, nothing), jnp.zeros_like(center, shape=weights.shape[1:])),
             (self.poses, self.transforms, weights, scale),
             prepare=lambda poses, transforms, weights, scale: (poses, transforms, scaled(weights, scale)),
         )
@@ -163,7 +163,7 @@ class StreamedVotes(NamedTuple):
     retake = retake_if_lost
 
     @jax.jit
-    def scores(self, constant: jax.Array, quadratic: jax.Array, centre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
         """As `DenseVotes.scores`."""
 
         def chunk_scores(poses: jax.Array, transforms: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ class StreamedVotes(NamedTuple):
             for row in range(4):
                 for column in range(4):
                     vote = _sum(poses[:, row, k, None] * transforms[:, k, column, :, None] for k in range(poses.shape[2]))
-                    offset = vote - centre[None, row, column]
+                    offset = vote - center[None, row, column]
                     slope = quadratic[None, row, column] * offset
                     if linear is not None:
                         slope += linear[None, row, column]
@@ -182,24 +182,24 @@ class StreamedVotes(NamedTuple):
         def step(scores: jax.Array, index: jax.Array, chunk: tuple[jax.Array, ...]) -> jax.Array:
             return _put_chunk(scores, chunk_scores(*chunk), index)
 
-        nothing = jnp.zeros_like(centre, shape=(self.poses.shape[0], *centre.shape[2:]))
+        nothing = jnp.zeros_like(center, shape=(self.poses.shape[0], *center.shape[2:]))
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
     @jax.jit
-    def gradient(self, groups: Sequence[VoteTerms], centre: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the sum of all terms, about one `centre`, means for the poses and the transforms: one pass over the children.
+    def gradient(self, groups: Sequence[VoteTerms], center: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the sum of all terms, about one `center`, means for the poses and the transforms: one pass over the children.
 
         Returns:
             Gradients like `poses` and like `transforms`.
         """
 
         def vote_gradient(poses: jax.Array, transforms: jax.Array, *group_weights: jax.Array) -> jax.Array:
-            slope = intercept = jnp.zeros((), centre.dtype)
+            slope = intercept = jnp.zeros((), center.dtype)
             for terms, weights in zip(groups, group_weights, strict=True):
                 for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
                     slope += weight[:, None, None] * quadratic[None]
                     intercept += weight[:, None, None] * linear[None]
-            return 2 * slope * (form_votes(poses, transforms) - centre[None]) + intercept
+            return 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
 
         def step(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             poses, transforms, *_ = chunk
@@ -208,7 +208,7 @@ class StreamedVotes(NamedTuple):
 
         num_children, inner, columns, num_parents = self.transforms.shape
         to_poses = jnp.zeros_like(self.poses)
-        to_transforms = jnp.zeros_like(centre, shape=(num_children, columns, num_parents, inner))
+        to_transforms = jnp.zeros_like(center, shape=(num_children, columns, num_parents, inner))
         to_poses, to_transforms = _for_chunks(
             step,
             (to_poses, to_transforms),

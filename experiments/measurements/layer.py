@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 import emcaps
-from emcaps import em, implementations
+from emcaps import competition, implementations
 from emcaps.implementations import IMPLEMENTATIONS
+from emcaps.procedure import Procedure
 from emcaps.votes import StreamedVotes, VoteTerms
 from experiments.devices.parallel import REPLICATED, SHARDED, device_mesh
 from experiments.measurements import textbook
@@ -175,14 +176,14 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
 
     groups = terms(small.iterations, weights[:, 0]), terms(small.iterations - 1, None)
     needed = costs(small.iterations)
-    procedure = em.Procedure(field, small.iterations, False, "all", "reachable", damping=0.0, assignment_gradient=True)
+    procedure = Procedure(field, small.iterations, False, "all", "reachable", damping=0.0, assignment_gradient=True)
     chain, chain_cost = multiply_adds()
     whole = routings(small)["streamed"]
     contenders = {
         "moments": (lambda v, w, c: v.moments(w, c, w[:, 0]), (votes, weights, coefficients)),
         "scores": (lambda v, q, c: v.scores(q[0, 0], q, c), (votes, coefficients, coefficients)),
         "vote gradient": (lambda v, g, c: v.gradient(g, c), (votes, groups, coefficients)),
-        "softmax over parents": (lambda w: em.compete(w, procedure), (weights,)),
+        "softmax over parents": (lambda w: competition.compete(w, procedure), (weights,)),
         "whole forward": (whole, arguments),
         "whole with gradient": (with_gradient(whole), arguments),
         "multiply-adds": (chain, (small_numbers(1 << 13),)),

@@ -140,7 +140,7 @@ with jax.enable_x64(True):
 # %%
 # ## A gradient by hand
 #
-# The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as `em_gradient.py` does for a whole routing,
+# The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as `streamed_gradient.py` does for a whole routing,
 # once rightly and once without the sum: as if parents did not compete.
 
 

@@ -135,7 +135,7 @@ def test_modules_stand_alone():
     chex.assert_shape(variables["params"]["transforms"], (2, 4, 4, 4))
 
 
-def test_class_capsules_add_the_coordinates_of_receptive_field_centres():
+def test_class_capsules_add_the_coordinates_of_receptive_field_centers():
     """One child everywhere with a zero pose, one iteration: a class's pose is the mean coordinate of the positions."""
     children = Capsules(jnp.zeros((1, 3, 2, 1, 4, 4)), jnp.ones((1, 3, 2, 1)))
     rows, columns = np.array([0.1, 0.3, 0.8]), np.array([0.2, 0.7])

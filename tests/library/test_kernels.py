@@ -13,8 +13,8 @@ from jax import export
 
 from emcaps import conv_em_routing
 from emcaps.blocks import Blocks, Form, route_blocks
-from emcaps.em import Constants, Procedure
 from emcaps.kernels import COLUMNS, KernelVotes
+from emcaps.procedure import Constants, Procedure
 from emcaps.receptive_field import ReceptiveField
 from emcaps.votes import StreamedVotes, VoteTerms
 
@@ -43,16 +43,16 @@ def both(shape, operation, *given):
 def test_moments_and_scores(shape, types):
     num_children, num_parents, width, _ = shape
     parents, weighted = (4, 4, num_parents, width), num_parents if types.endswith("each") else 1
-    weights, scale, centre, quadratic, linear, constant = random_arrays(
+    weights, scale, center, quadratic, linear, constant = random_arrays(
         1, (num_children, weighted, width), (num_children, width), *[parents] * 3, parents[2:]
     )
     scale = None if weighted == 1 else scale
-    ours, theirs = both(shape, lambda votes, *given: votes.moments(*given, scale), weights, centre)
+    ours, theirs = both(shape, lambda votes, *given: votes.moments(*given, scale), weights, center)
     assert_close(ours.first, theirs.first, 1e-6)
     assert_close(ours.second, theirs.second, 1e-6)
     assert_close(ours.mass, jnp.broadcast_to(theirs.mass, ours.mass.shape), 1e-6)
     linear = None if weighted == 1 else linear
-    assert_close(*both(shape, lambda votes, *given: votes.scores(*given, linear), constant, quadratic, centre), 1e-6)
+    assert_close(*both(shape, lambda votes, *given: votes.scores(*given, linear), constant, quadratic, center), 1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,9 +66,9 @@ def test_gradient(shape):
         )
         return VoteTerms(weights, scale if scaled else None, *forms)
 
-    (centre,) = random_arrays(2, (4, 4, num_parents, width))
+    (center,) = random_arrays(2, (4, 4, num_parents, width))
     groups = terms(3, 2, True), terms(4, 1, False)
-    assert_close(*both(shape, lambda votes, *given: votes.gradient(*given), groups, centre), 2e-6)
+    assert_close(*both(shape, lambda votes, *given: votes.gradient(*given), groups, center), 2e-6)
 
 
 def test_moments_are_taken_again_only_where_they_lost_digits():
@@ -81,9 +81,9 @@ def test_moments_are_taken_again_only_where_they_lost_digits():
     def retake(votes, weights, scale, old, new):
         return votes.retake(lost, weights, new, scale, (old, votes.moments(weights, old, scale)))
 
-    (centre, moments), _ = both(shape, retake, weights, scale, old, new)
-    np.testing.assert_array_equal(centre, np.where(np.arange(width) < COLUMNS, old, new))
-    _, expected = both(shape, lambda votes, *given: votes.moments(*given), weights, centre, scale)
+    (center, moments), _ = both(shape, retake, weights, scale, old, new)
+    np.testing.assert_array_equal(center, np.where(np.arange(width) < COLUMNS, old, new))
+    _, expected = both(shape, lambda votes, *given: votes.moments(*given), weights, center, scale)
     assert_close(moments, expected, 1e-6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import routing_cases
-from test_em_gradient import values_and_gradients
+from test_streamed_gradient import values_and_gradients
 
 from emcaps import class_em_routing, conv_em_routing, inverse_temperature_schedule
 
@@ -130,7 +130,7 @@ def ibm(votes, child_of, activations, beta_v, beta_a, iterations):
 
 
 def released(votes, child_of, activations, sigma_bias, activation_bias, iterations):
-    """Google's: damped centres, costs of log variances with offsets, types do not compete, first shares of 1 / J.
+    """Google's: damped centers, costs of log variances with offsets, types do not compete, first shares of 1 / J.
 
     Left out are the 1e-7 that it adds to the mass in the cost as well, and to the sums over which it divides the E-step.
     """

@@ -35,13 +35,13 @@ def test_votes_are_pose_times_transform(x64, sizes):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_streamed_operators_equal_dense(x64, sizes):
     def operators(hold, poses, transforms, weights, coefficients):
-        votes, (quadratic, linear, centre) = hold(poses, transforms), coefficients
-        constant, scale = centre[0, 0], weights[:, 0]
+        votes, (quadratic, linear, center) = hold(poses, transforms), coefficients
+        constant, scale = center[0, 0], weights[:, 0]
         return {
-            "moments": votes.moments(weights, centre),
-            "scaled moments": votes.moments(weights, centre, scale),
-            "scores": votes.scores(constant, quadratic, centre),
-            "scores with a linear part": votes.scores(constant, quadratic, centre, linear),
+            "moments": votes.moments(weights, center),
+            "scaled moments": votes.moments(weights, center, scale),
+            "scores": votes.scores(constant, quadratic, center),
+            "scores with a linear part": votes.scores(constant, quadratic, center, linear),
             "weighted sum": votes.weighted_sum(scale),
         }
 
@@ -51,33 +51,33 @@ def test_streamed_operators_equal_dense(x64, sizes):
 
 def test_vmap_leaves_the_places_of_children_alone():
     """Which children a step takes is the same for a whole mapped batch. Otherwise each step would gather them one by one."""
-    poses, transforms, weights, (_, _, centre) = draw(1, SIZES[2])
+    poses, transforms, weights, (_, _, center) = draw(1, SIZES[2])
 
     def moments(poses):
-        return StreamedVotes(poses, transforms).moments(weights, centre)
+        return StreamedVotes(poses, transforms).moments(weights, center)
 
     assert "operand_batching_dims" not in jax.jit(jax.vmap(moments)).lower(poses[None]).as_text()
 
 
 @pytest.mark.parametrize("hold", [StreamedVotes, dense_votes])
 def test_moments_and_scores_are_each_others_transpose(x64, hold):
-    poses, transforms, weights, (quadratic, linear, centre) = draw(2, SIZES[2])
+    poses, transforms, weights, (quadratic, linear, center) = draw(2, SIZES[2])
     votes = hold(poses, transforms)
-    constant = centre[1, 1]
-    mass, first, second = votes.moments(weights, centre)
+    constant = center[1, 1]
+    mass, first, second = votes.moments(weights, center)
     through_moments = (quadratic * second).sum() + (linear * first).sum() + (constant * mass).sum()
-    through_scores = (weights * votes.scores(constant, quadratic, centre, linear)).sum()
+    through_scores = (weights * votes.scores(constant, quadratic, center, linear)).sum()
     np.testing.assert_allclose(through_moments, through_scores, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_gradient_is_that_of_the_scores(x64, sizes):
-    poses, transforms, weights, (quadratic, linear, centre) = draw(3, sizes)
+    poses, transforms, weights, (quadratic, linear, center) = draw(3, sizes)
 
     def objective(poses, transforms):
         votes = dense_votes(poses, transforms)
         return sum(
-            (weights * factor * votes.scores(jnp.zeros_like(centre[0, 0]), w * quadratic, centre, linear)).sum()
+            (weights * factor * votes.scores(jnp.zeros_like(center[0, 0]), w * quadratic, center, linear)).sum()
             for w, factor in ((1.0, 1.0), (2.0, 2.0), (1.0, weights[:, :1]), (2.0, weights[:, :1]))
         )
 
@@ -88,7 +88,7 @@ def test_gradient_is_that_of_the_scores(x64, sizes):
         VoteTerms(jnp.stack([weights, weights]), scale, *forms),
     )
     expected = jax.jit(jax.grad(objective, argnums=(0, 1)))(poses, transforms)
-    ours = jax.jit(lambda *held: StreamedVotes(*held).gradient(groups, centre))(poses, transforms)
+    ours = jax.jit(lambda *held: StreamedVotes(*held).gradient(groups, center))(poses, transforms)
     for mine, theirs in zip(ours, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-11)
 
@@ -112,9 +112,9 @@ def test_second_moments_keep_their_digits_when_the_variance_is_a_millionth_of_th
     exact = variance(exact_votes, spread.astype(np.float64), mass.astype(np.float64))
     two_pass_error = np.abs(variance(votes, spread, mass) / exact - 1).max()
     streamed = StreamedVotes(jnp.asarray(poses), jnp.asarray(transforms))
-    # A centre as routing has it: the mean under other weights of the same votes.
-    centre = streamed.weighted_sum(jnp.asarray(weights[:, 0])) / weights[:, 0].sum(0)
-    _, first, second = (np.asarray(moment) for moment in streamed.moments(jnp.asarray(weights), centre))
+    # A center as routing has it: the mean under other weights of the same votes.
+    center = streamed.weighted_sum(jnp.asarray(weights[:, 0])) / weights[:, 0].sum(0)
+    _, first, second = (np.asarray(moment) for moment in streamed.moments(jnp.asarray(weights), center))
     ours = second / mass - (first / mass) ** 2
     assert np.abs(ours / exact - 1).max() <= max(two_pass_error, 1e-6)
     assert two_pass_error < 1e-3, "the two-pass formula itself must be a meaningful bar"

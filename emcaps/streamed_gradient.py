@@ -1,0 +1,236 @@
+"""The gradient of Procedure 1 without ever storing the votes.
+
+The forward pass is `em.route` that keeps a `History`. The backward pass takes the M-steps and E-steps in reverse.
+The transpose of the one's sums is the other's scores, so that
+
+    M-step: (mass, first, second) = moments(g)            back: d_g = scores(d_mass, d_second, d_first)
+    E-step: scores(d, A) = d + sum_h A (V - mean)^2        back: d_d, d_A, d_mean from moments(d_scores)
+
+and everything else is differentiated by JAX, in arrays that are small. Each of the 2T - 1 steps leaves one of `VoteTerms`; the
+gradient for poses and transforms is one pass over all of them at the end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from emcaps.competition import compete_derivative
+from emcaps.em import fit_gaussians, iterate, log_densities, previous_means, start, unless_first
+from emcaps.procedure import Constants, Parents, RecomputedVotes, Routing, Sums
+from emcaps.votes import Moments, VoteTerms
+
+FIRST_ORDER_ONLY = (
+    'implementation="streamed" has first derivatives in reverse mode only (jax.grad, jax.vjp); '
+    'for higher derivatives or forward mode use implementation="dense"'
+)
+
+
+class History(NamedTuple):
+    """What the backward pass needs of the forward pass, leading axis T. Few arrays: to keep one more takes a CPU's compiler longer.
+
+    Attributes:
+        assignments: of each iteration, `[T, N, J, M]`.
+        masses: of its data, `[T, J, M]`.
+        forms: the first and second moments of its data, what these are about, and with damping the means of the iteration before,
+            `[T, 3 or 4, 4, 4, J, M]`.
+    """
+
+    assignments: jax.Array
+    masses: jax.Array
+    forms: jax.Array
+
+    @classmethod
+    def record(cls, sums: Sums, old_means: jax.Array | None) -> Self:
+        """What one iteration leaves, without the leading axis."""
+        (mass, first, second), old = sums.moments, () if old_means is None else (old_means,)
+        return cls(sums.assignments, mass, jnp.stack((first, second, sums.center, *old)))
+
+    def read(self) -> tuple[Sums, jax.Array | None]:
+        """The sums and the old means that `record` was given."""
+        first, second, center, *old = self.forms
+        return Sums(self.assignments, center, Moments(self.masses, first, second)), old[0] if old else None
+
+
+class _Gradients(NamedTuple):
+    """Gradients on their way back through the iterations.
+
+    Attributes:
+        parents: for the parents of the iteration that is next to be taken back.
+        assignments: for its assignments, besides what comes through its parents.
+        activations: `[N, M]`, summed over iterations.
+        constants: summed over iterations.
+        scores: of each E-step, `[T - 1, N, J, M]`, but one place for T = 1.
+        data_forms: of each M-step the coefficients of `moments`' gradient, `(quadratic, linear)`, each `[T, 4, 4, J, M]`.
+        score_forms: of each E-step those of `scores`, `[T - 1, 4, 4, J, M]` likewise.
+    """
+
+    parents: Parents
+    assignments: jax.Array
+    activations: jax.Array
+    constants: Constants
+    scores: jax.Array
+    data_forms: tuple[jax.Array, jax.Array]
+    score_forms: tuple[jax.Array, jax.Array]
+
+    @classmethod
+    def to_begin_with(
+        cls, routing: Routing[RecomputedVotes], result_gradients: tuple[Parents, jax.Array], center: jax.Array
+    ) -> Self:
+        """Those for the results of a routing, and zeros."""
+        repeats = routing.procedure.num_iterations
+        to_parents, to_assignments = result_gradients
+        no_constants, no_form = jax.tree.map(jnp.zeros_like, (routing.constants, (center, center)))
+        return cls(
+            parents=to_parents,
+            assignments=to_assignments,
+            activations=jnp.zeros_like(routing.activations),
+            constants=no_constants,
+            scores=_stack(jnp.zeros_like(to_assignments), max(repeats - 1, 1)),
+            data_forms=_stack(no_form, repeats),
+            score_forms=_stack(no_form, max(repeats - 1, 1)),
+        )
+
+
+def forward(routing: Routing[RecomputedVotes]) -> tuple[tuple[Parents, jax.Array], History]:
+    """`em.route`, and what `backward` needs of it."""
+    procedure = routing.procedure
+    shares, parents = start(routing)
+
+    def step(iteration, state):
+        parents, history = state
+        old_means = previous_means(parents, procedure, iteration)
+        parents, sums = iterate(routing, shares, parents, iteration)
+        return parents, _put(history, History.record(sums, old_means), iteration)
+
+    repeats = procedure.num_iterations
+    nothing = History(
+        assignments=jnp.zeros_like(shares, shape=(repeats, shares.shape[0], *parents.logits.shape)),
+        masses=jnp.zeros_like(parents.logits, shape=(repeats, *parents.logits.shape)),
+        forms=jnp.zeros_like(parents.means, shape=(repeats, 4 if procedure.damping else 3, *parents.means.shape)),
+    )
+    parents, history = lax.fori_loop(0, repeats, step, (parents, nothing), unroll=routing.votes.UNROLL)
+    return (parents, history.assignments[-1]), history
+
+
+@jax.custom_jvp
+def first_order_only(tree):
+    """What a pass of first order is given; TypeError if it is differentiated once more."""
+    return tree
+
+
+@first_order_only.defjvp
+def _refuse(primals, tangents):
+    raise TypeError(FIRST_ORDER_ONLY)
+
+
+def backward(
+    routing: Routing[RecomputedVotes], history: History, result_gradients: tuple[Parents, jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Constants]:
+    """The gradient of `em.route`, from that for its results.
+
+    Args:
+        routing: that was done.
+        history: of the forward pass.
+        result_gradients: for the last parents and assignments.
+
+    Returns:
+        Gradients for the poses and transforms of the votes, for the activations, and for the constants.
+    """
+    repeats = routing.procedure.num_iterations
+    (_, common_center, _), _ = _take(history, repeats - 1).read()
+
+    def step(turn, gradients):
+        iteration = repeats - 1 - turn
+        to_old_means, gradients = _m_step_backward(routing, history, gradients, iteration, common_center)
+        return unless_first(
+            iteration,
+            lambda: _e_step_backward(routing, history, gradients, to_old_means, iteration, common_center),
+            lambda: gradients,
+        )
+
+    gradients = _Gradients.to_begin_with(routing, result_gradients, common_center)
+    gradients = lax.fori_loop(0, repeats, step, gradients, unroll=routing.votes.UNROLL)
+    terms = [VoteTerms(history.assignments, routing.activations, *gradients.data_forms)]
+    if repeats > 1:
+        terms.append(VoteTerms(gradients.scores, None, *gradients.score_forms))
+    return routing.votes.gradient(terms, common_center), gradients.activations, gradients.constants
+
+
+def _m_step_backward(
+    routing: Routing[RecomputedVotes], history: History, gradients: _Gradients, iteration: jax.Array, common_center: jax.Array
+) -> tuple[jax.Array | None, _Gradients]:
+    """From the parents of an iteration to its assignments. Returns the gradient for the old means as well."""
+    sums, old_means = _take(history, iteration).read()
+    _, transpose = _fit_vjp(routing, sums, old_means, iteration)
+    (mass, first, second), to_old_means, to_constants = transpose(gradients.parents)
+    data_gradient = routing.votes.scores(mass, second, sums.center, first)
+    return to_old_means, gradients._replace(
+        assignments=gradients.assignments + data_gradient * routing.activations[:, None],
+        activations=gradients.activations + (data_gradient * sums.assignments).sum(1),
+        constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
+        data_forms=_put(gradients.data_forms, _about(common_center, second, first, sums.center), iteration),
+    )
+
+
+def _e_step_backward(
+    routing: Routing[RecomputedVotes],
+    history: History,
+    gradients: _Gradients,
+    to_old_means: jax.Array | None,
+    iteration: jax.Array,
+    common_center: jax.Array,
+) -> _Gradients:
+    """From the assignments of an iteration to the parents of the one before."""
+    earlier, old_means = _take(history, iteration - 1).read()
+    parents, _ = _fit_vjp(routing, earlier, old_means, iteration - 1)
+    (_, quadratic), transpose = jax.vjp(log_densities, parents, routing.constants)
+    assignments = _take(history, iteration).assignments
+    direction = gradients.assignments if routing.procedure.assignment_gradient else jnp.zeros_like(assignments)
+    scores = compete_derivative(assignments, direction, routing.procedure)
+    mass, first, second = routing.votes.moments(scores, parents.means)
+    to_parents, to_constants = transpose((mass, second))
+    to_means = to_parents.means - 2 * quadratic * first
+    if to_old_means is not None:
+        to_means += to_old_means
+    form = _about(common_center, quadratic, jnp.zeros_like(quadratic), parents.means)
+    return gradients._replace(
+        parents=to_parents._replace(means=to_means),
+        assignments=jnp.zeros_like(gradients.assignments),
+        constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
+        scores=_put(gradients.scores, scores, iteration - 1),
+        score_forms=_put(gradients.score_forms, form, iteration - 1),
+    )
+
+
+def _fit_vjp(
+    routing: Routing[RecomputedVotes], sums: Sums, old_means: jax.Array | None, iteration: jax.Array
+) -> tuple[Parents, Callable]:
+    """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
+
+    def fit(moments, old_means, constants):
+        return fit_gaussians(moments, sums.center, old_means, constants, routing.procedure, iteration)
+
+    return jax.vjp(fit, sums.moments, old_means, routing.constants)
+
+
+def _about(new_center: jax.Array, quadratic: jax.Array, linear: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The coefficients of the gradient `2 A (V - center) + b` about another center."""
+    return quadratic, linear + 2 * quadratic * (new_center - center)
+
+
+def _stack(tree, number):
+    """Room for so many trees of arrays like `tree`, which is in all the places."""
+    return jax.tree.map(lambda array: jnp.broadcast_to(array, (number, *array.shape)), tree)
+
+
+def _put(stacked, tree, place):
+    """The arrays of `tree` at `place` of the leading axis of those of `stacked`."""
+    return jax.tree.map(lambda past, new: lax.dynamic_update_index_in_dim(past, new, place, 0), stacked, tree)
+
+
+def _take(stacked, place):
+    """The arrays at `place` of the leading axis."""
+    return jax.tree.map(lambda past: lax.dynamic_index_in_dim(past, place, 0, keepdims=False), stacked)
