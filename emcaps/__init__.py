@@ -14,6 +14,8 @@ from emcaps.routing import class_em_routing, conv_em_routing, em_routing, invers
 from emcaps.types import Capsules, RoutingResult
 from emcaps.views import View, prepare_images
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PAPER",
     "PRESETS",
