@@ -54,7 +54,7 @@ class CapsNet(nn.Module):
     parent_axis: str | None = None
 
     def layer_names(self) -> tuple[str, ...]:
-        """The name of each capsule layer, among parameters and stages, the class capsules last."""
+        """The name of each capsule layer, among parameters and intermediates, the class capsules last."""
         return (*(f"conv_caps_{number}" for number in range(1, len(self.conv_capsules) + 1)), "class_caps")
 
     def layer_routing(self) -> tuple[RoutingOptions, ...]:

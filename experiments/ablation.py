@@ -268,7 +268,7 @@ class Probe(NamedTuple):
 
     Attributes:
         gradients: of the loss when all layers route with at most 1, 2 .. T iterations, the last of which is as they are.
-        diagnose: `emcaps.diagnostics`.
+        diagnose: `emcaps.diagnostics.diagnose_layers`.
     """
 
     gradients: tuple[Callable, ...]
@@ -303,7 +303,7 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
         `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the standard deviation of the gradient
         from batch to batch over the norm of its mean, likewise. `gradient_norm_by_iterations`: of the mean gradient of all
         parameters, when all layers route with at most 1, 2 .. T iterations: by what each iteration multiplies it. And of each
-        capsule layer what `emcaps.diagnose` says.
+        capsule layer what `emcaps.diagnostics.diagnose` says.
     """
     given = [batches(step) for step in range(8)]
 

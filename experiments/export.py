@@ -1,4 +1,4 @@
-"""The network of a run as a file for `emcaps.load_classifier`: `python -m experiments.export --workdir RUN --out FILE`."""
+"""The network of a run as a file for `emcaps.pretrained`: `python -m experiments.export --workdir RUN --out FILE`."""
 
 import dataclasses
 import sys
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emcaps import CapsNet, Classifier, Examples, View, save_classifier
-from emcaps.classifier import SUFFIX
+from emcaps import CapsNet
+from emcaps.pretrained import Classifier, Examples, View, save_classifier
+from emcaps.pretrained.classifier import SUFFIX
 from experiments.data.dataset import Dataset
 from experiments.devices.hardware import start_jax
 from experiments.learning.configs import TrainConfig

@@ -22,7 +22,7 @@ def make_agreement(model: emcaps.CapsNet) -> Callable[[Any, jax.Array, np.ndarra
     Of each capsule layer, by name:
 
         - `entropy`: of a child's assignments, in units of what it is after the first iteration: of even ones, where all parents
-          compete from the first iteration on (see `emcaps.RoutingDiagnostics`);
+          compete from the first iteration on (see `emcaps.diagnostics.RoutingDiagnostics`);
         - `best_share`: in [0, 1], how much of the data goes to the best parent of its child.
 
     Of the class capsules, by name `classes`, means over the images:
@@ -49,11 +49,11 @@ def _measure(model: emcaps.CapsNet, params: Any, images: jax.Array, labels: jax.
     stages = output[1]
     names, strides = model.layer_names(), [*(stride for _, stride in model.layer_geometry()[2:]), 1]
     data = {name: stages[below].activations for name, below in zip(names, ("primary", *names), strict=False)}
-    results = {name: emcaps.results_by_iteration(model, variables, images, name) for name in names}
+    results = {name: emcaps.diagnostics.results_by_iteration(model, variables, images, name) for name in names}
     layers = {}
     for name, stride in zip(names, strides, strict=True):
         field = ReceptiveField(data[name].shape[1:3], results[name][0].assignments.shape[3:5], stride)
-        entropies = jnp.stack([emcaps.diagnose(result).assignment_entropy for result in results[name]])
+        entropies = jnp.stack([emcaps.diagnostics.diagnose(result).assignment_entropy for result in results[name]])
         shares = jnp.stack([_best_share(data[name], result.assignments, field) for result in results[name]])
         layers[name] = {"entropy": entropies / entropies[0], "best_share": shares}
     of_classes = [_of_classes(data["class_caps"], result, labels) for result in results["class_caps"]]

@@ -38,7 +38,7 @@ def measure_convergence(model: emcaps.CapsNet, variables: Any, images: jax.Array
     """
     children, coordinates = class_layer_input(model, variables, images)
     votes = class_votes(children.poses, variables["params"]["class_caps"]["transforms"], coordinates)
-    results = emcaps.results_by_iteration(model, variables, images, "class_caps")
+    results = emcaps.diagnostics.results_by_iteration(model, variables, images, "class_caps")
     means = jnp.stack([result.poses[:, 0, 0].reshape(len(images), 1, -1, POSE_ENTRIES) for result in results])
     return Convergence(
         distances=np.asarray(jnp.linalg.norm(votes - means, axis=-1)),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
-from emcaps import prepare_images
+from emcaps.pretrained import prepare_images
 from experiments.runtime.fields import check_not_negative, check_positive, check_positive_or_none
 
 
@@ -62,7 +62,7 @@ DATASET_IMAGES = {
 
 
 def prepare(config: ImageConfig, images: jax.Array) -> jax.Array:
-    """Whole images as numbers of the size of 1, as the config has it: `emcaps.prepare_images`."""
+    """Whole images as numbers of the size of 1, as the config has it: `emcaps.pretrained.prepare_images`."""
     return prepare_images(images, downsample=config.downsample, standardize=config.standardize)
 
 

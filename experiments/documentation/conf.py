@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import itertools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import emcaps
@@ -49,23 +50,36 @@ napoleon_use_param = False  # with it, of names that share a description all but
 napoleon_custom_sections = [("Attributes", "params_style")]
 
 
+def public_names() -> dict[str, str]:
+    """Every public name, and where it is: `{"em_routing": "emcaps.em_routing", "squash": "emcaps.dynamic.squash", ...}`."""
+    modules = [getattr(emcaps, name) for name in emcaps.__all__ if inspect.ismodule(getattr(emcaps, name))]
+    found = [(name, f"{module.__name__}.{name}") for module in (emcaps, *modules) for name in module.__all__]
+    return {name: place for name, place in found if not inspect.ismodule(getattr(emcaps, name, None))}
+
+
 def reference_names() -> list[str]:
-    """The names in the groups of reference.rst, as often as they are there."""
-    return re.findall(r"^   (\w+)$", (HERE / "reference.rst").read_text(encoding="utf-8"), re.MULTILINE)
+    """The names in the groups of reference.rst, as often as they are there, each with the module that is current."""
+    module, found = "", []
+    for line in (HERE / "reference.rst").read_text(encoding="utf-8").splitlines():
+        if given := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
+            module = given[1]
+        elif given := re.fullmatch(r"   (\w+)", line):
+            found.append(f"{module}.{given[1]}")
+    return found
 
 
 def check_reference() -> None:
     """Raise ValueError unless every public name is in one group of reference.rst, and nothing else is."""
-    found, public = sorted(reference_names()), sorted(emcaps.__all__)
+    found, public = sorted(reference_names()), sorted(public_names().values())
     if found != public:
         missing, unknown = (sorted(set(a) - set(b)) for a, b in ((public, found), (found, public)))
         twice = sorted({name for name in found if found.count(name) > 1})
-        raise ValueError(f"reference.rst must have each name of emcaps.__all__ once; {missing=}, {unknown=}, {twice=}")
+        raise ValueError(f"reference.rst must have each public name once; {missing=}, {unknown=}, {twice=}")
 
 
 def constant(name: str) -> tuple[str, str]:
     """The string below the assignment of a public constant, and the assignment itself. Empty if there is none."""
-    for path in Path(inspect.getfile(emcaps)).parent.glob("*.py"):
+    for path in Path(inspect.getfile(emcaps)).parent.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         for statement, below in itertools.pairwise(ast.parse(source).body):
             if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
@@ -74,24 +88,25 @@ def constant(name: str) -> tuple[str, str]:
     return "", ""
 
 
-def restructured(docstring: str, link: set[str]) -> str:
-    """A docstring in the words of napoleon and reStructuredText, with links to these public names."""
+def restructured(docstring: str, link: Mapping[str, str]) -> str:
+    """A docstring in the words of napoleon and reStructuredText, with links to these public names where they are."""
     # Names that share a description, and need more than a line.
     docstring = re.sub(r"^( +\w+(?:, \w+)*,)\n +", r"\1 ", docstring, flags=re.MULTILINE)
     # What stands before the first colon would be taken for a type.
     docstring = re.sub(r"^( *Returns:\n +)", r"\1: ", docstring, flags=re.MULTILINE)
     # A dot before a space would end the sentence that is quoted in reference.rst.
     docstring = docstring.replace(" .. ", " … ")
-    return re.sub(rf"(?<!`)`({'|'.join(sorted(link))})`(?!`)", r":py:obj:`~emcaps.\1`", docstring)
+    names = rf"(?<!`)`({'|'.join(sorted(link))})`(?!`)"
+    return re.sub(names, lambda found: f":py:obj:`~{link[found[1]]}`", docstring)
 
 
 def process_docstring(app, what: str, name: str, obj, options, lines: list[str]) -> None:
-    _, public, *_ = name.split(".")
+    public = next(part for part in name.split(".") if part in public_names())
     text = "\n".join(lines)
     if what == "data":
         text, assignment = constant(public)
         text += "\n\n.. code-block:: python\n\n" + re.sub("^", "    ", assignment, flags=re.MULTILINE)
-    lines[:] = restructured(text, set(emcaps.__all__) - {public}).splitlines()
+    lines[:] = restructured(text, {name: place for name, place in public_names().items() if name != public}).splitlines()
 
 
 def process_signature(app, what: str, name: str, obj, options, signature: str | None, returns: str | None):

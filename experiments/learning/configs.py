@@ -25,7 +25,7 @@ FAMILIES = {"capsules": "capsules have", "dynamic": "vector capsules have", "cnn
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: `emcaps.CapsNet`; `emcaps.DynamicCapsNet`, to which `dynamic_...` apply; or `BaselineCNN`, with `cnn_...`."""
+    """The network: `CapsNet`; `DynamicCapsNet`, to which `dynamic_...` apply; or `BaselineCNN`, with `cnn_...`."""
 
     family: Annotated[Literal["capsules", "dynamic", "cnn"], tyro.conf.arg(name="model")] = "capsules"
     """Matrix capsules with EM routing, vector capsules with dynamic routing, or the paper's convolutional network."""
@@ -147,7 +147,7 @@ class TrainConfig:
     inverse_temperature_start: float | None = None
     """The inverse temperature goes geometrically from this to that of the model over the training; its rate must be 0."""
     init_from: str | None = None
-    """Begin with the weights of this run (its folder) or classifier (as `emcaps.load_classifier` takes it), of the same network.
+    """Begin with the weights of this run (its folder) or classifier (as `load_classifier` takes it), of the same network.
     Steps, schedule and optimiser begin anew."""
     eval_every: int = 1100
     """Evaluate and save a checkpoint after this many steps, and after the last."""

@@ -13,7 +13,7 @@ from experiments.learning.cnn import BaselineCNN
 from experiments.learning.configs import FAMILIES, ModelConfig, TrainConfig
 
 DECODER = "decoder"  # its place among the parameters, beside the network's layers
-Network = emcaps.CapsNet | emcaps.DynamicCapsNet | BaselineCNN
+Network = emcaps.CapsNet | emcaps.dynamic.DynamicCapsNet | BaselineCNN
 
 
 def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = None) -> Network:
@@ -27,7 +27,7 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
     if config.family == "cnn":
         return BaselineCNN(num_classes, config.cnn_channels, config.cnn_hidden_units)
     if config.family == "dynamic":
-        return emcaps.DynamicCapsNet(
+        return emcaps.dynamic.DynamicCapsNet(
             num_classes, config.dynamic_channels, config.dynamic_capsules, num_iterations=config.dynamic_iterations
         )
     return emcaps.CapsNet(
@@ -69,7 +69,7 @@ def decode(params: Any, poses: jax.Array, chosen: jax.Array, shape: tuple[int, .
         chosen: a class for each image: in training its label.
         shape: of an image.
     """
-    images: Any = emcaps.Decoder(shape).apply({"params": params[DECODER]}, poses, chosen)
+    images: Any = emcaps.dynamic.Decoder(shape).apply({"params": params[DECODER]}, poses, chosen)
     return images
 
 
@@ -80,9 +80,9 @@ def log_activations(model: Network, logits: jax.Array) -> jax.Array:
 
 def routing_diagnostics(
     config: TrainConfig, model: Network, params: Any, images: jax.Array, step: jax.Array | int
-) -> dict[str, emcaps.RoutingDiagnostics]:
+) -> dict[str, emcaps.diagnostics.RoutingDiagnostics]:
     """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for other networks."""
-    return emcaps.diagnostics(network_stages(config, model, params, images, step))
+    return emcaps.diagnostics.diagnose_layers(network_stages(config, model, params, images, step))
 
 
 def network_stages(

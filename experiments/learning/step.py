@@ -88,7 +88,7 @@ def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.
     (_, stages), variables = output
     params = variables["params"]
     if config.model.reconstruction:
-        decoder, chosen = emcaps.Decoder(images.shape[1:]), jnp.zeros(1, jnp.int32)
+        decoder, chosen = emcaps.dynamic.Decoder(images.shape[1:]), jnp.zeros(1, jnp.int32)
         params = params | {DECODER: decoder.init(jax.random.fold_in(key, 1), class_poses(stages), chosen)["params"]}
     if config.calibrate_betas and isinstance(model, emcaps.CapsNet):
         params = calibrate_betas(model, params, images)
@@ -125,7 +125,7 @@ def make_objective(config: TrainConfig, model: Network) -> Callable[[Any, Batch,
         loss = losses(config, logits, batch.labels, step).mean()
         if config.model.reconstruction:
             images = decode(params, class_poses(stages), batch.labels, batch.images.shape[1:])
-            loss += emcaps.RECONSTRUCTION_WEIGHT * emcaps.reconstruction_loss(batch.images, images).mean()
+            loss += emcaps.dynamic.RECONSTRUCTION_WEIGHT * emcaps.dynamic.reconstruction_loss(batch.images, images).mean()
         return loss, (logits.argmax(-1) == batch.labels).mean()
 
     return jax.value_and_grad(objective, has_aux=True)

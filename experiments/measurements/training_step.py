@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 import emcaps
-from emcaps.dynamic_capsnet import StridedConv
+from emcaps.dynamic.capsnet import StridedConv
 from emcaps.implementations import IMPLEMENTATIONS
 from experiments.devices.parallel import REPLICATED, SHARDED, device_mesh
 from experiments.measurements import textbook
@@ -120,10 +120,10 @@ def benchmark_dynamic(batch: int, repeats: int) -> dict[str, dict[str, Measureme
     transforms = 0.1 * jax.random.normal(keys[1], (1152, 10, 8, 16))
 
     def stored(children: jax.Array, transforms: jax.Array) -> jax.Array:
-        return emcaps.dynamic_routing(jnp.einsum("bnd,njde->bnje", children, transforms)).poses
+        return emcaps.dynamic.dynamic_routing(jnp.einsum("bnd,njde->bnje", children, transforms)).poses
 
     def not_stored(children: jax.Array, transforms: jax.Array) -> jax.Array:
-        return emcaps.class_dynamic_routing(children, transforms).poses
+        return emcaps.dynamic.class_dynamic_routing(children, transforms).poses
 
     features = jax.random.normal(keys[2], (batch, 20, 20, 256))
     ours, flax = StridedConv(256, 9, 2), nn.Conv(256, (9, 9), 2, padding="VALID")

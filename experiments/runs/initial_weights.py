@@ -58,8 +58,8 @@ def of_run(workdir: Path, dataset: Dataset) -> InitialWeights:
 
 
 def of_classifier(name: str) -> InitialWeights:
-    """The weights of what `emcaps.load_classifier` takes."""
+    """The weights of what `emcaps.pretrained.load_classifier` takes."""
     try:
-        return InitialWeights(emcaps.load_classifier(name).params, name)
+        return InitialWeights(emcaps.pretrained.load_classifier(name).params, name)
     except (OSError, ValueError) as error:
         raise UsageError(f"init_from must be the folder of a run, or a classifier: {first_line(error)}") from error

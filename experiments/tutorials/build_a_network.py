@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emcaps import TRAINABLE, conv_em_routing, diagnose, em_routing, spread_loss
+from emcaps import TRAINABLE, conv_em_routing, em_routing, spread_loss
+from emcaps.diagnostics import diagnose
 
 SIDE, CLASSES = 20, ("ring", "square", "triangle", "plus")
 

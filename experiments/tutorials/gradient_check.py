@@ -140,8 +140,8 @@ with jax.enable_x64(True):
 # %%
 # ## A gradient by hand
 #
-# The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as `streamed_gradient.py` does for a whole routing,
-# once rightly and once without the sum: as if parents did not compete.
+# The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as `streamed_gradient.py` does for a whole
+# routing, once rightly and once without the sum: as if parents did not compete.
 
 
 def divide_by_hand(competes):

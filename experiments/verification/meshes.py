@@ -119,33 +119,33 @@ def cases() -> Iterator[Case]:
         yield Case(f"conv_em_routing, {implementation}", routed(route), tuple(children), (transforms, *betas))
     yield Case("class_em_routing", routed(emcaps.class_em_routing), tuple(children), (transforms[0, 0], *betas))
     yield Case("diagnose", _diagnose, tuple(children), (transforms, *betas))
-    yield Case("dynamic_routing", lambda votes, _: emcaps.dynamic_routing(votes), normal(BATCH, 5, 3, 4), ())
-    yield Case("class_dynamic_routing", emcaps.class_dynamic_routing, normal(BATCH, 5, 4), normal(5, 3, 4, 2))
-    yield Case("squash", lambda vectors, _: emcaps.squash(vectors), normal(BATCH, 5, 4), ())
+    yield Case("dynamic_routing", lambda votes, _: emcaps.dynamic.dynamic_routing(votes), normal(BATCH, 5, 3, 4), ())
+    yield Case("class_dynamic_routing", emcaps.dynamic.class_dynamic_routing, normal(BATCH, 5, 4), normal(5, 3, 4, 2))
+    yield Case("squash", lambda vectors, _: emcaps.dynamic.squash(vectors), normal(BATCH, 5, 4), ())
     labels = np.arange(BATCH, dtype=np.int32) % 3
     low = emcaps.CapsNet(3, 4, 2, (3,), emcaps.TRAINABLE, dtype=jnp.bfloat16)
     for name, loss in (("spread_loss", functools.partial(emcaps.spread_loss, margin=0.5)), ("margin_loss", emcaps.margin_loss)):
         yield Case(name, lambda batch, _, loss=loss: loss(*batch), (share(BATCH, 3), labels), ())
     images = share(BATCH, 20, 20, 1)
     pair = images, images[::-1].copy()
-    yield Case("reconstruction_loss", lambda batch, _: emcaps.reconstruction_loss(*batch), pair, ())
-    yield Case("View", lambda images, _: emcaps.View(2, True, 6)(images), images, ())
+    yield Case("reconstruction_loss", lambda batch, _: emcaps.dynamic.reconstruction_loss(*batch), pair, ())
+    yield Case("View", lambda images, _: emcaps.pretrained.View(2, True, 6)(images), images, ())
     yield from (
         _module("PrimaryCaps", emcaps.PrimaryCaps(2), normal(BATCH, 4, 3, 5)),
         _module("ConvCaps", emcaps.ConvCaps(3, routing=emcaps.TRAINABLE), children),
         _module("ClassCaps", emcaps.ClassCaps(3), children),
         _module("CapsNet", emcaps.CapsNet(3, 4, 2, (3, 2), emcaps.TRAINABLE), images),
         _module("CapsNet, bfloat16", low, images, low.clone(dtype=None)),
-        _module("PrimaryVectorCaps", emcaps.PrimaryVectorCaps(2, 4), normal(BATCH, 10, 10, 3)),
-        _module("VectorClassCaps", emcaps.VectorClassCaps(3, 4), normal(BATCH, 5, 4)),
-        _module("DynamicCapsNet", emcaps.DynamicCapsNet(3, 8, 2, 4, 4), images),
-        _module("Decoder", emcaps.Decoder((4, 4, 1), (5,)), (normal(BATCH, 3, 4, 4), labels)),
+        _module("PrimaryVectorCaps", emcaps.dynamic.PrimaryVectorCaps(2, 4), normal(BATCH, 10, 10, 3)),
+        _module("VectorClassCaps", emcaps.dynamic.VectorClassCaps(3, 4), normal(BATCH, 5, 4)),
+        _module("DynamicCapsNet", emcaps.dynamic.DynamicCapsNet(3, 8, 2, 4, 4), images),
+        _module("Decoder", emcaps.dynamic.Decoder((4, 4, 1), (5,)), (normal(BATCH, 3, 4, 4), labels)),
     )
 
 
 def _diagnose(children: Any, shared: Any) -> Any:
     """Of each example by itself: a diagnosis is one of a whole batch, of which there is a device's share."""
-    one = lambda poses, activations: emcaps.diagnose(emcaps.conv_em_routing(poses[None], activations[None], *shared))  # noqa: E731
+    one = lambda poses, activations: emcaps.diagnostics.diagnose(emcaps.conv_em_routing(poses[None], activations[None], *shared))  # noqa: E731
     return jax.vmap(one)(*children)
 
 

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 import emcaps
-from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, DynamicCapsNet, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
+from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
+from emcaps.dynamic import DynamicCapsNet
 
 SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
 ONE_ITERATION = RoutingOptions(num_iterations=1)  # where routing is beside the point, a program that compiles faster
@@ -83,11 +84,11 @@ def test_low_precision_ends_at_the_class_capsules():
     variables = jax.jit(low.init)(jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
     (_, expected), _ = jax.jit(full.apply)(variables, images)
-    (_, activations), stages = jax.jit(low.apply)(variables, images)
-    routed = stages["conv_caps_1"]
-    below = [stages["conv"], *stages["primary"], routed.poses, routed.activations, routed.assignments]
+    (_, activations), intermediates = jax.jit(low.apply)(variables, images)
+    routed = intermediates["conv_caps_1"]
+    below = [intermediates["conv"], *intermediates["primary"], routed.poses, routed.activations, routed.assignments]
     assert {array.dtype for array in below} == {np.dtype(jnp.bfloat16)}
-    assert {array.dtype for array in stages["class_caps"]} == {np.dtype("float32")}
+    assert {array.dtype for array in intermediates["class_caps"]} == {np.dtype("float32")}
     np.testing.assert_allclose(activations, expected, atol=0.03)
     assert np.abs(activations - expected).max() > 0
 

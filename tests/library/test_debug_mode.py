@@ -10,7 +10,8 @@ import routing_cases
 from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from emcaps import CapsNet, RoutingOptions, spread_loss, squash
+from emcaps import CapsNet, RoutingOptions, spread_loss
+from emcaps.dynamic import squash
 
 
 def message(function, *arguments):

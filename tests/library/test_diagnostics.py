@@ -9,17 +9,8 @@ import numpy as np
 import pytest
 import routing_cases
 
-from emcaps import (
-    CapsNet,
-    RoutingOptions,
-    RoutingResult,
-    conv_em_routing,
-    diagnose,
-    diagnostics,
-    em_routing,
-    iteration_diagnostics,
-    results_by_iteration,
-)
+from emcaps import CapsNet, RoutingOptions, RoutingResult, conv_em_routing, em_routing
+from emcaps.diagnostics import diagnose, diagnose_iterations, diagnose_layers, results_by_iteration
 
 ITERATIONS = (2, 3)
 
@@ -109,16 +100,16 @@ def test_means_and_spreads():
 
 def test_a_network_has_diagnostics_of_each_layer_that_routes(network):
     model, variables, images = network
-    stages = model.apply(variables, images)[1]
-    found = diagnostics(stages)
+    intermediates = model.apply(variables, images)[1]
+    found = diagnose_layers(intermediates)
     assert list(found) == ["conv_caps_1", "class_caps"]
     for name, values in found.items():
-        chex.assert_trees_all_equal(values, diagnose(stages[name]))
+        chex.assert_trees_all_equal(values, diagnose(intermediates[name]))
 
 
 def test_iterations_end_with_the_diagnostics_of_the_network(network):
     model, variables, images = network
-    found, last = iteration_diagnostics(model, variables, images), diagnostics(model.apply(variables, images)[1])
+    found, last = diagnose_iterations(model, variables, images), diagnose_layers(model.apply(variables, images)[1])
     assert list(found) == list(last)
     for name, num_iterations in zip(found, ITERATIONS, strict=True):
         chex.assert_shape(tuple(found[name]), (num_iterations,))
@@ -126,7 +117,7 @@ def test_iterations_end_with_the_diagnostics_of_the_network(network):
 
 
 def test_iterations_begin_with_even_assignments_and_change_them(network):
-    found = iteration_diagnostics(*network)
+    found = diagnose_iterations(*network)
     np.testing.assert_allclose(found["class_caps"].assignment_entropy[0], np.log(3), rtol=1e-6)
     for values in found.values():
         assert np.all(np.diff(values.assignment_entropy) < 0)
@@ -143,15 +134,15 @@ def test_results_by_iteration_are_those_of_a_network_with_fewer_iterations(netwo
 def test_one_routing_for_all_layers_serves_too(network):
     model, variables, images = network
     model = model.clone(routing=RoutingOptions(num_iterations=2))
-    chex.assert_shape(iteration_diagnostics(model, variables, images)["class_caps"].dead, (2,))
+    chex.assert_shape(diagnose_iterations(model, variables, images)["class_caps"].dead, (2,))
 
 
 def test_jit_changes_nothing(network):
     model, variables, images = network
-    stages = model.apply(variables, images)[1]
-    chex.assert_trees_all_close(jax.jit(diagnostics)(stages), diagnostics(stages), rtol=1e-6)
-    jitted = jax.jit(lambda *arrays: iteration_diagnostics(model, *arrays))(variables, images)
-    chex.assert_trees_all_close(jitted, iteration_diagnostics(model, variables, images), rtol=1e-4, atol=1e-6)
+    intermediates = model.apply(variables, images)[1]
+    chex.assert_trees_all_close(jax.jit(diagnose_layers)(intermediates), diagnose_layers(intermediates), rtol=1e-6)
+    jitted = jax.jit(lambda *arrays: diagnose_iterations(model, *arrays))(variables, images)
+    chex.assert_trees_all_close(jitted, diagnose_iterations(model, variables, images), rtol=1e-4, atol=1e-6)
 
 
 def test_derivatives_are_finite_where_shares_and_spreads_are_zero():
@@ -192,10 +183,10 @@ def test_a_result_whose_fields_do_not_fit_is_refused(changes, error, message):
 
 def test_other_things_are_refused(network):
     model, variables, images = network
-    capsules, stages = model.apply(variables, images)
+    capsules, intermediates = model.apply(variables, images)
     with pytest.raises(TypeError, match=r"^result must be a RoutingResult; got Capsules"):
         diagnose(capsules)
-    with pytest.raises(TypeError, match=r"^stages must be a mapping, the second output of CapsNet; got tuple"):
-        diagnostics((capsules, stages))
+    with pytest.raises(TypeError, match=r"^intermediates must be a mapping, the second output of CapsNet; got tuple"):
+        diagnose_layers((capsules, intermediates))
     with pytest.raises(ValueError, match=r"^layer must be one of 'conv_caps_1', 'class_caps'; got 'primary'"):
         results_by_iteration(model, variables, images, "primary")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from emcaps import class_dynamic_routing, dynamic_routing, squash
+from emcaps.dynamic import class_dynamic_routing, dynamic_routing, squash
 
 
 def votes_like(*shape, scale=1.0, seed=0, dtype=np.float32):

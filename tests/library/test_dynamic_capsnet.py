@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcaps import Decoder, DynamicCapsNet, dynamic_routing, margin_loss, reconstruction_loss, squash
-from emcaps.dynamic_capsnet import StridedConv
-from emcaps.reconstruction import masked
+from emcaps import margin_loss
+from emcaps.dynamic import Decoder, DynamicCapsNet, dynamic_routing, reconstruction_loss, squash
+from emcaps.dynamic.capsnet import StridedConv
+from emcaps.dynamic.decoder import masked
 
 SMALL = dict(conv_channels=3, primary_capsules=2, primary_size=4, class_size=5)
 IMAGES = np.random.default_rng(0).uniform(size=(4, 20, 21, 1)).astype(np.float32)

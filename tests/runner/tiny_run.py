@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcaps import CapsNet, Classifier, Examples, RoutingOptions, View
+from emcaps import CapsNet, RoutingOptions
+from emcaps.pretrained import Classifier, Examples, View
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import ImageConfig
 from experiments.learning.configs import ModelConfig, TrainConfig

@@ -9,7 +9,8 @@ import pytest
 import tiny_run
 
 import emcaps
-from emcaps import CapsNet, RoutingOptions, View, load_classifier, save_classifier
+from emcaps import CapsNet, RoutingOptions
+from emcaps.pretrained import View, load_classifier, save_classifier
 from experiments.data.preprocessing import evaluation_view as central_view
 
 

@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors_numpy
 from safetensors import safe_open
 
 import emcaps
-from emcaps import Examples, load_classifier, save_classifier
+from emcaps.pretrained import Examples, load_classifier, save_classifier
 from experiments import export
 from experiments.data import loading
 from experiments.plots import pictures
@@ -139,13 +139,13 @@ def test_what_does_not_come_back_as_it_was_is_not_left(small, tmp_path, monkeypa
     path = tmp_path / "a.safetensors"
     other = dataclasses.replace(small, class_names=("a", "b", "d"), params=jax.tree.map(lambda leaf: leaf + 1, small.params))
     with monkeypatch.context() as patch:
-        patch.setattr(emcaps.classifier, "load_classifier", lambda _: other)
+        patch.setattr(emcaps.pretrained.classifier, "load_classifier", lambda _: other)
         with pytest.raises(
             ValueError, match=f"{path} cannot hold .* read back, it has another class_names, params/class_caps/beta_a"
         ):
             save_classifier(path, small)
     with monkeypatch.context() as patch:
-        patch.setattr(emcaps.classifier, "LARGEST_FILE", 1000)
+        patch.setattr(emcaps.pretrained.classifier, "LARGEST_FILE", 1000)
         with pytest.raises(ValueError, match="at most 1000 are read"):
             save_classifier(path, small)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import emcaps
-from emcaps import load_classifier
+from emcaps.pretrained import load_classifier
 from experiments.data import loading
 from experiments.data.toynorb_builders import ToyNorb
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, photograph
@@ -20,10 +20,10 @@ PARAMETERS = {"mnist": 68_308, "toynorb": 68_619}
 EXAMPLES = {"mnist": 0, "toynorb": 5}
 
 
-@pytest.mark.parametrize("name", emcaps.PRETRAINED)
+@pytest.mark.parametrize("name", emcaps.pretrained.PRETRAINED)
 def test_the_weights_that_come_with_the_package_are_small_and_know_their_examples(name):
     classifier = load_classifier(name)
-    assert (emcaps.classifier.WEIGHTS / f"{name}.safetensors").stat().st_size < 1e6
+    assert (emcaps.pretrained.classifier.WEIGHTS / f"{name}.safetensors").stat().st_size < 1e6
     assert sum(leaf.size for leaf in jax.tree.leaves(classifier.params)) == PARAMETERS[name]
     images, labels = classifier.examples
     assert len(labels) == EXAMPLES[name]

@@ -11,7 +11,8 @@ from routing_cases import ROUTES, assert_results_close, settings
 from test_parent_axis import four_types
 
 import emcaps
-from emcaps import TRAINABLE, CapsNet, ConvCaps, Decoder, DynamicCapsNet, RoutingOptions
+from emcaps import TRAINABLE, CapsNet, ConvCaps, RoutingOptions
+from emcaps.dynamic import Decoder, DynamicCapsNet
 from experiments.compiled.collectives import collectives
 
 SLOW = pytest.mark.slow
@@ -200,7 +201,7 @@ def test_losses_and_decoder_take_a_sharded_batch():
         images = decoder.apply(params, poses, labels)
         losses = emcaps.spread_loss(activations, labels, 0.5) + emcaps.margin_loss(activations, labels)
         losses += emcaps.spread_loss(activations, activations, 0.5) + emcaps.margin_loss(activations, activations)  # as targets
-        return losses + emcaps.reconstruction_loss(emcaps.prepare_images(images, standardize=True), images)
+        return losses + emcaps.dynamic.reconstruction_loss(emcaps.pretrained.prepare_images(images, standardize=True), images)
 
     given = activations, poses, labels
     np.testing.assert_allclose(jax.jit(function)(*place(given, mesh, BATCH)), function(*given), rtol=1e-5)
@@ -208,7 +209,7 @@ def test_losses_and_decoder_take_a_sharded_batch():
 
 @pytest.mark.slow
 def test_a_classifier_takes_sharded_images():
-    classifier = emcaps.load_classifier("mnist")
+    classifier = emcaps.pretrained.load_classifier("mnist")
     images = np.random.default_rng(0).uniform(size=(4, *classifier.image_shape)).astype(np.float32)
     found = classifier.predict(place(images, two_devices(AxisType.Explicit), BATCH))
     for ours, theirs in zip(found, classifier.predict(images), strict=True):
@@ -280,17 +281,17 @@ def everything():
     for name, route in ROUTES.items():
         for dtype in (np.float32, BF16):
             yield f"{name} {dtype.__name__}", functools.partial(route.function, damping=0.1), route.arrays(dtype=dtype)
-    yield "dynamic_routing", emcaps.dynamic_routing, (normal(2, 5, 4, 3),)
-    yield "class_dynamic_routing", emcaps.class_dynamic_routing, (normal(2, 5, 4), normal(5, 3, 4, 2))
-    yield "squash", emcaps.squash, (normal(2, 3),)
+    yield "dynamic_routing", emcaps.dynamic.dynamic_routing, (normal(2, 5, 4, 3),)
+    yield "class_dynamic_routing", emcaps.dynamic.class_dynamic_routing, (normal(2, 5, 4), normal(5, 3, 4, 2))
+    yield "squash", emcaps.dynamic.squash, (normal(2, 3),)
     margin = lambda step: emcaps.margin_schedule(step, 10)  # noqa: E731
     yield "spread_loss", lambda a: emcaps.spread_loss(a, labels, margin(jnp.int32(3))), (normal(2, 3).astype(BF16),)
     targets = np.float32([[0.7, 0.3, 0], [1, 1, 0]])
     yield "spread_loss of targets", lambda a: emcaps.spread_loss(a, targets, 0.5), (normal(2, 3).astype(BF16),)
     yield "margin_loss of targets", lambda a: emcaps.margin_loss(a, targets), (normal(2, 3).astype(BF16),)
     yield "margin_loss", lambda a: emcaps.margin_loss(a, labels), (normal(2, 3),)
-    yield "reconstruction_loss", emcaps.reconstruction_loss, (normal(2, 4, 4, 1), normal(2, 4, 4, 1))
-    yield "View", emcaps.View(2, True, 4), (np.abs(normal(2, 8, 8, 1)),)
+    yield "reconstruction_loss", emcaps.dynamic.reconstruction_loss, (normal(2, 4, 4, 1), normal(2, 4, 4, 1))
+    yield "View", emcaps.pretrained.View(2, True, 4), (np.abs(normal(2, 8, 8, 1)),)
     field = emcaps.ReceptiveField((5, 4), (3, 2), 1)
     yield (
         "ReceptiveField",
@@ -307,7 +308,7 @@ def everything():
         yield name, model.apply, (params, images)
     stages = lambda params, images: models["CapsNet"].apply(params, images)[1]  # noqa: E731
     params = jax.eval_shape(models["CapsNet"].init, jax.random.key(0), images)
-    yield "diagnostics", lambda *given: emcaps.diagnostics(stages(*given)), (params, images)
+    yield "diagnostics", lambda *given: emcaps.diagnostics.diagnose_layers(stages(*given)), (params, images)
     decoder = Decoder((3, 3, 1), (4,))
     decode = lambda poses: decoder.init_with_output(jax.random.key(0), poses, labels)  # noqa: E731
     yield "Decoder", decode, (normal(2, 3, 4, 4),)

@@ -44,7 +44,7 @@ def test_capsules_and_their_decoder_learn_together(model):
         images = decode(params, class_poses(stages), given.labels, SHAPE)
         assert class_logits(stages).shape == (6, 3) and images.shape == (6, *SHAPE)
         activations = jax.nn.sigmoid(class_logits(stages))
-        margins, pixels = emcaps.margin_loss(activations, given.labels), emcaps.reconstruction_loss(given.images, images)
+        margins, pixels = emcaps.margin_loss(activations, given.labels), emcaps.dynamic.reconstruction_loss(given.images, images)
         return float(margins.mean()), float(pixels.mean())
 
     before = errors(state.params)

@@ -140,8 +140,8 @@ def test_a_classifier_keeps_them(tmp_path):
     model = fixed.model.clone(routing=dataclasses.replace(LEARNING, num_iterations=2))
     params = moved(model.init(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"])
     classifier = dataclasses.replace(fixed, model=model, params=params)
-    emcaps.save_classifier(tmp_path / "learned.safetensors", classifier)
-    loaded = emcaps.load_classifier(tmp_path / "learned.safetensors")
+    emcaps.pretrained.save_classifier(tmp_path / "learned.safetensors", classifier)
+    loaded = emcaps.pretrained.load_classifier(tmp_path / "learned.safetensors")
     assert loaded.model.layer_routing() == model.layer_routing()
     examples = fixed.examples.images
     np.testing.assert_array_equal(loaded.predict(examples).poses, classifier.predict(examples).poses)

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from emcaps.capsnet import CapsNet, check_network
 from emcaps.checks import check_finite, check_floating, check_labels, check_sizes
-from emcaps.views import View
+from emcaps.pretrained.views import View
 
 
 def entries(name: str, value: Any) -> tuple[Any, ...]:

@@ -16,6 +16,14 @@ from emcaps.checks import check_choice, check_shapes
 from emcaps.precision import compute_dtype
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
+__all__ = [
+    "RoutingDiagnostics",
+    "diagnose",
+    "diagnose_iterations",
+    "diagnose_layers",
+    "results_by_iteration",
+]
+
 # A parent whose activation is below the first, or above the second, for a whole batch says nothing about an example.
 DEAD_BELOW, SATURATED_ABOVE = 0.01, 0.99
 
@@ -65,22 +73,22 @@ def diagnose(result: RoutingResult) -> RoutingDiagnostics:
     return _diagnose(result)
 
 
-def diagnostics(stages: Mapping[str, Any]) -> dict[str, RoutingDiagnostics]:
+def diagnose_layers(intermediates: Mapping[str, Any]) -> dict[str, RoutingDiagnostics]:
     """The diagnostics of every capsule layer that routes.
 
     Args:
-        stages: what each stage of a network gave, by name: the second output of `CapsNet`.
+        intermediates: what each stage of a network gave, by name: the second output of `CapsNet`.
 
     Returns:
-        By name, in the order of `stages` (which `jax.jit` sorts by name), of each stage that is a `RoutingResult`.
+        By name, in the order of `intermediates` (which `jax.jit` sorts by name), of each stage that is a `RoutingResult`.
 
     Raises:
-        TypeError: `stages` is not a mapping.
+        TypeError: `intermediates` is not a mapping.
         ValueError: as `diagnose`.
     """
-    if not isinstance(stages, Mapping):
-        raise TypeError(f"stages must be a mapping, the second output of CapsNet; got {type(stages).__name__}")
-    return {name: diagnose(stage) for name, stage in stages.items() if isinstance(stage, RoutingResult)}
+    if not isinstance(intermediates, Mapping):
+        raise TypeError(f"intermediates must be a mapping, the second output of CapsNet; got {type(intermediates).__name__}")
+    return {name: diagnose(stage) for name, stage in intermediates.items() if isinstance(stage, RoutingResult)}
 
 
 def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, layer: str) -> list[RoutingResult]:
@@ -95,10 +103,10 @@ def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, laye
         model: the network; T is `num_iterations` of this layer in `model.layer_routing()`.
         variables: the network's, `{"params": ...}`.
         images: `[B, height, width, channels]`, floating.
-        layer: a name among the stages that the network returns: `conv_caps_1` and so on, or `class_caps`.
+        layer: a name among the intermediates that the network returns: `conv_caps_1` and so on, or `class_caps`.
 
     Returns:
-        T results, each as this layer's among the network's stages; the last one is that.
+        T results, each as this layer's among the network's intermediates; the last one is that.
 
     Raises:
         ValueError: no layer of this name routes.
@@ -110,7 +118,7 @@ def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, laye
     return _results_by_iteration(model, variables, images, layer, routed)
 
 
-def iteration_diagnostics(model: CapsNet, variables: Any, images: jax.Array) -> dict[str, RoutingDiagnostics]:
+def diagnose_iterations(model: CapsNet, variables: Any, images: jax.Array) -> dict[str, RoutingDiagnostics]:
     """The diagnostics of every capsule layer after each of its iterations, see `results_by_iteration`.
 
     Args:
@@ -120,7 +128,7 @@ def iteration_diagnostics(model: CapsNet, variables: Any, images: jax.Array) -> 
 
     Returns:
         By layer name, in the order of the data, with `[T]` in each field, where T is that layer's number of iterations. The
-        last entries are those of `diagnostics`.
+        last entries are those of `diagnose_layers`.
 
     Raises:
         TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
@@ -148,9 +156,9 @@ def _results_by_iteration(
 
 
 def _routing_results(model: CapsNet, variables: Any, images: jax.Array) -> dict[str, RoutingResult]:
-    """The stages that are routing results, in the order of the data, which is that of `model.layer_routing()`."""
-    _, stages = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
-    return {name: stage for name, stage in stages.items() if isinstance(stage, RoutingResult)}
+    """The intermediates that are routing results, in the order of the data, which is that of `model.layer_routing()`."""
+    _, intermediates = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
+    return {name: stage for name, stage in intermediates.items() if isinstance(stage, RoutingResult)}
 
 
 def _has_positions(result: RoutingResult) -> bool:
@@ -184,7 +192,7 @@ def _check_result(result: RoutingResult) -> None:
 
 @jax.jit
 def _diagnose(result: RoutingResult) -> RoutingDiagnostics:
-    """`diagnose` behind the door."""
+    """`diagnose` of a result that is checked."""
     dtype = compute_dtype(result.activations)
     assignments, activations, logits = (
         array.astype(dtype) for array in (result.assignments, result.activations, result.activation_logits)

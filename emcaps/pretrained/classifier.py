@@ -16,10 +16,10 @@ from safetensors import numpy as safetensors_numpy
 
 from emcaps.capsnet import CapsNet
 from emcaps.checks import check_range
-from emcaps.classifier_parts import check_parts, entries, flat, plain, settled
 from emcaps.options import EARLIER, CapsuleInit, RoutingOptions
+from emcaps.pretrained.parts import check_parts, entries, flat, plain, settled
+from emcaps.pretrained.views import View
 from emcaps.sharding import is_sharded
-from emcaps.views import View
 
 WEIGHTS = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"
@@ -131,9 +131,9 @@ class Classifier:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _predict(model: CapsNet, view: View, params: Any, images: jax.Array) -> Prediction:
     output: Any = model.apply({"params": params}, view(images))
-    capsules, stages = output
+    capsules, intermediates = output
     # Activations can round to 1 where their logits differ.
-    logits = stages["class_caps"].activation_logits[:, 0, 0]
+    logits = intermediates["class_caps"].activation_logits[:, 0, 0]
     return Prediction(logits.argmax(-1).astype(jnp.int32), capsules.activations, capsules.poses)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emcaps.checks import check_positive_int, check_shapes
-from emcaps.dynamic import DynamicRoutingResult, class_dynamic_routing, squash
+from emcaps.dynamic.routing import DynamicRoutingResult, class_dynamic_routing, squash
 from emcaps.layers import check_image_kernel, check_kernel
 from emcaps.types import Capsules
 

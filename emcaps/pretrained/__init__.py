@@ -1,0 +1,22 @@
+"""Networks that are trained, each with all that it takes to use it, in one file: two that come with the package, and others."""
+
+from emcaps.pretrained.classifier import (
+    PRETRAINED,
+    Classifier,
+    Examples,
+    Prediction,
+    load_classifier,
+    save_classifier,
+)
+from emcaps.pretrained.views import View, prepare_images
+
+__all__ = [
+    "PRETRAINED",
+    "Classifier",
+    "Examples",
+    "Prediction",
+    "View",
+    "load_classifier",
+    "prepare_images",
+    "save_classifier",
+]
