@@ -6,9 +6,10 @@ Beside the names here: `emcaps.diagnostics` says how routing goes, `emcaps.pretr
 
 from emcaps import diagnostics, dynamic, pretrained
 from emcaps.capsnet import CapsNet, partition_specs
+from emcaps.initializers import NearIdentity
 from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps
 from emcaps.losses import margin_loss, margin_schedule, spread_loss
-from emcaps.options import PAPER, PRESETS, TRAINABLE, CapsuleInit, RoutingOptions
+from emcaps.options import PAPER, TRAINABLE, RoutingOptions
 from emcaps.receptive_field import ReceptiveField, receptive_field_centers
 from emcaps.routing import class_em_routing, conv_em_routing, em_routing, inverse_temperature_schedule
 from emcaps.types import Capsules, RoutingResult
@@ -17,13 +18,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PAPER",
-    "PRESETS",
     "TRAINABLE",
     "CapsNet",
-    "CapsuleInit",
     "Capsules",
     "ClassCaps",
     "ConvCaps",
+    "NearIdentity",
     "PrimaryCaps",
     "ReceptiveField",
     "RoutingOptions",

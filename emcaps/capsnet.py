@@ -5,12 +5,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_shapes, check_sizes
-from emcaps.layers import ClassCaps, ConvCaps, PrimaryCaps, check_image_kernel
-from emcaps.options import CapsuleInit, RoutingOptions, check_settings
+from emcaps.checks import check_axis, check_bool, check_positive_int, check_shapes, check_sizes
+from emcaps.initializers import NearIdentity
+from emcaps.layers import (
+    ClassCaps,
+    ConvCaps,
+    Initializer,
+    PrimaryCaps,
+    check_capsule_layer,
+    check_dtypes,
+    check_image_kernel,
+)
+from emcaps.options import RoutingOptions
 from emcaps.receptive_field import receptive_field_centers
 from emcaps.types import Capsules
 
@@ -18,7 +28,7 @@ from emcaps.types import Capsules
 class CapsNet(nn.Module):
     """The network of the paper's section 4, for images of any size and number of channels.
 
-    A 5x5 convolution with stride 2 and ReLU; primary capsules; 3x3 convolutional capsules, the first with stride 2 and the
+    A convolution with ReLU, 5x5 with stride 2; primary capsules; convolutional capsules, 3x3, the first with stride 2 and the
     others with stride 1; class capsules. No padding anywhere. The paper's A, B, C, D are `conv_channels`, `primary_capsules` and
     `conv_capsules`; its networks are 32/32/32/32 (316,650 parameters for 2 channels and 5 classes) and 64/8/16/16 (68,618),
     the default; each temperature that is learned adds one.
@@ -31,16 +41,20 @@ class CapsNet(nn.Module):
         routing: how all capsule layers route; or one for each of them, the class capsules last. None: as `ConvCaps` and `ClassCaps`
             do by default, with one iteration and with two. `RoutingOptions(...)` is for all layers, also where one field of it is
             changed; to change a field of the default, change it in each of `layer_routing()`.
-        capsule_init: how the capsule layers' parameters start.
+        transform_init, beta_u_init, beta_a_init: how the capsule layers' parameters start, see `ConvCaps`.
         add_coordinates: whether the class capsules' votes are told where they come from.
         dtype: of all that is below the class capsules, whose own is that of the parameters; None: what images and parameters
             promote to. Routing computes in at least float32.
+        param_dtype: of all parameters.
+        conv_kernel, conv_stride: of the first convolution.
+        capsule_kernels: of each convolutional capsule layer; None: 3 of each.
+        capsule_strides: of each convolutional capsule layer; None: 2 of the first and 1 of the others.
         parent_axis: name of a mapped axis over whose devices the parent types of the convolutional capsules are divided; the
             parameters are then divided by `partition_specs`. The rest, and all results, are the same on all of its devices.
 
     Raises:
-        TypeError, ValueError: when called: an attribute is not as above, or `routing` has another length than there are capsule
-            layers.
+        TypeError, ValueError: when called: an attribute is not as above, or `routing`, `capsule_kernels` or `capsule_strides`
+            have another length than there are layers for them.
     """
 
     num_classes: int
@@ -48,9 +62,16 @@ class CapsNet(nn.Module):
     primary_capsules: int = 8
     conv_capsules: tuple[int, ...] = (16, 16)
     routing: RoutingOptions | tuple[RoutingOptions, ...] | None = None
-    capsule_init: CapsuleInit = CapsuleInit()
+    transform_init: Initializer = NearIdentity()
+    beta_u_init: Initializer = nn.initializers.zeros
+    beta_a_init: Initializer = nn.initializers.zeros
     add_coordinates: bool = True
     dtype: Any = None
+    param_dtype: Any = jnp.float32
+    conv_kernel: int = 5
+    conv_stride: int = 2
+    capsule_kernels: tuple[int, ...] | None = None
+    capsule_strides: tuple[int, ...] | None = None
     parent_axis: str | None = None
 
     def layer_names(self) -> tuple[str, ...]:
@@ -73,7 +94,12 @@ class CapsNet(nn.Module):
 
     def layer_geometry(self) -> list[tuple[int, int]]:
         """`(kernel, stride)` of each layer below the class capsules, from the image up."""
-        return [(5, 2), (1, 1)] + [(3, 2 if index == 0 else 1) for index in range(len(self.conv_capsules))]
+        number = len(self.conv_capsules)
+        kernels = (3,) * number if self.capsule_kernels is None else self.capsule_kernels
+        strides = (2, *(1,) * (number - 1))[:number] if self.capsule_strides is None else self.capsule_strides
+        check_sizes("capsule_kernels", kernels, number)
+        check_sizes("capsule_strides", strides, number)
+        return [(self.conv_kernel, self.conv_stride), (1, 1), *zip(kernels, strides, strict=True)]
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[Capsules, dict[str, Any]]:
@@ -96,30 +122,40 @@ class CapsNet(nn.Module):
         check_positive_int("conv_channels", self.conv_channels)
         check_positive_int("primary_capsules", self.primary_capsules)
         check_sizes("conv_capsules", self.conv_capsules)
-        for routing in self.layer_routing():
-            check_settings(routing, self.capsule_init)
+        check_positive_int("conv_kernel", self.conv_kernel)
+        check_positive_int("conv_stride", self.conv_stride)
+        check_capsule_layer(self, *self.layer_routing())
         check_bool("add_coordinates", self.add_coordinates)
-        check_dtype("dtype", self.dtype)
+        check_dtypes(self)
         check_axis("parent_axis", self.parent_axis)
         geometry = self.layer_geometry()
         out: dict[str, Any] = {}
 
         kernel, stride = geometry[0]
         check_image_kernel("conv", images.shape, kernel, stride)
-        conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", dtype=self.dtype, name="conv")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = nn.Conv(self.conv_channels, (kernel, kernel), stride, padding="VALID", name="conv", **dtypes)
         out["conv"] = nn.relu(conv(images))
-        capsules = out["primary"] = PrimaryCaps(self.primary_capsules, self.dtype, name="primary")(out["conv"])
+        capsules = out["primary"] = PrimaryCaps(self.primary_capsules, name="primary", **dtypes)(out["conv"])
 
+        init = {name: getattr(self, name) for name in ("transform_init", "beta_u_init", "beta_a_init")}
         *names, class_name = self.layer_names()
         *conv_routing, class_routing = self.layer_routing()
         layers = zip(names, self.conv_capsules, geometry[2:], conv_routing, strict=True)
         for name, num_capsules, (kernel, stride), routing in layers:
-            layer = ConvCaps(num_capsules, kernel, stride, routing, self.capsule_init, self.dtype, self.parent_axis, name=name)
+            layer = ConvCaps(num_capsules, kernel, stride, routing, **init, **dtypes, parent_axis=self.parent_axis, name=name)
             out[name] = layer(capsules)
             capsules = Capsules(out[name].poses, out[name].activations)
 
         rows, columns = (receptive_field_centers(size, geometry) for size in images.shape[1:3])
-        class_caps = ClassCaps(self.num_classes, class_routing, self.capsule_init, self.add_coordinates, name=class_name)
+        class_caps = ClassCaps(
+            self.num_classes,
+            class_routing,
+            add_coordinates=self.add_coordinates,
+            param_dtype=self.param_dtype,
+            name=class_name,
+            **init,
+        )
         classes = out[class_name] = class_caps(capsules, (rows, columns))
         return Capsules(classes.poses[:, 0, 0], classes.activations[:, 0, 0]), out
 

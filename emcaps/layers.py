@@ -1,7 +1,7 @@
 """Flax modules: they own the parameters and call the functions of `routing.py`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +11,14 @@ import numpy as np
 from jax import lax
 
 from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_range, check_shapes
-from emcaps.options import TRAINABLE, CapsuleInit, RoutingOptions, check_settings
+from emcaps.initializers import NearIdentity
+from emcaps.options import TRAINABLE, RoutingOptions
 from emcaps.precision import common_dtype
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
+
+Initializer = Callable[..., jax.Array]  # of a key, a shape and a dtype, as those of jax.nn.initializers
 
 
 class PrimaryCaps(nn.Module):
@@ -26,10 +29,12 @@ class PrimaryCaps(nn.Module):
     Attributes:
         num_capsules: capsule types, the paper's B.
         dtype: to compute in and of the capsules; None: what features and parameters promote to.
+        param_dtype: of the parameters.
     """
 
     num_capsules: int
     dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> Capsules:
@@ -40,9 +45,14 @@ class PrimaryCaps(nn.Module):
         """
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)
-        check_dtype("dtype", self.dtype)
-        poses = nn.Conv(self.num_capsules * POSE_ENTRIES, (1, 1), use_bias=False, dtype=self.dtype, name="poses")(features)
-        logits = nn.Conv(self.num_capsules, (1, 1), use_bias=False, dtype=self.dtype, name="activations")(features)
+        check_dtypes(self)
+
+        def linear(channels: int, name: str) -> jax.Array:
+            layer = nn.Conv(channels, (1, 1), use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+            return layer(features)
+
+        poses = linear(self.num_capsules * POSE_ENTRIES, "poses")
+        logits = linear(self.num_capsules, "activations")
         poses = poses.reshape(*features.shape[:3], self.num_capsules, POSE_SIZE, POSE_SIZE)
         return Capsules(poses, jax.nn.sigmoid(logits))
 
@@ -57,8 +67,10 @@ class ConvCaps(nn.Module):
         kernel: K.
         stride: in rows and columns.
         routing: see `RoutingOptions`; by default with one iteration.
-        capsule_init: see `CapsuleInit`.
+        transform_init: initializer of the transforms.
+        beta_u_init, beta_a_init: of the cost of one unit of data and pose entry, and of a parent's threshold, in units of cost.
         dtype: of children, transforms and result; None: what they promote to. Routing itself computes in at least float32.
+        param_dtype: of the parameters.
         parent_axis: name of a mapped axis over whose devices the parent types are divided. The parameters are then those of
             the types that are here (see `partition_specs`); the result is whole on all of its devices.
 
@@ -71,8 +83,11 @@ class ConvCaps(nn.Module):
     kernel: int = 3
     stride: int = 1
     routing: RoutingOptions = dataclasses.replace(TRAINABLE, num_iterations=1)
-    capsule_init: CapsuleInit = CapsuleInit()
+    transform_init: Initializer = NearIdentity()
+    beta_u_init: Initializer = nn.initializers.zeros
+    beta_a_init: Initializer = nn.initializers.zeros
     dtype: Any = None
+    param_dtype: Any = jnp.float32
     parent_axis: str | None = None
 
     @nn.compact
@@ -80,19 +95,19 @@ class ConvCaps(nn.Module):
         """From capsules `[B, H, W, I, ...]` to the routing result of `[B, OH, OW, num_capsules, ...]`."""
         sizes = check_capsules("children", children)
         check_positive_int("num_capsules", self.num_capsules)
-        check_settings(self.routing, self.capsule_init)
-        check_dtype("dtype", self.dtype)
+        check_capsule_layer(self)
+        check_dtypes(self)
         check_axis("parent_axis", self.parent_axis)
         check_kernel(self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride)
         here = self.num_capsules // self._devices()
         shape = (self.kernel, self.kernel, sizes["I"], here, POSE_SIZE, POSE_SIZE)
-        transforms = self.param("transforms", self.capsule_init.transforms, shape)
+        transforms, *betas = _parameters(self, shape, here)
         if self.dtype is not None:
             children, transforms = jax.tree.map(lambda array: array.astype(self.dtype), (children, transforms))
         routed = conv_em_routing(
             *children,
             transforms,
-            *self.capsule_init.betas(self, here),
+            *betas,
             stride=self.stride,
             parent_axis=self.parent_axis,
             options=self.routing.learned_by(self),
@@ -122,8 +137,9 @@ class ClassCaps(nn.Module):
     Attributes:
         num_classes: J.
         routing: see `RoutingOptions`.
-        capsule_init: see `CapsuleInit`.
+        transform_init, beta_u_init, beta_a_init: as of `ConvCaps`.
         add_coordinates: whether votes are told where they come from; see `class_em_routing`.
+        param_dtype: of the parameters.
 
     Raises:
         TypeError, ValueError: when called: an attribute is not as above, or children or centers are not as `__call__` says.
@@ -131,8 +147,11 @@ class ClassCaps(nn.Module):
 
     num_classes: int
     routing: RoutingOptions = TRAINABLE
-    capsule_init: CapsuleInit = CapsuleInit()
+    transform_init: Initializer = NearIdentity()
+    beta_u_init: Initializer = nn.initializers.zeros
+    beta_a_init: Initializer = nn.initializers.zeros
     add_coordinates: bool = True
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None) -> RoutingResult:
@@ -145,10 +164,12 @@ class ClassCaps(nn.Module):
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_classes", self.num_classes)
-        check_settings(self.routing, self.capsule_init)
+        check_capsule_layer(self)
+        check_dtypes(self)
         check_bool("add_coordinates", self.add_coordinates)
         height, width, child_types = sizes["H"], sizes["W"], sizes["I"]
-        transforms = self.param("transforms", self.capsule_init.transforms, (child_types, self.num_classes, POSE_SIZE, POSE_SIZE))
+        shape = (child_types, self.num_classes, POSE_SIZE, POSE_SIZE)
+        transforms, *betas = _parameters(self, shape, self.num_classes)
         # Of capsules in low precision too, classes are told apart, and coordinates read, in that of the parameters.
         dtype = common_dtype(children.poses, transforms)
         children = jax.tree.map(lambda array: array.astype(dtype), children)
@@ -160,10 +181,37 @@ class ClassCaps(nn.Module):
         return class_em_routing(
             *children,
             transforms,
-            *self.capsule_init.betas(self, self.num_classes),
+            *betas,
             coordinates=coordinates,
             options=self.routing.learned_by(self),
         )
+
+
+def _parameters(layer: Any, shape: tuple[int, ...], num_parents: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Make transforms of this shape, and `beta_u` and `beta_a` `[num_parents]`, of a capsule layer that is being called."""
+    return (
+        layer.param("transforms", layer.transform_init, shape, layer.param_dtype),
+        layer.param("beta_u", layer.beta_u_init, (num_parents,), layer.param_dtype),
+        layer.param("beta_a", layer.beta_a_init, (num_parents,), layer.param_dtype),
+    )
+
+
+def check_capsule_layer(module: Any, *routing: Any) -> None:
+    """Raise TypeError unless a module's `routing`, or these, are records, and its initializers can be called."""
+    for options in routing or (module.routing,):
+        if not isinstance(options, RoutingOptions):
+            raise TypeError(f"routing must be RoutingOptions; got {type(options).__name__}")
+    for name in ("transform_init", "beta_u_init", "beta_a_init"):
+        if not callable(initializer := getattr(module, name)):
+            raise TypeError(f"{name} must be an initializer, called with key, shape and dtype; got {initializer!r}")
+
+
+def check_dtypes(module: Any) -> None:
+    """Raise TypeError unless a module's `dtype`, if it has one, and `param_dtype` are what they should be."""
+    check_dtype("dtype", getattr(module, "dtype", None))
+    if module.param_dtype is None:
+        raise TypeError("param_dtype must be a floating point dtype; got None")
+    check_dtype("param_dtype", module.param_dtype)
 
 
 def _grid(centers: tuple[np.ndarray, np.ndarray], height: int, width: int) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""How EM routing is done, and how the parameters of capsule layers start, as frozen records."""
+"""How EM routing is done, as a frozen record."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import flax.linen as nn
@@ -22,7 +22,6 @@ from emcaps.checks import (
 from emcaps.implementations import IMPLEMENTATIONS
 from emcaps.procedure import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.receptive_field import ReceptiveField
-from emcaps.types import POSE_SIZE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,10 +163,10 @@ class RoutingOptions:
             temperatures[name] = getattr(self, name) * jnp.exp(exponent)
         return dataclasses.replace(self, **temperatures)
 
-    def learned_by(self, layer: nn.Module) -> "RoutingOptions":
-        """The same for a layer that is being called: its parameters for temperatures, scalars, are made here."""
+    def learned_by(self, layer: Any) -> "RoutingOptions":
+        """The same for a module that is being called: its parameters for temperatures, scalars, are made here."""
         names = [f"{name}_log" for name in self.learns()]
-        return self.learned({name: layer.param(name, lambda _: jnp.zeros(())) for name in names})
+        return self.learned({name: layer.param(name, nn.initializers.zeros, (), layer.param_dtype) for name in names})
 
 
 class RoutingChanges(TypedDict, total=False):
@@ -206,63 +205,5 @@ PAPER = RoutingOptions(
 """Procedure 1 as the paper has it, with lambda as in the released code."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CapsuleInit:
-    """How the parameters of a capsule layer start; the defaults belong to those of `RoutingOptions`.
-
-    Attributes:
-        identity: transforms are this times the identity, so that at first parents agree with children,
-        transform_stddev: + normal(0, this).
-        beta_u: the mean of the cost of one unit of data and pose entry,
-        beta_u_stddev: and its standard deviation.
-        beta_a: the mean of a parent's threshold, in units of cost,
-        beta_a_stddev: and its standard deviation.
-
-    Raises:
-        TypeError, ValueError: a field is not a finite number, or a standard deviation is negative.
-    """
-
-    identity: float = 1.0
-    transform_stddev: float = 0.1
-    beta_u: float = 0.0
-    beta_u_stddev: float = 0.0
-    beta_a: float = 0.0
-    beta_a_stddev: float = 0.0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            check_number(field.name, getattr(self, field.name), 0 if field.name.endswith("stddev") else -np.inf)
-
-    def transforms(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        """Initialiser of transforms `[..., 4, 4]`."""
-        identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
-        return self.identity * identity + self.transform_stddev * jax.random.normal(key, shape, dtype)
-
-    def betas(self, layer: nn.Module, num_parents: int) -> tuple[jax.Array, jax.Array]:
-        """Make the parameters `beta_u` and `beta_a` `[num_parents]` of a layer that is being called."""
-
-        def init(mean: float, stddev: float) -> Callable:
-            return lambda key, shape: mean + stddev * jax.random.normal(key, shape)
-
-        beta_u = layer.param("beta_u", init(self.beta_u, self.beta_u_stddev), (num_parents,))
-        return beta_u, layer.param("beta_a", init(self.beta_a, self.beta_a_stddev), (num_parents,))
-
-
 EARLIER = {"assignment_temperature_rate": 0.0, "inverse_temperature_rate": 0.0, "mass_scale": None}
 """What `RoutingOptions` were before there were such fields, in files that do not say it."""
-
-PRESETS = {
-    "paper": (PAPER, CapsuleInit(identity=0.0, transform_stddev=0.3)),
-    "ibm": (
-        dataclasses.replace(PAPER, num_iterations=2, field_mass=100.0, min_variance=1e-9, mass_epsilon=1e-9),
-        CapsuleInit(identity=0.0, transform_stddev=1.0, beta_a=-1000.0, beta_a_stddev=500.0),
-    ),
-}
-"""The constants of the paper and of IBM for all layers, with the initial values that belong to them; see BUILD_NOTES.md."""
-
-
-def check_settings(routing: RoutingOptions, capsule_init: CapsuleInit) -> None:
-    """Raise TypeError unless a layer is given what it needs, which has been checked when it was made."""
-    for name, value, kind in (("routing", routing, RoutingOptions), ("capsule_init", capsule_init, CapsuleInit)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be {kind.__name__}; got {type(value).__name__}")

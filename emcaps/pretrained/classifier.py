@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors_numpy
 
 from emcaps.capsnet import CapsNet
 from emcaps.checks import check_range
-from emcaps.options import EARLIER, CapsuleInit, RoutingOptions
+from emcaps.options import EARLIER, RoutingOptions
 from emcaps.pretrained.parts import check_parts, entries, flat, plain, settled
 from emcaps.pretrained.views import View
 from emcaps.sharding import is_sharded
@@ -219,9 +219,13 @@ def _described(classifier: Classifier) -> dict[str, Any]:
             "primary_capsules": model.primary_capsules,
             "conv_capsules": list(model.conv_capsules),
             "routing": [dataclasses.asdict(routing) for routing in model.layer_routing()],
-            "capsule_init": dataclasses.asdict(model.capsule_init),
             "add_coordinates": model.add_coordinates,
             "dtype": None if model.dtype is None else model.dtype.name,
+            "param_dtype": model.param_dtype.name,
+            "conv_kernel": model.conv_kernel,
+            "conv_stride": model.conv_stride,
+            "capsule_kernels": model.capsule_kernels,
+            "capsule_strides": model.capsule_strides,
         },
         "view": dataclasses.asdict(classifier.view),
         "image_shape": list(classifier.image_shape),
@@ -240,9 +244,8 @@ def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Cl
     """The classifier of a file. Raises KeyError, TypeError or ValueError if the file's parts do not fit together."""
     settings = dict(described["model"])
     settings["routing"] = tuple(RoutingOptions(**EARLIER | routing) for routing in settings["routing"])
-    # Older files say nothing of these two: what computed in another dtype was saved as if it did not.
-    settings["capsule_init"] = CapsuleInit(**settings.get("capsule_init", {}))
-    settings.setdefault("dtype", None)
+    settings.pop("capsule_init", None)  # of older files: how parameters start, which is no part of what is trained
+    settings.setdefault("dtype", None)  # older ones still say nothing of it
     params = {key.removeprefix("params/"): array for key, array in arrays.items() if key.startswith("params/")}
     return Classifier(
         CapsNet(**settings),

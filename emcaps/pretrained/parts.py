@@ -62,12 +62,20 @@ def flat(params: Any) -> dict[str, Any]:
 
 
 def settled(model: CapsNet) -> CapsNet:
-    """The same network with tuples for lists, and Python's numbers for arrays of one: programs are found again by its hash."""
+    """The same network with tuples for lists, and Python's numbers for arrays of one: programs are found again by its hash.
+
+    How its parameters would start is forgotten, since it is no part of what is trained.
+    """
     return model.clone(
         conv_capsules=tuple(model.conv_capsules),
         routing=tuple(map(_with_numbers, model.layer_routing())),
-        capsule_init=_with_numbers(model.capsule_init),
+        transform_init=CapsNet.transform_init,
+        beta_u_init=CapsNet.beta_u_init,
+        beta_a_init=CapsNet.beta_a_init,
         dtype=None if model.dtype is None else jnp.dtype(model.dtype),
+        param_dtype=jnp.dtype(model.param_dtype),
+        capsule_kernels=None if model.capsule_kernels is None else tuple(model.capsule_kernels),
+        capsule_strides=None if model.capsule_strides is None else tuple(model.capsule_strides),
     )
 
 

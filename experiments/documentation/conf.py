@@ -115,7 +115,7 @@ def process_signature(app, what: str, name: str, obj, options, signature: str | 
         return None
     signature = re.sub(r", parent: .*_Sentinel.*\)$", ")", signature)
     signature = signature.replace(repr(emcaps.PAPER), "PAPER")
-    for default in (emcaps.ConvCaps.routing, emcaps.ClassCaps.routing, emcaps.CapsuleInit()):
+    for default in (emcaps.ConvCaps.routing, emcaps.ClassCaps.routing):
         signature = signature.replace(repr(default), brief(default))
     return signature, returns
 

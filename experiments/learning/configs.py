@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import tyro
 
-from emcaps import PRESETS, CapsNet, CapsuleInit, ClassCaps, ConvCaps, RoutingOptions
+from emcaps import CapsNet, ClassCaps, ConvCaps, RoutingOptions
 from emcaps.options import EARLIER
 from experiments.data.dataset import DATASETS
 from experiments.data.npz_files import SUFFIX
 from experiments.data.preprocessing import DATASET_IMAGES, TOYNORB_IMAGES, ImageConfig
+from experiments.learning.presets import PRESETS, CapsuleInit
 from experiments.runtime.fields import check_not_negative, check_positive, check_positive_or_none, default_of
 
 Preset = Literal["emcaps", "paper", "ibm"]

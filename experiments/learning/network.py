@@ -36,10 +36,10 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
         primary_capsules=config.primary_capsules,
         conv_capsules=config.conv_capsules,
         routing=config.layer_routing,
-        capsule_init=config.capsule_init,
         add_coordinates=config.add_coordinates,
         dtype=jnp.dtype(config.dtype),
         parent_axis=parent_axis,
+        **config.capsule_init.initializers(),
     )
 
 

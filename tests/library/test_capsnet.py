@@ -22,8 +22,7 @@ def count(params):
 @pytest.mark.parametrize(("widths", "published"), [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)], ids=["310K", "68K"])
 def test_parameter_counts_are_the_papers(widths, published):
     """The paper rounds to 310K and 68K; the released code has these numbers, without biases in the primary capsules."""
-    routing, capsule_init = emcaps.PRESETS["paper"]
-    model = CapsNet(5, *widths, routing=routing, capsule_init=capsule_init)
+    model = CapsNet(5, *widths, routing=emcaps.PAPER)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))
     assert count(params) == published
 
@@ -35,6 +34,31 @@ def test_the_default_is_the_papers_smaller_network_whose_class_capsules_learn_a_
     assert [routing.num_iterations for routing in model.layer_routing()] == [1, 1, 2]
     learned = {layer: [name for name in params[layer] if name.endswith("_log")] for layer in model.layer_names()}
     assert learned == {"conv_caps_1": [], "conv_caps_2": [], "class_caps": ["assignment_temperature_log"]}
+
+
+def test_kernels_and_strides_are_attributes():
+    model = CapsNet(3, 4, 2, (2, 3), ONE_ITERATION, conv_kernel=3, conv_stride=1, capsule_kernels=(2, 3), capsule_strides=(3, 2))
+    (_, out), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 19, 20, 1)))
+    params = variables["params"]
+    assert params["conv"]["kernel"].shape == (3, 3, 1, 4)
+    assert params["conv_caps_1"]["transforms"].shape[:2] == (2, 2) and params["conv_caps_2"]["transforms"].shape[:2] == (3, 3)
+    # 19x20 -> 17x18 -> (17 - 2) // 3 + 1 = 6, (18 - 2) // 3 + 1 = 6 -> 2x2
+    sizes = [out[name].activations.shape[1:3] for name in ("primary", "conv_caps_1", "conv_caps_2")]
+    assert sizes == [(17, 18), (6, 6), (2, 2)]
+    assert model.layer_geometry() == [(3, 1), (1, 1), (2, 3), (3, 2)]
+
+
+def test_initializers_and_the_dtype_of_parameters_are_attributes():
+    ones = jax.nn.initializers.ones
+    model = CapsNet(
+        3, 4, 2, (2,), transform_init=emcaps.NearIdentity(2.0, 0.0), beta_u_init=ones, beta_a_init=ones, param_dtype=jnp.bfloat16
+    )
+    params = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 1)))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    for layer in ("conv_caps_1", "class_caps"):
+        identity = np.broadcast_to(2 * np.eye(4), params[layer]["transforms"].shape)
+        np.testing.assert_array_equal(params[layer]["transforms"].astype("float32"), identity)
+        assert (params[layer]["beta_u"] == 1).all() and (params[layer]["beta_a"] == 1).all()
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ RATE = Other((*NOT_NEGATIVE.values, None, np.ones(())))
 DAMPING = Other((1.0, 1.5, -0.1, np.nan, "0.1", None, True, np.ones(1), 1j))
 CHOICE = Other(("none", "", "ALL", None, 3, ("all",), ["all"], {}))
 DTYPE = Other(("int32", "complex64", np.uint8, bool, "float31", 3.5))
+PARAM_DTYPE = Other((*DTYPE.values, None))
 UNIT = functools.partial(Array, values=OUTSIDE)
 LABELS = functools.partial(Array, values=(-1, 3, 99), dtypes=("float32", "bool", "complex64"))
 
@@ -142,7 +143,7 @@ SCHEDULE = Other(
         *(-1e-6, np.nan, np.inf, "array", 1j, [0.5, 0.5, 0.5], {"array": 1}, True),
     )
 )
-NO_OPTIONS = Other((None, "paper", 3, emcaps.CapsuleInit(), {"num_iterations": 3}))
+NO_OPTIONS = Other((None, "paper", 3, emcaps.NearIdentity(), {"num_iterations": 3}))
 OPTIONS = {
     "num_iterations": INT,
     "inverse_temperature": SCHEDULE,
@@ -176,9 +177,9 @@ BETAS = {"beta_u": Array(floats(3)), "beta_a": Array(floats(3))}
 MAP = {"poses": Array(floats(2, 5, 4, 2, 4, 4)), "activations": UNIT(floats(2, 5, 4, 2))}
 # A module's inputs are looked at while tracing, so not for their values.
 CHILDREN = {name: array._replace(values=()) for name, array in MAP.items()}
-NO_ROUTING = ("paper", 3, (), emcaps.CapsuleInit())
+NO_ROUTING = ("paper", 3, (), emcaps.NearIdentity())
 ROUTING = Other((None, *NO_ROUTING))
-INIT = Other((None, "paper", 0.1, emcaps.RoutingOptions()))
+INIT = dict.fromkeys(("transform_init", "beta_u_init", "beta_a_init"), Other((None, "paper", 0.1, emcaps.RoutingOptions())))
 IMAGES = Array(floats(2, 20, 20, 1), (0, 1, 2, 3), values=())
 LAYER = emcaps.ReceptiveField((5, 4), (3, 2), 1)
 
@@ -254,13 +255,7 @@ CALLS_BY_NAME = {
         for name in ("scatter_sum", "scatter_max")
     },
     "RoutingOptions": Call(emcaps.RoutingOptions, OPTIONS, {"num_iterations": 3}),
-    "CapsuleInit": Call(
-        emcaps.CapsuleInit,
-        {
-            **dict.fromkeys(("identity", "beta_u", "beta_a"), NUMBER),
-            **dict.fromkeys(("transform_stddev", "beta_u_stddev", "beta_a_stddev"), NOT_NEGATIVE),
-        },
-    ),
+    "NearIdentity": Call(emcaps.NearIdentity, {"scale": NUMBER, "stddev": NOT_NEGATIVE}),
     "partition_specs": Call(
         emcaps.partition_specs, {"parent_axis": Other((None, 3, ("types",), b"types"))}, {"tree": {}, "parent_axis": "types"}
     ),
@@ -271,15 +266,20 @@ CALLS_BY_NAME = {
             **dict.fromkeys(("num_classes", "conv_channels", "primary_capsules"), INT),
             "conv_capsules": SIZES,
             "routing": Other((*NO_ROUTING, (emcaps.RoutingOptions(),) * 2)),
-            "capsule_init": INIT,
+            **INIT,
             "add_coordinates": FLAG,
             "dtype": DTYPE,
+            "param_dtype": PARAM_DTYPE,
+            **dict.fromkeys(("conv_kernel", "conv_stride"), INT),
+            **dict.fromkeys(("capsule_kernels", "capsule_strides"), Other((3, "3", (3,), (3, 0), (3, 1.5), (1, 1, 1)))),
             "parent_axis": AXIS,
         },
         {"num_classes": 3},
     ),
     "PrimaryCaps": Call(
-        module(emcaps.PrimaryCaps, "features"), {"features": IMAGES, "num_capsules": INT, "dtype": DTYPE}, {"num_capsules": 2}
+        module(emcaps.PrimaryCaps, "features"),
+        {"features": IMAGES, "num_capsules": INT, "dtype": DTYPE, "param_dtype": PARAM_DTYPE},
+        {"num_capsules": 2},
     ),
     "ConvCaps": Call(
         child_module(emcaps.ConvCaps),
@@ -287,15 +287,16 @@ CALLS_BY_NAME = {
             **CHILDREN,
             **dict.fromkeys(("num_capsules", "kernel", "stride"), INT),
             "routing": ROUTING,
-            "capsule_init": INIT,
+            **INIT,
             "dtype": DTYPE,
+            "param_dtype": PARAM_DTYPE,
             "parent_axis": AXIS,
         },
         {"num_capsules": 3},
     ),
     "ClassCaps": Call(
         child_module(emcaps.ClassCaps),
-        {**CHILDREN, "num_classes": INT, "routing": ROUTING, "capsule_init": INIT, "add_coordinates": FLAG},
+        {**CHILDREN, "num_classes": INT, "routing": ROUTING, **INIT, "add_coordinates": FLAG, "param_dtype": PARAM_DTYPE},
         {"num_classes": 3},
     ),
     "DynamicCapsNet": Call(
@@ -421,7 +422,7 @@ def test_each_of_many_malformed_calls_is_refused_by_name():
 def test_every_public_function_and_module_is_drawn_from():
     modules = emcaps, emcaps.dynamic, emcaps.diagnostics
     public = {name for module in modules for name in module.__all__} - {"dynamic", "diagnostics", "pretrained"}
-    records = {"Capsules", "RoutingResult", "RoutingDiagnostics", "DynamicRoutingResult", "PRESETS", "RECONSTRUCTION_WEIGHT"}
+    records = {"Capsules", "RoutingResult", "RoutingDiagnostics", "DynamicRoutingResult", "RECONSTRUCTION_WEIGHT"}
     records |= {"PAPER", "TRAINABLE"}
     # Those of emcaps.pretrained have tests of their own, test_classifier*.py.
     assert {name.split(".")[0] for name in CALLS_BY_NAME} | records == public

@@ -68,7 +68,8 @@ def test_wrong_images_are_refused(small, images, error, message):
         {"conv_capsules": [2]},
         {"routing": [RoutingOptions(num_iterations=1)] * 2},
         {"routing": RoutingOptions(num_iterations=1, assignment_temperature=jnp.float32(16), inverse_temperature=np.array(1.0))},
-        {"capsule_init": emcaps.CapsuleInit(beta_a=np.array(0.5))},
+        {"transform_init": emcaps.NearIdentity(jnp.float32(0.5))},
+        {"capsule_kernels": [3], "capsule_strides": [2]},
     ],
 )
 def test_networks_with_lists_and_arrays_classify(small, tmp_path, settings):

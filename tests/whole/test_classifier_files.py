@@ -63,12 +63,12 @@ def test_a_file_keeps_the_dtype_that_the_network_computes_in(small, tmp_path, dt
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_file_keeps_how_parameters_start_and_their_own_dtype(small, tmp_path):
-    model = small.model.clone(capsule_init=emcaps.CapsuleInit(identity=0.5, beta_a=jnp.float32(0.25)))
+def test_a_file_keeps_the_dtype_of_parameters_and_not_how_they_start(small, tmp_path):
+    model = small.model.clone(transform_init=emcaps.NearIdentity(0.5), param_dtype="bfloat16")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.params)
     save_classifier(tmp_path / "a.safetensors", dataclasses.replace(small, model=model, params=params))
     loaded = load_classifier(tmp_path / "a.safetensors")
-    assert loaded.model.capsule_init == emcaps.CapsuleInit(identity=0.5, beta_a=0.25)
+    assert loaded.model == small.model.clone(param_dtype=jnp.dtype("bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
 
 
@@ -83,7 +83,9 @@ def rewritten(path, change):
 
 def test_files_of_before_are_read_as_they_were(small, tmp_path):
     def older(described, _):
-        del described["model"]["dtype"], described["model"]["capsule_init"]
+        for name in ("dtype", "param_dtype", "conv_kernel", "conv_stride", "capsule_kernels", "capsule_strides"):
+            del described["model"][name]
+        described["model"]["capsule_init"] = {"identity": 0.0}
         described["class_names"] = [0.0, 1.0, 2.0]
 
     save_classifier(tmp_path / "a.safetensors", small)

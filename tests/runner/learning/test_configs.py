@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from emcaps import PRESETS, CapsNet, RoutingOptions
+from emcaps import CapsNet, RoutingOptions
 from experiments.data.preprocessing import NORB_IMAGES, ImageConfig
 from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn, default_config, from_json, to_json
+from experiments.learning.presets import PRESETS, CapsuleInit
 from experiments.runs.flags import TrainCommand, default_command
 from experiments.runtime.command_line import parse
 
@@ -222,3 +223,12 @@ def test_help_lists_the_flags(capsys):
         parse(TrainCommand, PROGRAM, ["--help"])
     assert not exit.value.code
     assert "--num-iterations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("identity", "1", TypeError), ("beta_u", float("nan"), ValueError), ("beta_a_stddev", -1.0, ValueError)],
+)
+def test_wrong_initial_values_are_refused(field, value, error):
+    with pytest.raises(error, match=f"^{field} must"):
+        CapsuleInit(**{field: value})

@@ -15,6 +15,7 @@ import emcaps
 from emcaps import CapsNet, RoutingOptions
 from experiments.learning.configs import TrainConfig, from_json, to_json
 from experiments.learning.network import learned_temperatures, make_model
+from experiments.learning.presets import PRESETS
 from experiments.plots import pictures
 from experiments.runs import loop
 from experiments.runs.directory import read_records
@@ -132,7 +133,7 @@ def test_what_cannot_be_learned_is_refused(options, error, message):
 
 
 def test_the_procedures_of_others_learn_no_temperatures():
-    assert not any(emcaps.PRESETS[name][0].learns() for name in ("paper", "ibm"))
+    assert not any(PRESETS[name][0].learns() for name in ("paper", "ibm"))
 
 
 def test_a_classifier_keeps_them(tmp_path):

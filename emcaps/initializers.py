@@ -1,0 +1,39 @@
+"""How transforms start."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emcaps.checks import check_number
+from emcaps.types import POSE_SIZE
+
+
+@dataclasses.dataclass(frozen=True)
+class NearIdentity:
+    """An initializer of transforms `[..., 4, 4]`: `scale` times the identity, plus normal noise.
+
+    With a scale of 1 parents agree with children at first, so that routing has something to find; with 0, as in the paper, they
+    vote at random. It is called as `init(key, shape, dtype)`, like those of `jax.nn.initializers`; two with the same fields are
+    equal.
+
+    Attributes:
+        scale: of the identity.
+        stddev: of the noise, at least 0.
+
+    Raises:
+        TypeError, ValueError: a field is not a finite number, or `stddev` is negative.
+    """
+
+    scale: float = 1.0
+    stddev: float = 0.1
+
+    def __post_init__(self):
+        check_number("scale", self.scale)
+        check_number("stddev", self.stddev, 0)
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        """Transforms of this shape, whose last two axes must be 4 and 4."""
+        identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
+        return self.scale * identity + self.stddev * jax.random.normal(key, shape, dtype)
