@@ -1,4 +1,4 @@
-"""The site, which Sphinx makes of the docstrings, the tutorials, README.md and BUILD_NOTES.md.
+"""The site, which Sphinx makes of the docstrings, the tutorials, and pages of text that have their place elsewhere.
 
     python -m sphinx -W --keep-going -b html experiments/documentation OUT
 
@@ -21,7 +21,7 @@ TOP = HERE.parents[1]
 TUTORIALS = HERE.parent / "tutorials"
 GENERATED = HERE / "generated"  # also autosummary's; git ignores it
 
-# From where links of README.md, experiments/README.md and BUILD_NOTES.md lead to where their pages' do.
+# From where links of these pages of text lead to where those of the site do.
 SITE_LINKS = {
     "experiments/README.md": "claims.md",
     "experiments/tutorials/build_a_network.py": "tutorials/build_a_network.md",
@@ -29,10 +29,16 @@ SITE_LINKS = {
     "experiments/tutorials/several_devices.py": "tutorials/several_devices.md",
     "experiments/pictures/": "../../pictures/",
     "pictures/": "../../pictures/",
+    "experiments/documentation/changelog.md": "../changelog.md",
+    ".github/CONTRIBUTING.md": "CONTRIBUTING.md",
     "../BUILD_NOTES.md": "BUILD_NOTES.md",
+    "../README.md": "README.md",
+    "../experiments/README.md": "claims.md",
+    "../experiments/documentation/changelog.md": "../changelog.md",
 }
 
 project = "emcaps"
+release = emcaps.__version__
 html_title = "emcaps"
 html_theme = "furo"
 html_show_copyright = False
@@ -148,7 +154,12 @@ def tutorial_page(script: str) -> str:
 
 def write_pages() -> None:
     """The pages whose text has its place elsewhere."""
-    sources = {"README": TOP / "README.md", "BUILD_NOTES": TOP / "BUILD_NOTES.md", "claims": HERE.parent / "README.md"}
+    sources = {
+        "README": TOP / "README.md",
+        "BUILD_NOTES": TOP / "BUILD_NOTES.md",
+        "claims": HERE.parent / "README.md",
+        "CONTRIBUTING": TOP / ".github" / "CONTRIBUTING.md",
+    }
     pages = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
     for there, here in SITE_LINKS.items():
         pages = {name: text.replace(f"]({there}", f"]({here}") for name, text in pages.items()}

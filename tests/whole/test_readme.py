@@ -8,7 +8,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 README = (TOP / "README.md").read_text()
-PAGES = [TOP / "README.md", TOP / "experiments" / "README.md"]
+PAGES = [TOP / "README.md", TOP / "experiments" / "README.md", TOP / ".github" / "CONTRIBUTING.md"]
 NUMBER = r"-?\d+(?:\.\d*)?"
 
 

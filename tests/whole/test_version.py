@@ -25,3 +25,10 @@ def test_the_version_is_a_literal():
 
 def test_the_citation_is_of_this_version():
     assert re.findall(r"version = \{(.*?)\}", (TOP / "README.md").read_text()) == [emcaps.__version__]
+
+
+def test_the_change_log_has_this_version_or_says_that_it_is_unreleased():
+    text = (TOP / "experiments" / "documentation" / "changelog.md").read_text()
+    unreleased, *releases = re.findall(r"^## (\S+)", text, re.MULTILINE)
+    assert unreleased == "Unreleased" and releases[:1] in ([], [emcaps.__version__])
+    assert set(re.findall(r"^### (.*)", text, re.MULTILINE)) <= {"Added", "Changed", "Fixed"}
