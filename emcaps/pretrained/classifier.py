@@ -142,7 +142,8 @@ def load_classifier(name: str | Path) -> Classifier:
 
     Args:
         name: `"mnist"` or `"toynorb"`; or the path of a file, which ends in `.safetensors`. Files may come from anywhere: they hold
-            arrays and JSON, nothing in them is run, and what does not fit together is refused.
+            arrays and JSON, nothing in them is run, and what does not fit together is refused. How the parameters of its network
+            start, which older files say, is ignored.
 
     Raises:
         TypeError: the name is neither a string nor a path.
