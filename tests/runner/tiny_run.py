@@ -19,7 +19,7 @@ from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn
 from experiments.learning.network import make_model
 from experiments.learning.step import Metrics, TrainState, init_state
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.loop import StepWindow
+from experiments.runs.steps import StepWindow
 from experiments.runtime.records import Record
 
 IMAGE_SHAPE = (13, 13, 1)
