@@ -6,7 +6,6 @@ several seeds, all for the same number of steps. Hyper-parameters are compared o
 """
 
 import dataclasses
-import functools
 import json
 import math
 import statistics
@@ -28,25 +27,19 @@ from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import evaluation_view
 from experiments.data.stratified import sample
 from experiments.devices.hardware import choose_devices, start_jax
-from experiments.devices.parallel import Execution, device_mesh, parallelize
-from experiments.learning.configs import TrainConfig, default_config, to_json
-from experiments.learning.network import (
-    class_logits,
-    make_model,
-    make_temperatures,
-    network_at,
-    network_stages,
-    routing_diagnostics,
-)
-from experiments.learning.scoring import make_evaluator
-from experiments.learning.step import Metrics, TrainState, init_state, losses, make_train_step
-from experiments.runs.flags import TrainCommand
-from experiments.runs.loop import DIAGNOSED, check_fits
+from experiments.devices.parallel import Execution
+from experiments.learning.configs import TrainConfig, to_json
+from experiments.learning.network import class_logits, make_model, network_at, network_stages, routing_diagnostics
+from experiments.learning.step import Metrics, losses
+from experiments.runs.flags import config_of
+from experiments.runs.loop import check_fits
 from experiments.runs.run_data import load_data
-from experiments.runtime.command_line import entry_point, parse
+from experiments.runs.steps import DIAGNOSED, make_programs, take_steps
+from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_not_negative, check_positive
 from experiments.runtime.records import Record, check_folder, numbers, read_lines
+from experiments.runtime.tables import Table, markdown_row
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
@@ -184,13 +177,9 @@ def variants(config: AblationConfig) -> list[str]:
 
 def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     """The config of a variant's runs, its seed left open (0)."""
-    words = ["--dataset", config.dataset, *config.flags.split(), *flags.split()]
-    defaults = TrainCommand(config=default_config(words))
-    parsed = parse(TrainCommand, "python -m experiments.train", words, defaults)
-    holdout = 0 if parsed.config.holdout_instances else config.holdout
-    return dataclasses.replace(
-        parsed.config, steps=config.steps, batch_size=config.batch_size, holdout=holdout, eval_every=config.steps
-    )
+    parsed = config_of(["--dataset", config.dataset, *config.flags.split(), *flags.split()])
+    holdout = 0 if parsed.holdout_instances else config.holdout
+    return dataclasses.replace(parsed, steps=config.steps, batch_size=config.batch_size, holdout=holdout, eval_every=config.steps)
 
 
 def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
@@ -212,31 +201,23 @@ def run_variant(
     config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, agreement: bool, progress: tqdm
 ) -> Iterator[Record]:
     """Train with each seed; a record as soon as one is done, with the flags left to the caller."""
-    devices = choose_devices(config.batch_size)
-    model = make_model(config.model, len(dataset.class_names))
-    init = jax.jit(functools.partial(init_state, config, model))
-    on_devices = parallelize(make_train_step(config, model), Execution(devices))
-    evaluate = make_evaluator(config, model, device_mesh(devices))
+    programs = make_programs(config, dataset, Execution(choose_devices(config.batch_size)))
     probe = make_probe(config, len(dataset.class_names)) if causes else None
-    routed = agreement_probe(config, model, dataset) if agreement else None
-    temperatures = make_temperatures(model)
+    routed = agreement_probe(config, dataset) if agreement else None
     for seed in seeds:
-        init_key, data_key = jax.random.split(jax.random.key(seed))
-        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
-        state: TrainState = on_devices.replicate(init(batches(0).images, init_key))
+        batches, init = programs.begin(seed)
+        state = programs.step.replicate(init())
         record: Record = {"seed": seed}
         if probe:
             record["before"] = measure_causes(probe, jax.device_get(state.params), batches)
         taken: list[Metrics] = []
-        for step in range(config.steps):
-            state, metrics = on_devices.step(state, on_devices.shard(batches(step)))
+        for newest in take_steps(programs.step, batches, state, range(config.steps)):
+            state, metrics = newest
             taken.append(metrics)
-            if step % 20 == 19:
-                jax.block_until_ready(metrics)  # not too many steps under way
             progress.update()
         of_steps = jax.tree.map(lambda *values: np.array(values), *jax.device_get(taken))
         norms, last_tenth = of_steps.gradient_norm, slice(-max(1, config.steps // 10), None)
-        scores = evaluate(state.params, dataset.test_images, dataset.test_labels, config.steps)
+        scores = programs.evaluate(state.params, dataset.test_images, dataset.test_labels, config.steps)
         record |= {
             "accuracy": scores.accuracy,
             "loss": scores.loss,
@@ -249,16 +230,16 @@ def run_variant(
             record["after"] = measure_causes(probe, jax.device_get(state.params), batches)
         if routed:
             record["agreement"] = routed(jax.device_get(state.params))
-        if learned := temperatures(state.params):
+        if learned := programs.temperatures(state.params):
             record["temperatures"] = learned
         yield record
 
 
-def agreement_probe(config: TrainConfig, model: Any, dataset: Dataset) -> Callable[[Any], Record]:
+def agreement_probe(config: TrainConfig, dataset: Dataset) -> Callable[[Any], Record]:
     """What the network, with parameters as they are after training, decides of some test images; see `make_agreement`."""
     chosen = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
     images, labels = evaluation_view(config.images, jnp.asarray(dataset.test_images[chosen])), dataset.test_labels[chosen]
-    network: Any = network_at(config, model, config.steps)
+    network: Any = network_at(config, make_model(config.model, len(dataset.class_names)), config.steps)
     measure = make_agreement(network)
     return lambda params: measure(params, images, labels)
 
@@ -327,9 +308,9 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
     return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
 
 
-def table(records: Sequence[Record], names: Sequence[str]) -> str:
-    """A Markdown table with a row for each variant: accuracy in per cent, mean and 95% interval, the worst and the best seed."""
-    rows = ["| variant | accuracy % | worst | best | gradient norm, first to last tenth | seeds |", "|---|---|---|---|---|---|"]
+def table(records: Sequence[Record], names: Sequence[str], caption: str) -> Table:
+    """A row for each variant: accuracy in per cent, mean and 95% interval, the worst and the best seed."""
+    rows = []
     for name in names:
         runs = [record for record in records if record["variant"] == name]
         if not runs:
@@ -338,11 +319,16 @@ def table(records: Sequence[Record], names: Sequence[str]) -> str:
         first, last = (statistics.median(run[f"gradient_norm_{when}"] for run in runs) for when in ("first", "last"))
         broken = sum(not run["finite"] for run in runs)
         rows.append(
-            f"| `{name or 'default'}` | {statistics.mean(accuracies):.2f} ± {confidence_interval(accuracies):.2f} "
-            f"| {min(accuracies):.2f} | {max(accuracies):.2f} | {first:.2g} to {last:.2g} "
-            f"| {len(runs)}{f', {broken} not finite' if broken else ''} |"
+            (
+                f"`{name or 'default'}`",
+                f"{statistics.mean(accuracies):.2f} ± {confidence_interval(accuracies):.2f}",
+                f"{min(accuracies):.2f}",
+                f"{max(accuracies):.2f}",
+                f"{first:.2g} to {last:.2g}",
+                f"{len(runs)}{f', {broken} not finite' if broken else ''}",
+            )
         )
-    return "\n".join(rows)
+    return Table(caption, ("variant", "accuracy %", "worst", "best", "gradient norm, first to last tenth", "seeds"), rows)
 
 
 def run(config: AblationConfig, _: str) -> None:
@@ -373,13 +359,15 @@ def run(config: AblationConfig, _: str) -> None:
                 done.append({"variant": name, **record, "config": described[name]})
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(done[-1]) + "\n")
-            progress.write(table(done, [name]).splitlines()[-1], file=sys.stdout)
+            progress.write(markdown_row(table(done, [name], name).rows[0]), file=sys.stdout)
     chosen = [record for record in done if record["seed"] in config.seeds]
-    text = table(chosen, variants(config))
+    caption = f"{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}"
+    text = table(chosen, variants(config), caption).markdown()
     if config.agreement:
-        text += "\n\n" + agreement_table({name: [r for r in chosen if r["variant"] == name] for name in variants(config)})
+        by_variant = {name: [r for r in chosen if r["variant"] == name] for name in variants(config)}
+        text += f"\n\n{agreement_table(by_variant).markdown()}"
     (config.output / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}\n\n{text}")
+    print(f"\n{text}")
 
 
 main = entry_point("experiments.ablation", AblationConfig, run)

@@ -20,24 +20,17 @@ from tqdm import tqdm
 
 from experiments.analysis.attacks import gradient_statistics
 from experiments.claims.attack_programs import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
-from experiments.claims.study import (
-    Study,
-    TrainedNetwork,
-    asked,
-    check_trainable,
-    load_network,
-    measured_seeds,
-    missing_seeds,
-    train_network,
-)
+from experiments.claims.experiment import SeedExperiment, run_seeds
+from experiments.claims.study import TrainedNetwork, load_network
 from experiments.claims.style import PAIR
 from experiments.data.dataset import Dataset
-from experiments.devices.hardware import start_jax
+from experiments.learning.configs import TrainConfig
 from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import Record, numbers, save_arrays
+from experiments.runtime.tables import Table
 
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 16
@@ -45,10 +38,10 @@ BLACK_BOX = ("logits", "bim", False)  # objective, attack, targeted: what is tri
 
 
 @dataclasses.dataclass(frozen=True)
-class AdversarialCommand:
+class AdversarialCommand(SeedExperiment):
     """Attack capsules and CNNs with images that are made to fool them."""
 
-    study: Study = dataclasses.field(default_factory=Study)
+    experiment = "adversarial"
     num_images: int = 100
     """Test images that are attacked, drawn by the seed."""
     epsilons: tuple[float, ...] = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.2)
@@ -59,24 +52,19 @@ class AdversarialCommand:
         if not self.epsilons or list(self.epsilons) != sorted({*self.epsilons, 0.0})[1:]:
             raise ValueError(f"epsilons must be one or more positive numbers, in increasing order; got {list(self.epsilons)}")
 
-    def shortened(self) -> "AdversarialCommand":
-        """What `--quick` asks for."""
-        few = {"num_images": min(self.num_images, QUICK_IMAGES), "epsilons": self.epsilons[-2:]}
-        return dataclasses.replace(self, study=self.study.shortened(), **few)
+    def quick_fields(self) -> dict[str, Any]:
+        return {"num_images": min(self.num_images, QUICK_IMAGES), "epsilons": self.epsilons[-2:]}
 
     def next_seed(self, seed: int) -> int:
         """The seed whose networks see the images that were made for those of this one."""
         seeds = self.study.seeds
         return seeds[(seeds.index(seed) + 1) % len(seeds)]
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """What the record of a seed depends on."""
-        own = {"num_images": self.num_images, "epsilons": [0.0, *self.epsilons], "victim_seed": self.next_seed(seed)}
-        return self.study.settings("adversarial", seed) | own
+    def own_settings(self, seed: int) -> dict[str, Any]:
+        return {"num_images": self.num_images, "epsilons": [0.0, *self.epsilons], "victim_seed": self.next_seed(seed)}
 
-    def file(self, seed: int) -> Path:
-        """The record of a seed."""
-        return self.study.folder / "adversarial" / f"seed-{seed}.json"
+    def runs(self, seed: int) -> dict[Path, TrainConfig]:
+        return self.study.networks(PAIR, seed) | self.study.networks(PAIR, self.next_seed(seed))
 
 
 class Sample(NamedTuple):
@@ -91,16 +79,11 @@ class Sample(NamedTuple):
     wanted: Examples
 
 
-def check(command: AdversarialCommand) -> None:
-    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
-    study = command.study
-    missing = missing_seeds(command)
-    if not missing:
-        return
-    available = len(load_data(study.network(PAIR[0], missing[0]), study.data_dir).test_labels)
+def check(command: AdversarialCommand, missing: Sequence[int]) -> None:
+    """Raise UsageError unless there are as many images as are to be attacked."""
+    available = len(load_data(command.study.network(PAIR[0], missing[0]), command.study.data_dir).test_labels)
     if command.num_images > available:
         raise UsageError(f"num_images must be at most the {available} test images; got {command.num_images}")
-    check_trainable(study, PAIR, {seed for first in missing for seed in (first, command.next_seed(first))})
 
 
 def draw_sample(dataset: Dataset, num_images: int, seed: int) -> Sample:
@@ -222,37 +205,33 @@ def progress_bar(name: str, epsilons: Sequence[float]) -> tqdm:
     return tqdm(total=total, desc=name, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
-def table(records: Sequence[Record]) -> str:
-    """Markdown: accuracy in per cent against attacks on the logits that want any other class, the mean over the records."""
+def table(records: Sequence[Record]) -> Table:
+    """Accuracy against attacks on the logits that want any other class, the mean over the records."""
     epsilons = records[0]["epsilons"]
-    lines = [
-        "| network | attack | " + " | ".join(f"{epsilon:g}" for epsilon in epsilons) + " |",
-        "|---" * (2 + len(epsilons)) + "|",
-    ]
     found: dict[tuple[str, str, float], list[float]] = {}
     for row in (row for record in records for row in record["white_box"]):
         if row["objective"] == "logits" and not row["targeted"]:
             found.setdefault((row["network"], row["attack"], row["epsilon"]), []).append(100 * row["accuracy"])
-    for network in PAIR:
-        for attack in ATTACKS:
-            cells = [f"{statistics.mean(found[network, attack, epsilon]):.1f}" for epsilon in epsilons]
-            lines.append(f"| {network} | {attack} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        (network, attack, *(f"{statistics.mean(found[network, attack, epsilon]):.1f}" for epsilon in epsilons))
+        for network in PAIR
+        for attack in ATTACKS
+    ]
+    return Table("Untargeted attacks on the logits: accuracy, %", ("network", "attack", *map("{:g}".format, epsilons)), rows)
 
 
 def run(command: AdversarialCommand, typed: str) -> None:
     """Train, attack, and print the table."""
-    command = asked(command)
-    study = command.study
-    start_jax()
-    check(command)
-    missing = [seed for seed in study.seeds if not command.file(seed).exists()]
-    for seed in dict.fromkeys(seed for first in missing for seed in (first, command.next_seed(first))):
+    load = functools.cache(load_network)  # those of a seed are attacked, and see what was made for those of another
+    programs: dict[str, Programs] = {}
+
+    def measure(command: AdversarialCommand, seed: int) -> Record:
         for name in PAIR:
-            train_network(study, name, seed, typed)
-    load = functools.cache(functools.partial(load_network, study))
-    programs = {name: make_programs(load(name, missing[0]), jax.devices(), command.num_images) for name in PAIR if missing}
-    print(table(measured_seeds(command, typed, lambda seed: attack_seed(command, seed, load, programs))))
+            if name not in programs:  # they are for networks of all seeds
+                programs[name] = make_programs(load(command.study, name, seed), jax.devices(), command.num_images)
+        return attack_seed(command, seed, functools.partial(load, command.study), programs)
+
+    print(table(run_seeds(command, typed, check, measure)).markdown())
 
 
 main = entry_point("experiments.adversarial", AdversarialCommand, run)

@@ -31,6 +31,7 @@ from experiments.measurements.training_step import Widths, benchmark_dynamic, be
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import Record, check_folder, write_atomically
+from experiments.runtime.tables import lines
 
 CpuPart = Literal["layer", "step", "kernels", "sweeps", "dynamic", "loop"]
 AcceleratorPart = Literal["accelerator", "torch", "profile"]
@@ -69,13 +70,13 @@ class BenchmarkConfig:
 
 def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int, unit: str) -> None:
     """A table of one measurement of `measure`, with ratios to the first of it."""
-    first = next(iter(results))
-    reference = results[first].seconds
-    print(f"\n{title}\n{'':24}{unit:>14}{'x first':>12}{'scratch MB':>12}{'compile s':>11}")
+    reference = next(iter(results.values())).seconds
+    rows: list[tuple[str, ...]] = [("", unit, "x first", "scratch MB", "compile s")]
     for name, result in results.items():
         amount = 1e9 * result.seconds / pairs if pairs > 1 else 1e3 * result.seconds
-        speedup = f"{reference / result.seconds:.1f}"
-        print(f"{name:24}{amount:14.1f}{speedup:>12}{result.scratch_bytes / 1e6:12.1f}{result.compile_seconds:11.1f}")
+        values = (amount, reference / result.seconds, result.scratch_bytes / 1e6, result.compile_seconds)
+        rows.append((name, *map("{:.1f}".format, values)))
+    print(f"\n{title}\n{lines((-24, 14, 12, 12, 11), rows)}")
 
 
 def layer_part(config: BenchmarkConfig) -> Any:
@@ -95,22 +96,23 @@ def kernels_part(config: BenchmarkConfig) -> Any:
     rows = benchmark_kernels(config.layer, config.repeats)
     rate = rows["multiply-adds"]["per_second"]
     print(f"\nParts of streamed routing, one device; floor at {rate / 1e9:.1f} billion multiply-adds a second")
-    print(f"{'':24}{'ns per pair':>14}{'floor':>8}{'x floor':>9}")
-    for name, row in rows.items():
-        if name != "multiply-adds":
-            print(f"{name:24}{row['ns_per_pair']:14.1f}{row['floor_ns']:8.1f}{row['times_floor']:9.1f}")
+    parts = {name: row for name, row in rows.items() if name != "multiply-adds"}
+    fields = ("ns_per_pair", "floor_ns", "times_floor")
+    cells = [(name, *(f"{row[field]:.1f}" for field in fields)) for name, row in parts.items()]
+    print(lines((-24, 14, 8, 9), [("", "ns per pair", "floor", "x floor"), *cells]))
     return rows
 
 
 def sweeps_part(config: BenchmarkConfig) -> Any:
     record, sweeps = {}, benchmark_sweeps(config.layer, max(3, config.repeats // 2))
-    print("\nStreamed with gradient, one device: how cost grows")
+    rows: list[tuple[str, ...]] = [("", "exponent", "unit, last to first")]
     for name, sweep in sweeps.items():
         exponent = fit_exponent(sweep["sizes"], sweep["seconds"])
         record[name] = {**sweep, "exponent": exponent}
         costs = "  ".join(f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True))
         per_unit = [second / size for second, size in zip(sweep["seconds"], sweep["sizes"], strict=True)]
-        print(f"{name:12} exponent {exponent:5.2f}   cost per unit, last to first {per_unit[-1] / per_unit[0]:5.2f}   {costs}")
+        rows.append((name, f"{exponent:.2f}", f"{per_unit[-1] / per_unit[0]:.2f}", f"   {costs}"))
+    print(f"\nStreamed with gradient, one device: how cost grows\n{lines((-12, 10, 21, 0), rows)}")
     return record
 
 

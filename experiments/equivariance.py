@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -24,19 +24,13 @@ from tqdm import tqdm
 from emcaps.types import POSE_ENTRIES
 from experiments.analysis.linear_readout import Readings, r_squared
 from experiments.claims.equivariance import equivariance_table
-from experiments.claims.study import (
-    Study,
-    TrainedNetwork,
-    check_networks,
-    check_trainable,
-    load_network,
-    missing_seeds,
-    run_seeds,
-    train_network,
-)
+from experiments.claims.experiment import SeedExperiment, run_seeds
+from experiments.claims.networks import check_networks
+from experiments.claims.study import TrainedNetwork, load_network
 from experiments.data.preprocessing import evaluation_view
 from experiments.data.toynorb_builders import ToyNorb
 from experiments.devices.parallel import device_mesh, map_chunks
+from experiments.learning.configs import TrainConfig
 from experiments.learning.network import class_poses, network_stages
 from experiments.learning.scoring import EXAMPLES_PER_DEVICE
 from experiments.runtime.command_line import entry_point
@@ -69,10 +63,10 @@ LAST_LAYERS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], jax.Array], 
 
 
 @dataclasses.dataclass(frozen=True)
-class EquivarianceCommand:
+class EquivarianceCommand(SeedExperiment):
     """Read the viewpoint from the last layers of capsules and of a CNN."""
 
-    study: Study = dataclasses.field(default_factory=Study)
+    experiment = "equivariance"
     networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
     """Which: names of `LAST_LAYERS`."""
     num_views: int = 100
@@ -84,17 +78,14 @@ class EquivarianceCommand:
             raise ValueError(f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got {self.study.dataset}")
         check_networks(self.networks, LAST_LAYERS)
 
-    def shortened(self) -> "EquivarianceCommand":
-        """What `--quick` asks for."""
-        return dataclasses.replace(self, study=self.study.shortened(), num_views=min(self.num_views, QUICK_VIEWS))
+    def quick_fields(self) -> dict[str, Any]:
+        return {"num_views": min(self.num_views, QUICK_VIEWS)}
 
-    def file(self, seed: int) -> Path:
-        """The record of a seed."""
-        return self.study.folder / "equivariance" / f"seed-{seed}.json"
+    def own_settings(self, seed: int) -> dict[str, Any]:
+        return {"networks": self.networks, "num_views": self.num_views}
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """What the record of a seed depends on."""
-        return self.study.settings("equivariance", seed) | {"networks": self.networks, "num_views": self.num_views}
+    def runs(self, seed: int) -> dict[Path, TrainConfig]:
+        return self.study.networks(self.networks, seed)
 
 
 class Snapshots(NamedTuple):
@@ -212,30 +203,22 @@ def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
     return {name: float(np.mean([of[name] for of in found])) for name in wanted}
 
 
-def check(command: EquivarianceCommand) -> None:
-    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
-    study = command.study
-    missing = missing_seeds(command)
-    if not missing:
-        return
+def check(command: EquivarianceCommand, missing: Sequence[int]) -> None:
+    """Raise UsageError unless the networks are trained on all that the map is fitted on."""
     for name in command.networks:
-        config = study.network(name, missing[0])
+        config = command.study.network(name, missing[0])
         if config.scored != "test" or config.factor is not None:
             raise UsageError(f"{name} must be trained on all views of all toys of the training split; choose other --flags")
-    check_trainable(study, command.networks, missing)
 
 
-def measure(command: EquivarianceCommand, typed: str, seed: int) -> Record:
-    """What the networks of a seed, trained if need be, know; what they say along a sweep is saved beside the record."""
-    study = command.study
-    for name in command.networks:
-        train_network(study, name, seed, typed)
+def measure(command: EquivarianceCommand, seed: int) -> Record:
+    """What the networks of a seed know; what they say along a sweep is saved beside the record."""
     taken, shown = take_snapshots(command.num_views), take_sweep()
     images = np.concatenate([taken.images, shown])
     labels = np.concatenate([taken.labels, np.full(len(shown), SWEPT[0], np.int32)])
     layers, sweeps = {}, {"images": shown, **{f"view_{name}": np.asarray(field) for name, field in sweep_views()._asdict().items()}}
     for name in tqdm(command.networks, desc=f"reading seed {seed}", unit=" networks"):
-        network = load_network(study, name, seed)
+        network = load_network(command.study, name, seed)
         for layer, of_both in read_network(name, network, images, labels).items():
             features, sweeps[f"{name}: {layer}"] = np.split(of_both, [len(taken.images)])
             layers[f"{name}: {layer}"] = {"features": features.shape[1], "r_squared": explained(features, taken)}

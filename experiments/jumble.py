@@ -9,6 +9,7 @@ some images to look at.
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from experiments.claims.experiment import SeedExperiment, run_seeds
 from experiments.claims.jumble import jumble_table
-from experiments.claims.study import (
-    NETWORKS,
-    Study,
-    check_networks,
-    check_trainable,
-    load_network,
-    missing_seeds,
-    run_seeds,
-    train_network,
-)
+from experiments.claims.networks import check_networks
+from experiments.claims.study import Study, load_network
 from experiments.data.dataset import DRAWINGS
 from experiments.data.line_drawings import draw_split
 from experiments.data.stratified import sample
 from experiments.devices.parallel import device_mesh
+from experiments.learning.configs import TrainConfig
 from experiments.learning.scoring import Scores, make_evaluator
 from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import entry_point
@@ -44,12 +39,13 @@ QUICK_IMAGES = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class JumbleCommand:
+class JumbleCommand(SeedExperiment):
     """Ask networks about objects whose parts have changed places."""
 
+    experiment = "jumble"
     study: Study = dataclasses.field(default_factory=lambda: Study(dataset="mnist"))
     networks: tuple[str, ...] = ("capsules", "dynamic", "cnn")
-    """Which: names of `experiments.claims.study.NETWORKS`."""
+    """Which: names of `experiments.claims.networks.NETWORKS`."""
     num_images: int = 1000
     """Test images, of each class its share."""
     pieces: tuple[int, ...] = (2, 4, 7)
@@ -59,7 +55,7 @@ class JumbleCommand:
 
     def __post_init__(self):
         check_positive(self, "num_images")
-        check_networks(self.networks, NETWORKS)
+        check_networks(self.networks)
         if not self.pieces or list(self.pieces) != sorted({*self.pieces, 1})[1:]:
             raise ValueError(f"pieces must be one or more numbers of at least 2, in increasing order; got {list(self.pieces)}")
         if not self.moved or list(self.moved) != sorted({*self.moved, 0.0})[1:] or self.moved[-1] > 1:
@@ -68,23 +64,19 @@ class JumbleCommand:
         if getattr(self, idle) != default_of(self, idle):
             raise ValueError(f"{idle} is not how {self.study.dataset} is jumbled; got {list(getattr(self, idle))}")
 
-    def shortened(self) -> "JumbleCommand":
-        """What `--quick` asks for."""
-        return dataclasses.replace(self, study=self.study.shortened(), num_images=min(self.num_images, QUICK_IMAGES))
+    def quick_fields(self) -> dict[str, Any]:
+        return {"num_images": min(self.num_images, QUICK_IMAGES)}
 
     @property
     def amounts(self) -> list[float]:
         """By how much things are jumbled; at the first one not at all."""
         return [0.0, *self.moved] if self.study.dataset == DRAWINGS else [1, *self.pieces]
 
-    def file(self, seed: int) -> Path:
-        """The record of a seed."""
-        return self.study.folder / "jumble" / f"seed-{seed}.json"
+    def own_settings(self, seed: int) -> dict[str, Any]:
+        return {"networks": self.networks, "num_images": self.num_images, "amounts": self.amounts}
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """What the record of a seed depends on."""
-        own = {"networks": self.networks, "num_images": self.num_images, "amounts": self.amounts}
-        return self.study.settings("jumble", seed) | own
+    def runs(self, seed: int) -> dict[Path, TrainConfig]:
+        return self.study.networks(self.networks, seed)
 
 
 def check_pieces(shape: tuple[int, ...], pieces: int) -> None:
@@ -139,12 +131,9 @@ def row(name: str, amount: float, scores: Scores, labels: np.ndarray) -> Record:
     }
 
 
-def check(command: JumbleCommand) -> None:
-    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
+def check(command: JumbleCommand, missing: Sequence[int]) -> None:
+    """Raise UsageError unless there are so many images, which can be jumbled, and the networks see all of them."""
     study = command.study
-    missing = missing_seeds(command)
-    if not missing:
-        return
     configs = {name: study.network(name, missing[0]) for name in command.networks}
     for name, config in configs.items():
         if config.images.crop is not None:
@@ -160,17 +149,14 @@ def check(command: JumbleCommand) -> None:
                 check_pieces(dataset.test_images.shape, pieces)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    check_trainable(study, command.networks, missing)
 
 
-def measure(command: JumbleCommand, typed: str, seed: int) -> Record:
-    """Score the networks of a seed, trained if need be, at each amount; save some images, and what is said of them."""
+def measure(command: JumbleCommand, seed: int) -> Record:
+    """Score the networks of a seed at each amount; save some images, and what is said of them."""
     study = command.study
     dataset = load_data(study.network(command.networks[0], seed), study.data_dir)
     taken = sample(dataset.test_labels, command.num_images)
     labels, jumbled = dataset.test_labels[taken], jumbled_images(command, seed, dataset.test_images, taken)
-    for name in command.networks:
-        train_network(study, name, seed, typed)
     kept = np.unique(labels, return_index=True)[1][:SHOWN]
     shown = {"images": np.stack([images[kept] for images in jumbled]), "labels": labels[kept], "amounts": np.array(command.amounts)}
     found = []

@@ -19,6 +19,7 @@ from experiments.devices.parallel import Execution
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.fields import check_positive
 from experiments.runtime.records import check_folder, write_atomically
+from experiments.runtime.tables import line
 from experiments.verification.memory import check_memory
 from experiments.verification.routing import Finding, check_divided, check_precision, check_routing, failed
 from experiments.verification.step_equality import Division, as_arrays, differences, take_steps
@@ -27,6 +28,8 @@ Check = Literal["routing", "precision", "divided", "steps", "memory"]
 STEPS = 10
 # After ten steps of Adam, which divides gradients by their size: where one is rounding noise, so is a part of the learning rate.
 STEP_BOUNDS = {"losses": 1e-3, "gradient": 1e-3, "params": 1e-2}
+
+WIDTHS = (-10, -92, 9, 9, -10, -4, 0)  # of the table's columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +106,12 @@ def findings(command: VerifyCommand) -> Iterator[Finding]:
             yield failed(check, "the check itself", error)
 
 
-def line(finding: Finding) -> str:
+def cells(finding: Finding) -> tuple[str, ...]:
     """A row of the table."""
     found = "-" if finding.found is None else f"{finding.found:.3g}"
     bound = "" if finding.bound is None else f"{finding.bound:.2g}"
     verdict = "off" if not finding.passed else "ok" if finding.bound is not None else ""
-    return f"{finding.check:10}{finding.case:92}{found:>9}{bound:>9} {finding.unit:9}{verdict:4}{finding.note}"
+    return finding.check, finding.case, found, bound, f" {finding.unit}", verdict, finding.note
 
 
 def run(command: VerifyCommand, _: str) -> int:
@@ -129,9 +132,9 @@ def run(command: VerifyCommand, _: str) -> int:
     }
     start = time.monotonic()
     print(f"emcaps on {record['devices']}, jax {jax.__version__}")
-    print(f"{'check':10}{'case':92}{'found':>9}{'bound':>9}", flush=True)
+    print(line(WIDTHS, ("check", "case", "found", "bound")), flush=True)
     for finding in findings(command):
-        print(line(finding), flush=True)
+        print(line(WIDTHS, cells(finding)), flush=True)
         record["findings"].append({**finding._asdict(), "passed": finding.passed})
         record["passed"] = all(found["passed"] for found in record["findings"])
         record["seconds"] = time.monotonic() - start

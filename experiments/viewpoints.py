@@ -9,13 +9,17 @@ Any data set with a factor will do: `--dataset affnist --factor affine` asks the
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.claims.study import NETWORKS, Study, missing_seeds, run_seeds
+from experiments.claims.experiment import SeedExperiment, run_seeds
+from experiments.claims.networks import NETWORKS
+from experiments.claims.style import PAIR
 from experiments.data import loading
 from experiments.devices.hardware import choose_devices
 from experiments.devices.parallel import device_mesh
@@ -24,8 +28,9 @@ from experiments.learning.scoring import make_evaluator
 from experiments.runs.directory import read_result
 from experiments.runs.loop import TARGET_TOLERANCE
 from experiments.runs.restore import restore
+from experiments.runs.run_data import load_data
 from experiments.runs.summary import table
-from experiments.runs.trained import check_runs, trained
+from experiments.runs.trained import trained
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.records import Record
@@ -36,25 +41,21 @@ MATCH_EVERY = 5  # steps between two looks at whether a network is as good as th
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewpointsCommand:
+class ViewpointsCommand(SeedExperiment):
     """Train on familiar views, test on new ones."""
 
-    study: Study = dataclasses.field(default_factory=Study)
+    experiment = "viewpoints"
     factor: str = "azimuth"
     """The factor of the data set that says from where an object is seen."""
     train_values: tuple[int, ...] = ()
     """Its familiar values; the default is the paper's for azimuth and elevation of smallnorb and toynorb."""
     capsules: str = "capsules"
-    """Which capsules the CNN is compared with: a name of `experiments.claims.study.NETWORKS`."""
+    """Which capsules the CNN is compared with: a name of `experiments.claims.networks.NETWORKS`."""
 
     def __post_init__(self):
         if self.capsules not in NETWORKS or self.capsules.startswith("cnn"):
             names = ", ".join(name for name in NETWORKS if not name.startswith("cnn"))
             raise ValueError(f"capsules must be one of {names}; got {self.capsules!r}")
-
-    def shortened(self) -> "ViewpointsCommand":
-        """What `--quick` asks for."""
-        return dataclasses.replace(self, study=self.study.shortened())
 
     @property
     def familiar(self) -> tuple[int, ...]:
@@ -64,58 +65,50 @@ class ViewpointsCommand:
             raise UsageError(f"which values of {self.factor} are familiar? Give them by --train-values")
         return values
 
-    def configs(self, seed: int) -> dict[str, TrainConfig]:
-        """How the two networks of a seed are trained."""
-        choice = {"factor": self.factor, "train_values": self.familiar}
-        networks = {"capsules": self.capsules, "cnn": "cnn"}
-        return {name: dataclasses.replace(self.study.network(network, seed), **choice) for name, network in networks.items()}
-
     @property
     def folder(self) -> Path:
         """Of the records and runs."""
-        return self.study.folder / f"viewpoints-{self.factor}"
+        return self.study.folder / f"{self.experiment}-{self.factor}"
 
-    def file(self, seed: int) -> Path:
-        """The record of a seed."""
-        return self.folder / f"seed-{seed}.json"
+    def own_settings(self, seed: int) -> dict[str, Any]:
+        return {"factor": self.factor, "train_values": self.familiar, "capsules": self.capsules}
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """What the record of a seed depends on."""
-        own = {"factor": self.factor, "train_values": self.familiar, "capsules": self.capsules}
-        return self.study.settings("viewpoints", seed) | own
+    def workdir(self, name: str, seed: int) -> Path:
+        """The run of one of the two networks, `capsules` or `cnn`."""
+        return self.folder / f"{name}-{seed}"
+
+    def runs(self, seed: int) -> dict[Path, TrainConfig]:
+        choice = {"factor": self.factor, "train_values": self.familiar}
+        networks = {"capsules": self.capsules, "cnn": "cnn"}
+        return {
+            self.workdir(name, seed): dataclasses.replace(self.study.network(network, seed), **choice)
+            for name, network in networks.items()
+        }
 
 
-def check(command: ViewpointsCommand) -> None:
-    """Raise UsageError unless all that is not yet measured can be: before anything is trained."""
+def check(command: ViewpointsCommand, missing: Sequence[int]) -> None:
+    """Raise UsageError unless the data set has these familiar views, and others."""
     study = command.study
-    missing = missing_seeds(command)
-    if not missing:
-        return
-    runs = {command.folder / f"{name}-{seed}": config for seed in missing for name, config in command.configs(seed).items()}
-    check_runs(runs, study.data_dir)
+    load_data(next(iter(command.runs(missing[0]).values())), study.data_dir)
     values = np.unique(loading.load(study.dataset, study.data_dir).test_factors[command.factor]).tolist()
     if set(values) <= set(command.familiar):
         raise UsageError(f"there are no new views: the test images have no {command.factor} but {values}")
 
 
-def measure(command: ViewpointsCommand, typed: str, seed: int) -> Record:
-    """Train the networks of a seed, match them and score them, by value of the factor."""
-    study, folder = command.study, command.folder
-    configs = command.configs(seed)
-    workdirs = {name: folder / f"{name}-{seed}" for name in configs}
-    errors = {
-        name: trained(config, workdirs[name], study.data_dir, typed)["test_error"]  # of the familiar views
-        for name, config in configs.items()
-    }
-    at_end = {name: score(configs[name], workdirs[name], study.data_dir) for name in configs}
+def measure(command: ViewpointsCommand, seed: int, typed: str) -> Record:
+    """Match the networks of a seed, of which one may have to be trained again, and score them, by value of the factor."""
+    data_dir, runs = command.study.data_dir, command.runs(seed)
+    workdirs = {name: command.workdir(name, seed) for name in PAIR}
+    errors = {name: finished(workdir)["test_error"] for name, workdir in workdirs.items()}  # of the familiar views
+    at_end = {name: score(runs[workdir], workdir, data_dir) for name, workdir in workdirs.items()}
     matched, stopped = dict(at_end), None
     better, worse = sorted(errors, key=errors.__getitem__)
     if errors[worse] - errors[better] > TARGET_TOLERANCE:
         stopped = better
-        config = dataclasses.replace(configs[better], target_error=errors[worse], eval_every=MATCH_EVERY)
-        workdir = folder / f"{better}-{seed}-stopped"
-        trained(config, workdir, study.data_dir, typed)
-        matched[better] = score(config, workdir, study.data_dir)
+        config = dataclasses.replace(runs[workdirs[better]], target_error=errors[worse], eval_every=MATCH_EVERY)
+        workdir = command.folder / f"{better}-{seed}-stopped"
+        trained(config, workdir, data_dir, typed)
+        matched[better] = score(config, workdir, data_dir)
     familiar = [found["familiar_error"] for found in matched.values()]
     equal = max(familiar) - min(familiar) <= TARGET_TOLERANCE
     return {"stopped": stopped, "matched": equal, "networks": matched, "unmatched": at_end}
@@ -124,9 +117,7 @@ def measure(command: ViewpointsCommand, typed: str, seed: int) -> Record:
 def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
     """The errors of a finished run on all test images."""
     devices = choose_devices(config.batch_size)
-    restored = restore(config, workdir, data_dir, None, devices)
-    result = read_result(workdir)
-    assert result is not None
+    restored, result = restore(config, workdir, data_dir, None, devices), finished(workdir)
     dataset = loading.load(config.dataset, data_dir)
     evaluate = make_evaluator(config, restored.model, device_mesh(devices))
     assert config.factor is not None
@@ -144,6 +135,13 @@ def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
     return found | {"errors_by_value": {str(value): wrong[value] / number[value] for value in wrong}}
 
 
+def finished(workdir: Path) -> Record:
+    """The result of a run that is finished."""
+    result = read_result(workdir)
+    assert result is not None
+    return result
+
+
 def rows(record: Record) -> list[dict[str, Any]]:
     """What the command prints of a seed."""
     shown = ("steps", "familiar_error", "new_error")
@@ -157,7 +155,7 @@ def rows(record: Record) -> list[dict[str, Any]]:
 
 def run(command: ViewpointsCommand, typed: str) -> None:
     """Train, match, score, and print the table."""
-    found = run_seeds(command, typed, check, measure)
+    found = run_seeds(command, typed, check, functools.partial(measure, typed=typed))
     print(table([row for record in found for row in rows(record)]))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import emcaps
 from emcaps import ReceptiveField, RoutingResult
 from experiments.runtime.records import Record
+from experiments.runtime.tables import Table
 
 
 def make_agreement(model: emcaps.CapsNet) -> Callable[[Any, jax.Array, np.ndarray], Record]:
@@ -81,14 +82,14 @@ def _of_classes(data: jax.Array, result: RoutingResult, labels: jax.Array) -> di
     }
 
 
-def agreement_table(runs: Mapping[str, Sequence[Record]]) -> str:
-    """A Markdown table of what `make_agreement` has found after the last iteration, and of the temperatures that were learned.
+def agreement_table(runs: Mapping[str, Sequence[Record]]) -> Table:
+    """What `make_agreement` has found after the last iteration, and the temperatures that were learned.
 
     Args:
         runs: by variant the records of its seeds, over which means are taken, with `agreement` and perhaps `temperatures`.
     """
-    header = "entropy of each layer, % | data to the true class | spread of its votes | activations, true and rival"
-    rows = [f"| variant | {header} | temperatures |", "|---|---|---|---|---|---|"]
+    of_routing = ("entropy of each layer, %", "data to the true class", "spread of its votes", "activations, true and rival")
+    rows = []
     for name, records in runs.items():
         found = jax.tree.map(lambda *values: float(np.mean(values)), *(record["agreement"] for record in records))
         learned = jax.tree.map(lambda *values: float(np.mean(values)), *(record.get("temperatures", {}) for record in records))
@@ -103,5 +104,5 @@ def agreement_table(runs: Mapping[str, Sequence[Record]]) -> str:
                 for kind, values in learned.items()
             ),
         )
-        rows.append(f"| `{name or 'default'}` | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append((f"`{name or 'default'}`", *cells))
+    return Table("What routing decides after training", ("variant", *of_routing, "temperatures"), rows)

@@ -265,9 +265,13 @@ def default_config(words: Sequence[str]) -> TrainConfig:
         config = dataclasses.replace(config, dataset=chosen.dataset, images=images)
         if chosen.dataset != "toynorb_tuning":
             config = dataclasses.replace(config, steps=LONGER, eval_every=LONGER // 4)
-    if chosen.model == "dynamic":
-        return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", **WITHOUT_EM_ROUTING)
-    return as_cnn(config) if chosen.model == "cnn" else config
+    other_families = {"dynamic": as_dynamic, "cnn": as_cnn}
+    return other_families[chosen.model](config) if chosen.model in other_families else config
+
+
+def as_dynamic(config: TrainConfig) -> TrainConfig:
+    """The same run of vector capsules with dynamic routing, for a config of matrix capsules without a schedule of temperatures."""
+    return dataclasses.replace(config, model=ModelConfig(family="dynamic"), loss="margin", **WITHOUT_EM_ROUTING)
 
 
 def as_cnn(config: TrainConfig) -> TrainConfig:

@@ -24,6 +24,7 @@ from experiments.measurements.timing import Ceilings, Program, available_bytes, 
 from experiments.measurements.training_step import Widths, step_arguments, steps
 from experiments.runtime.errors import first_line
 from experiments.runtime.records import Record, read_lines
+from experiments.runtime.tables import lines
 
 TASKS = ("step", "layer, gradient", "layer, forward")
 # In the order in which they are compiled; dense, which is slowest and largest, is the last. On an accelerator fused is streamed.
@@ -202,17 +203,24 @@ def report(rows: Sequence[Record]) -> None:
         textbook = next((row["seconds"] for row in here if row["contender"] == "textbook" and "seconds" in row), None)
         network, batch, task = place
         print(f"\n{network}, batch {batch}, {task}")
-        print(f"{'':20}{'ms':>10}{'x textbook':>12}{'x floor':>9}{'images/s':>10}{'scratch MB':>12}{'compile s':>11}")
+        table: list[tuple[str, ...]] = [("", "ms", "x textbook", "x floor", "images/s", "scratch MB", "compile s")]
         for row in here:
             if "missing" in row:
-                print(f"{row['contender']:20}  {row['missing']}")
+                table.append((row["contender"], *[""] * 6, f"   {row['missing']}"))
                 continue
-            ratio = f"{textbook / row['seconds']:.1f}" if textbook else ""
-            numbers = f"{1e3 * row['seconds']:10.3f}{ratio:>12}{row['times_floor']:9.1f}{row['images_per_second']:10.0f}"
-            off = f"   values off by {row['off']:.0e}" if "off" in row else ""
-            print(
-                f"{row['contender']:20}{numbers}{row['scratch_bytes'] / 1e6:12.1f}{row['compile_seconds']:11.1f}{off}", flush=True
+            table.append(
+                (
+                    row["contender"],
+                    f"{1e3 * row['seconds']:.3f}",
+                    f"{textbook / row['seconds']:.1f}" if textbook else "",
+                    f"{row['times_floor']:.1f}",
+                    f"{row['images_per_second']:.0f}",
+                    f"{row['scratch_bytes'] / 1e6:.1f}",
+                    f"{row['compile_seconds']:.1f}",
+                    f"   values off by {row['off']:.0e}" if "off" in row else "",
+                )
             )
+        print(lines((-20, 10, 12, 9, 10, 12, 11, 0), table), flush=True)
 
 
 def append(rows: Sequence[Record], file: Path) -> None:

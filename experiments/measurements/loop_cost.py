@@ -14,7 +14,8 @@ from experiments.devices.hardware import choose_devices, programs_kept_in
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import TrainConfig
 from experiments.runs.directory import read_records
-from experiments.runs.loop import make_programs, train
+from experiments.runs.loop import train
+from experiments.runs.steps import make_programs, take_steps
 
 # A checkpoint every so many steps, far more often than by default.
 SAVE_EVERY = 50
@@ -39,18 +40,17 @@ def benchmark_loop(repeats: int) -> dict[str, Any]:
     dataset = Dataset("mnist", tuple("0123456789"), *noise(20_000), *noise(2))
     execution = Execution(choose_devices(CONFIG.batch_size))
     programs = make_programs(CONFIG, dataset, execution)
-    batch = programs.step.shard(programs.batches(0))
+    batches, init = programs.begin(CONFIG.seed)
+    batch = programs.step.shard(batches(0))
     milliseconds: dict[str, list[float]] = {"bare": [], "loop": []}
     with tempfile.TemporaryDirectory() as folder, programs_kept_in(Path(folder, "compiled")):
-        bare_step = programs.step.step.lower(programs.step.replicate(programs.init()), batch).compile()
+        compiled = programs.step.step.lower(programs.step.replicate(init()), batch).compile()
+        bare_step = programs.step._replace(step=compiled, shard=lambda batch: batch)
         for number in range(repeats):
-            state = programs.step.replicate(programs.init())
+            state = programs.step.replicate(init())
             start = time.perf_counter()
-            before = None
-            for _ in range(STEPS - SAVE_EVERY):
-                state, metrics = bare_step(state, batch)
-                jax.block_until_ready(before)  # two steps under way, as in training
-                before = metrics
+            for newest in take_steps(bare_step, lambda _: batch, state, range(STEPS - SAVE_EVERY)):
+                state, _ = newest
             jax.block_until_ready(state)
             milliseconds["bare"].append(1e3 * (time.perf_counter() - start) / (STEPS - SAVE_EVERY))
 

@@ -5,11 +5,12 @@ Those of the run itself are here; the others are fields of `TrainConfig` and `Mo
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.devices.hardware import Hardware
 from experiments.learning.configs import FAMILIES, Preset, TrainConfig, default_config
+from experiments.runtime.command_line import fail, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +46,19 @@ def default_command(words: Sequence[str]) -> TrainCommand:
     """What no flag says, given the words of a command. Of toynorb nothing is published to compare with: the CNN is trained too."""
     config = default_config(words)
     return TrainCommand(config=config, baseline=config.dataset == "toynorb" and config.model.family == "capsules")
+
+
+def config_of(words: Sequence[str], recipe: Callable[[TrainConfig], TrainConfig] = lambda config: config) -> TrainConfig:
+    """The config that flags of `experiments.train` make.
+
+    Args:
+        words: the flags.
+        recipe: makes of the defaults for these flags what they change.
+
+    A flag that is not understood, or is not for the network of the recipe, ends the process as for `experiments.train`.
+    """
+    try:
+        defaults = TrainCommand(config=recipe(default_config(words)))
+    except ValueError as error:
+        fail(str(error))
+    return parse(TrainCommand, "python -m experiments.train", words, defaults).config

@@ -3,32 +3,30 @@
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-from experiments.data.batches import TrainingBatches, check_batch_size
+from experiments.data.batches import check_batch_size
 from experiments.data.classes import check_classes, untested
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import evaluation_view, training_view
-from experiments.data.stratified import sample
 from experiments.devices.hardware import choose_devices, describe, programs_kept_in
-from experiments.devices.parallel import Execution, ParallelStep, parallelize, shardings
+from experiments.devices.parallel import Execution, shardings
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import make_model, make_temperatures, network_stages, routing_diagnostics
-from experiments.learning.scoring import Scores, make_evaluator
-from experiments.learning.step import Metrics, TrainState, init_state, make_train_step, state_of
+from experiments.learning.network import make_model
+from experiments.learning.scoring import Scores
+from experiments.learning.step import Metrics, TrainState, init_state, state_of
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.directory import RunDirectory
-from experiments.runs.divergence import Guard, copied, examined
+from experiments.runs.divergence import Guard
 from experiments.runs.initial_weights import InitialWeights, initial_weights
 from experiments.runs.resume import facts_of, go_on_from
 from experiments.runs.run_data import fingerprint, recorded_fingerprint
+from experiments.runs.steps import Programs, StepWindow, make_programs, take_steps
 from experiments.runs.summary import summarize
 from experiments.runtime import processes
 from experiments.runtime.errors import RunnerError, Stopped, UsageError, first_line
@@ -37,65 +35,6 @@ from experiments.runtime.signals import stop_request
 
 LOG_EVERY = 20  # steps between two looks at the metrics
 TARGET_TOLERANCE = 0.005  # how near to a target error is at it
-DIAGNOSED = 64  # test images whose routing is described beside each evaluation
-
-
-class StepWindow:
-    """The steps since the last look: the state before them, and their metrics, which until then stay on the device.
-
-    Args:
-        batch_size: images in a step.
-        state: before the first step; it is copied, since the step gives it up.
-        earlier: metrics of steps before that, since the last look of the process that took them.
-    """
-
-    def __init__(self, batch_size: int, state: TrainState, earlier: Sequence[Metrics] = ()):
-        self._batch_size = batch_size
-        self._before = copied(state)
-        self._earlier = list(earlier)
-        self._metrics: list[Metrics] = []
-        self._start = time.perf_counter()
-
-    def add(self, metrics: Metrics) -> None:
-        """Note a step that has been started, and wait until the one before it is done: not more than two are under way."""
-        self._metrics.append(metrics)
-        if len(self._metrics) > 1:
-            jax.block_until_ready(self._metrics[-2])
-
-    def checked(self, guard: Guard) -> list[Metrics]:
-        """The metrics of all steps of the window. Raises NonfiniteError: a loss or gradient is not finite."""
-        window = jax.device_get(self._metrics)
-        guard.check_steps(self._before, window)
-        return self._earlier + window
-
-    def close(self, step: int, guard: Guard) -> Record:
-        """The means over the window that ends at `step`. Raises NonfiniteError as `checked`."""
-        window = self.checked(guard)
-        means = {name: float(np.mean([getattr(metrics, name) for metrics in window])) for name in Metrics._fields}
-        speed = len(self._metrics) * self._batch_size / (time.perf_counter() - self._start)
-        return {"step": step, "split": "train", **means, "images_per_second": speed}
-
-
-class Programs(NamedTuple):
-    """What a run computes with. All of it is compiled where it is first used.
-
-    Attributes:
-        batches: the batch of a step.
-        init: the state before the first step, on one device.
-        step: of training.
-        examine: a step that says where it is not finite.
-        evaluate: scores parameters; see `make_evaluator`.
-        diagnose: how parameters route some test images after a step.
-        temperatures: that parameters have learned.
-    """
-
-    batches: TrainingBatches
-    init: Callable[[], TrainState]
-    step: ParallelStep
-    examine: ParallelStep
-    evaluate: Callable[..., Scores]
-    diagnose: Callable[[Any, int], Any]
-    temperatures: Callable[[Any], Record]
 
 
 def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
@@ -116,32 +55,6 @@ def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> N
     if any(types % execution.model_axis for types in config.model.conv_capsules):
         types = list(config.model.conv_capsules)
         raise UsageError(f"the model axis must divide each of conv_capsules, {types}; got {execution.model_axis}")
-
-
-def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
-    """What a run computes with, of a config, a data set and devices that fit together."""
-    num_classes = len(dataset.class_names)
-    init_key, data_key = jax.random.split(jax.random.key(config.seed))
-    # Devices that share its parent types see another network than the one whose parameters are made.
-    model, shared = make_model(config.model, num_classes), make_model(config.model, num_classes, execution.parent_axis)
-    batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
-    init = functools.partial(jax.jit(functools.partial(init_state, config, model)), batches(0).images, init_key)
-    step = make_train_step(config, shared)
-    diagnosed = dataset.test_images[sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))]
-
-    @jax.jit
-    def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
-        return routing_diagnostics(config, model, params, evaluation_view(config.images, images), step)
-
-    return Programs(
-        batches,
-        init,
-        parallelize(step, execution),
-        parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
-        make_evaluator(config, shared, execution.mesh),
-        lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
-        make_temperatures(model),
-    )
 
 
 def train(
@@ -217,7 +130,8 @@ def _train(
             say(missing)
         if not run.locked:
             say("there are no locks here: let no other process train in this folder")
-        like: TrainState = jax.eval_shape(programs.init)
+        batches, init = programs.begin(config.seed)
+        like: TrainState = jax.eval_shape(init)
         window_before: list[Metrics] = []
         if checkpoints.steps():
             state, facts = go_on_from(checkpoints, config, data, like, shardings(like, execution.mesh), fall_back)
@@ -225,7 +139,7 @@ def _train(
             say(f"going on after step {int(state.step)}")
             origin = facts.get("origin")
         else:
-            state = programs.init()
+            state = init()
             origin = None
             if weights is not None:
                 say(f"beginning with the weights of {weights.origin}")
@@ -246,7 +160,7 @@ def _train(
             progress.unpause()  # what came between is not part of the time that remains
 
         def save(step: int, state: TrainState, window: Sequence[Metrics] = (), **measured: float) -> None:
-            checkpoints.save(step, state, facts_of(config, data, programs.batches.place(step), window, origin), **measured)
+            checkpoints.save(step, state, facts_of(config, data, batches.place(step), window, origin), **measured)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
             nonlocal evaluate_seconds
@@ -264,15 +178,16 @@ def _train(
 
         progress.set_description("compiling")
         compile_start = time.perf_counter()
-        train_step = programs.step.step.lower(state, programs.step.shard(programs.batches(step))).compile()
+        lowered = programs.step.step.lower(state, programs.step.shard(batches(step)))
+        train_step = programs.step._replace(step=lowered.compile())
         compile_seconds = time.perf_counter() - compile_start
-        guard = Guard(run.path / "nonfinite", programs.batches, train_step, programs.examine)
+        guard = Guard(run.path / "nonfinite", batches, train_step.step, programs.examine)
 
         go_on_training()
         window = StepWindow(config.batch_size, state, window_before)
-        while step < config.steps and not done:
+        steps = take_steps(train_step, batches, state, range(step, step if done else config.steps))
+        for state, metrics in steps:
             step += 1
-            state, metrics = train_step(state, programs.step.shard(programs.batches(step - 1)))
             window.add(metrics)
             progress.update()
             evaluation_due = step % config.eval_every == 0 and step < config.steps
@@ -297,6 +212,8 @@ def _train(
                 raise Stopped(
                     f"stopped after step {step} of {config.steps}, saved in {run.path}", processes.anywhere(stop.preempted)
                 )
+            if done:
+                break
 
         scores = score_and_save(step, state)
         state = state._replace(params=jax.tree.map(processes.fetch, state.params))

@@ -12,6 +12,7 @@ from experiments.learning.configs import TrainConfig
 from experiments.learning.scoring import Scores
 from experiments.learning.step import TrainState
 from experiments.runtime.records import Record
+from experiments.runtime.tables import aligned
 
 
 def summarize(
@@ -49,9 +50,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     What is itself a table, such as the error of each class, is left out.
     """
     names = list(dict.fromkeys(name for result in results for name, value in result.items() if not isinstance(value, Mapping)))
-    rows = [[name, *(cell(result.get(name, "")) for result in results)] for name in names]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return aligned([[name, *(cell(result.get(name, "")) for result in results)] for name in names])
 
 
 def cell(value: Any) -> str:

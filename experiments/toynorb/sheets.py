@@ -1,5 +1,6 @@
 """Contact sheets of toynorb: `python -m experiments.toynorb.sheets --output FOLDER [--real PAIRS.npz]`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data.npz_files import read_arrays
-from experiments.runtime.command_line import parse
+from experiments.runtime.command_line import entry_point
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 
@@ -27,9 +28,8 @@ class Sheets:
     """of the images"""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run(command: Sheets, _: str) -> None:
     """Write all sheets."""
-    command = parse(Sheets, "python -m experiments.toynorb.sheets", arguments)
     command.output.mkdir(parents=True, exist_ok=True)
     sheets = {
         "instances": instances(command.size),
@@ -124,5 +124,7 @@ def sheet(title: str, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[
     return figure
 
 
+main = entry_point("experiments.toynorb.sheets", Sheets, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

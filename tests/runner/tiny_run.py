@@ -1,8 +1,10 @@
 """A data set, a run and a classifier that are small enough for a test."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,14 @@ import pytest
 
 from emcaps import CapsNet, RoutingOptions
 from emcaps.pretrained import Classifier, Examples, View
+from experiments.claims.networks import Recipe, with_model
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import ImageConfig
-from experiments.learning.configs import ModelConfig, TrainConfig
+from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn
 from experiments.learning.network import make_model
 from experiments.learning.step import Metrics, TrainState, init_state
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.loop import StepWindow
+from experiments.runs.steps import StepWindow
 from experiments.runtime.records import Record
 
 IMAGE_SHAPE = (13, 13, 1)
@@ -27,6 +30,16 @@ MODEL = ModelConfig(
 CONFIG = TrainConfig(
     model=MODEL, dataset="mnist", steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0
 )
+
+
+def cnn(hidden_units: int, **changes: Any) -> Recipe:
+    """A CNN for `NETWORKS`, whose step compiles fast, with these changes of its config."""
+
+    def recipe(config: TrainConfig) -> TrainConfig:
+        model = {"cnn_channels": (2, 3), "cnn_hidden_units": hidden_units}
+        return dataclasses.replace(with_model(as_cnn(config), **model), **changes)
+
+    return recipe
 
 
 def dataset(num_train: int = 20, num_test: int = 37) -> Dataset:

@@ -10,7 +10,7 @@ import tiny_run
 
 from experiments import adversarial
 from experiments.adversarial import AdversarialCommand, draw_sample, main
-from experiments.claims import study
+from experiments.claims import experiment, study
 from experiments.claims.attack_programs import ATTACKS, OBJECTIVES
 from experiments.data import loading
 from experiments.data.preprocessing import evaluation_view
@@ -19,8 +19,8 @@ from experiments.learning.network import make_model
 from experiments.learning.step import init_state
 
 TINY = {
-    "capsules": "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1",
-    "cnn": "--model cnn --cnn-channels 2 2 --cnn-hidden-units 4",
+    "capsules": lambda config: dataclasses.replace(config, model=tiny_run.MODEL),
+    "cnn": tiny_run.cnn(4),
 }
 EPSILONS = (0.1, 0.5)
 
@@ -28,15 +28,15 @@ EPSILONS = (0.1, 0.5)
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(loading, "load", lambda name, data_dir: tiny_run.dataset())
-    for name, flags in TINY.items():
-        monkeypatch.setitem(study.NETWORKS, name, flags)
+    for name, recipe in TINY.items():
+        monkeypatch.setitem(study.NETWORKS, name, recipe)
 
 
 @pytest.fixture(scope="module")
 def initial_params():
     """Of the tiny CNN, as a function of a key."""
     config = study.Study(dataset="mnist").network("cnn", 0)
-    config = dataclasses.replace(config, model=ModelConfig(family="cnn", cnn_channels=(2, 2), cnn_hidden_units=4))
+    config = dataclasses.replace(config, model=ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=4))
     view = evaluation_view(config.images, tiny_run.dataset().test_images[:1])
     return jax.jit(lambda key: init_state(config, make_model(config.model, 3), view, key).params)
 
@@ -50,7 +50,7 @@ def untrained_cnns(monkeypatch, initial_params):
         params = initial_params(jax.random.key(seed + len(name)))
         return study.TrainedNetwork(config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5})
 
-    monkeypatch.setattr(adversarial, "train_network", lambda *_: {})
+    monkeypatch.setattr(experiment, "trained", lambda *_: {})
     monkeypatch.setattr(adversarial, "load_network", load_network)
     monkeypatch.setattr(adversarial, "ATTACKS", {"bim": ATTACKS["bim"]})
 
@@ -78,7 +78,7 @@ def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrai
     printed = capsys.readouterr().out
     check_outputs(tmp_path, seeds, printed)
 
-    monkeypatch.setattr(adversarial, "train_network", None)
+    monkeypatch.setattr(experiment, "trained", None)
     monkeypatch.setattr(adversarial, "attack_seed", None)
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(printed)
@@ -170,6 +170,6 @@ def test_wrong_commands_are_refused(tmp_path, capsys):
 
 
 def test_quick_is_one_seed_and_few_images():
-    command = AdversarialCommand(study.Study(quick=True)).shortened()
+    command = AdversarialCommand(study.Study(quick=True)).asked()
     assert (command.num_images, command.study.seeds, command.study.folder.parts[-2:]) == (16, (0,), ("quick", "toynorb"))
     assert [AdversarialCommand().next_seed(seed) for seed in (0, 1, 2)] == [1, 2, 0]

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 from experiments import equivariance, report
 from experiments.claims import equivariance as claim
-from experiments.claims import study
+from experiments.claims import experiment, study
+from experiments.claims.networks import NETWORKS, with_model
 from experiments.data.toynorb_builders import ToyNorb
 from experiments.equivariance import RANGES, SWEEP_STEPS, Snapshots, explained, pose_of, random_views, sweep_views
+from experiments.learning.configs import as_dynamic
 from experiments.learning.network import make_model
 from experiments.learning.step import init_state
 from experiments.toynorb.scene import View, photograph, snapshots
@@ -99,19 +102,19 @@ def test_the_pose_that_is_read_is_that_of_the_class():
 
 
 def test_networks_are_read_once(tmp_path, monkeypatch, capsys):
-    networks = {"dynamic": "--model dynamic --dynamic-channels 2 --dynamic-capsules 1", "cnn": "--model cnn --cnn-channels 2 3"}
-    networks["cnn"] += " --cnn-hidden-units 4"
+    monkeypatch.setitem(NETWORKS, "dynamic", lambda config: with_model(as_dynamic(config), dynamic_channels=2, dynamic_capsules=1))
+    monkeypatch.setitem(NETWORKS, "cnn", tiny_run.cnn(4))
     taken = made_up(2)
     images = np.random.default_rng(0).integers(0, 256, taken.images.shape).astype(np.uint8)
 
     def load_network(asked, name, seed):
-        config = study.Study(flags=networks[name]).network("capsules", seed)
+        config = asked.network(name, seed)
         model = make_model(config.model, len(CATEGORIES))
         state = jax.jit(lambda key: init_state(config, model, jnp.zeros((1, 32, 32, 2)), key))(jax.random.key(seed))
         return study.TrainedNetwork(config, model, state.params, 0, {})
 
-    monkeypatch.setattr(equivariance, "check_trainable", lambda *_: None)
-    monkeypatch.setattr(equivariance, "train_network", lambda *_: {})
+    monkeypatch.setattr(experiment, "check_runs", lambda *_: None)
+    monkeypatch.setattr(experiment, "trained", lambda *_: {})
     monkeypatch.setattr(equivariance, "load_network", load_network)
     monkeypatch.setattr(equivariance, "take_snapshots", lambda number: taken._replace(images=images))
     monkeypatch.setattr(equivariance, "take_sweep", lambda: images[: len(RANGES) * SWEEP_STEPS])

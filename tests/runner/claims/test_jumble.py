@@ -9,8 +9,9 @@ import pytest
 import tiny_run
 
 from experiments import jumble, report
+from experiments.claims import experiment, study
 from experiments.claims import jumble as claim
-from experiments.claims import study
+from experiments.claims.networks import NETWORKS
 from experiments.data import line_drawings, loading
 from experiments.data.stratified import sample
 from experiments.devices.parallel import device_mesh
@@ -20,7 +21,6 @@ from experiments.learning.scoring import make_evaluator
 from experiments.learning.step import init_state
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 2)).astype(np.uint8)
-TINY = "--batch-size 8 --model cnn --cnn-channels 2 3 --cnn-hidden-units"
 
 
 def squares(image, pieces):
@@ -67,9 +67,9 @@ def test_drawings_are_redrawn(monkeypatch):
 @pytest.fixture
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(loading, "load", lambda *_: tiny_run.dataset())
-    monkeypatch.setattr(study, "NETWORKS", {"capsules": f"{TINY} 3", "cnn": f"{TINY} 4"})
-    monkeypatch.setattr(jumble, "NETWORKS", study.NETWORKS)
-    monkeypatch.setattr(jumble, "train_network", lambda *_: {})
+    monkeypatch.setitem(NETWORKS, "capsules", tiny_run.cnn(3, batch_size=8))
+    monkeypatch.setitem(NETWORKS, "cnn", tiny_run.cnn(4, batch_size=8))
+    monkeypatch.setattr(experiment, "trained", lambda *_: {})
 
 
 def untrained(asked, name, seed):
@@ -155,7 +155,7 @@ def test_examples_are_beside_what_is_said_of_them():
     [
         ("--pieces 2 2", 2, "pieces must be one or more numbers of at least 2, in increasing order; got [2, 2]"),
         ("--moved 0.5 1.5", 2, "moved must be one or more numbers above 0 and up to 1"),
-        ("--networks nosuch", 2, "networks must be of capsules, cnn, each once; got nosuch"),
+        ("--networks nosuch", 2, "cnn-310k, each once; got nosuch"),
         ("--moved 0.5", 2, "moved is not how mnist is jumbled; got [0.5]"),
         ("--pieces 2", 2, "pieces must divide the images' height and width, 13x13; got 2"),
         ("--flags=--crop=5", 2, "sees a crop of each image"),

@@ -7,16 +7,11 @@ import pytest
 import tiny_run
 
 from experiments import viewpoints
-from experiments.claims import study
+from experiments.claims import experiment, study
+from experiments.claims.networks import NETWORKS
 from experiments.plots import pictures
 from experiments.runs.loop import TARGET_TOLERANCE
 from experiments.viewpoints import ViewpointsCommand
-
-# Nothing here depends on the family, and these compile fast.
-TINY = {
-    "capsules": "--model cnn --cnn-channels 2 3 --cnn-hidden-units 3",
-    "cnn": "--model cnn --cnn-channels 2 3 --cnn-hidden-units 4",
-}
 
 
 @pytest.fixture
@@ -36,8 +31,8 @@ def file(tmp_path):
 
 @pytest.mark.slow
 def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "NETWORKS", TINY)
-    monkeypatch.setattr(viewpoints, "NETWORKS", TINY)
+    monkeypatch.setitem(NETWORKS, "capsules", tiny_run.cnn(3))  # nothing here depends on the family
+    monkeypatch.setitem(NETWORKS, "cnn", tiny_run.cnn(4))
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
     command = ["--dataset", str(file), "--train-values", "0", "40", "--quick", "--runs", str(tmp_path / "runs")]
     command += ["--flags=--batch-size 8 --max-shift 1"]
@@ -57,7 +52,7 @@ def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path
     errors = [found["familiar_error"] for found in record["networks"].values()]
     assert record["matched"] == (abs(errors[0] - errors[1]) <= TARGET_TOLERANCE)
 
-    monkeypatch.setattr(viewpoints, "trained", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(experiment, "trained", lambda *_: pytest.fail("a finished run was repeated"))
     assert viewpoints.main(command) == 0
     assert json.loads((folder / "seed-0.json").read_text()) == record
     assert "familiar_error" in capsys.readouterr().out
@@ -66,26 +61,28 @@ def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path
 def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(monkeypatch):
     """The other's error is its target, whichever network that is."""
     ends = {"capsules-7": 0.30, "cnn-7": 0.10, "cnn-7-stopped": 0.302}
-    asked = {}
+    stopped, scored = {}, {}
 
-    def trained(config, workdir, data_dir, typed):
-        asked[workdir.name] = config
-        return {"test_error": ends[workdir.name]}
+    def score(config, workdir, data_dir):
+        scored[workdir.name] = config
+        return {"familiar_error": ends[workdir.name]}
 
-    monkeypatch.setattr(viewpoints, "trained", trained)
-    monkeypatch.setattr(viewpoints, "score", lambda config, workdir, data_dir: {"familiar_error": ends[workdir.name]})
+    monkeypatch.setattr(viewpoints, "trained", lambda config, workdir, *_: stopped.update({workdir.name: config}))
+    monkeypatch.setattr(viewpoints, "finished", lambda workdir: {"test_error": ends[workdir.name]})
+    monkeypatch.setattr(viewpoints, "score", score)
     command = ViewpointsCommand(factor="elevation")
-    record = viewpoints.measure(command, "", 7)
+    record = viewpoints.measure(command, 7, "")
     assert (record["stopped"], record["matched"]) == ("cnn", True)
     assert record["networks"] == {"capsules": {"familiar_error": 0.30}, "cnn": {"familiar_error": 0.302}}
     assert record["unmatched"]["cnn"] == {"familiar_error": 0.10}
-    assert (asked["cnn-7-stopped"].target_error, asked["cnn-7"].target_error) == (0.30, None)
-    assert {(config.factor, config.train_values, config.seed) for config in asked.values()} == {("elevation", (0, 1, 2), 7)}
+    assert list(stopped) == ["cnn-7-stopped"] and stopped["cnn-7-stopped"] == scored["cnn-7-stopped"]
+    assert (scored["cnn-7-stopped"].target_error, scored["cnn-7"].target_error) == (0.30, None)
+    assert {(config.factor, config.train_values, config.seed) for config in scored.values()} == {("elevation", (0, 1, 2), 7)}
 
     ends.update({"cnn-7": 0.296})
-    assert viewpoints.measure(command, "", 7)["stopped"] is None
+    assert viewpoints.measure(command, 7, "")["stopped"] is None
     ends.update({"cnn-7": 0.5, "capsules-7-stopped": 0.4})
-    assert viewpoints.measure(command, "", 7) | {"networks": {}, "unmatched": {}} == {
+    assert viewpoints.measure(command, 7, "") | {"networks": {}, "unmatched": {}} == {
         "stopped": "capsules",
         "matched": False,
         "networks": {},
@@ -114,11 +111,7 @@ def test_only_capsules_are_compared_with_the_cnn(name, capsys):
     assert "capsules must be one of capsules, capsules-32-8-8-8, " in capsys.readouterr().err
 
 
-def test_other_capsules_are_trained_as_their_flags_say(monkeypatch):
-    trained = {}
-    monkeypatch.setattr(
-        viewpoints, "trained", lambda config, workdir, *_: trained.update({workdir.name: config}) or {"test_error": 0.5}
-    )
-    monkeypatch.setattr(viewpoints, "score", lambda *_: {"familiar_error": 0.5})
-    viewpoints.measure(ViewpointsCommand(capsules="capsules-32-8-8-8"), "", 0)
-    assert trained["capsules-0"].model.conv_capsules == (8, 8) and trained["cnn-0"].model.family == "cnn"
+def test_other_capsules_are_trained_as_their_recipe_says():
+    command = ViewpointsCommand(capsules="capsules-32-8-8-8")
+    runs = {path.name: config for path, config in command.runs(0).items()}
+    assert runs["capsules-0"].model.conv_capsules == (8, 8) and runs["cnn-0"].model.family == "cnn"

@@ -95,5 +95,5 @@ def test_a_cnn_has_no_causes_in_its_routing(tmp_path, monkeypatch, capsys):
 
 def test_the_table_counts_runs_that_are_not_finite():
     run = {"variant": "", "accuracy": 0.5, "gradient_norm_first": 1.0, "gradient_norm_last": 2.0}
-    text = table([run | {"finite": True}, run | {"finite": False}], [""])
+    text = table([run | {"finite": True}, run | {"finite": False}], [""], "two runs").markdown()
     assert "| `default` | 50.00 ± 0.00 | 50.00 | 50.00 | 1 to 2 | 2, 1 not finite |" in text

@@ -70,7 +70,7 @@ UNTESTED = "there is no test image of middle: nothing will be known of its error
 
 
 def test_a_class_without_test_images_is_named_at_the_start(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "make_programs", lambda *_: types.SimpleNamespace(init=tiny_run.crash))
+    monkeypatch.setattr(loop, "make_programs", lambda *_: types.SimpleNamespace(begin=lambda seed: tiny_run.crash()))
     with pytest.raises(RuntimeError, match="crash"):
         loop.train(tiny_run.CONFIG, dataset(), tmp_path / "run")
     assert UNTESTED in capsys.readouterr().out

@@ -19,7 +19,7 @@ from experiments.data.preprocessing import evaluation_view
 from experiments.devices.parallel import Execution, ParallelStep, parallelize
 from experiments.learning.network import make_model, network_stages
 from experiments.learning.step import Metrics, TrainState, make_train_step
-from experiments.runs import divergence, loop
+from experiments.runs import divergence, loop, steps
 from experiments.runs.divergence import Guard, NonfiniteError
 
 FAILS_AT = 5  # between the checkpoints of steps 3 and 6, and not the first step after one
@@ -130,7 +130,7 @@ def test_the_first_place_is_found(places, broken, first):
 )
 def test_a_run_stops_names_the_place_and_saves_what_led_to_it(make_step, mode, layer, what, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
-    monkeypatch.setattr(loop, "make_train_step", make_step)
+    monkeypatch.setattr(steps, "make_train_step", make_step)
     command = [*FLAGS, "--steps", "6", "--eval-every", "3", "--parallel", mode, "--workdir", str(tmp_path)]
     assert train.main(command) == 1
     folder = tmp_path / "nonfinite"

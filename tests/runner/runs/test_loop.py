@@ -22,7 +22,7 @@ from experiments.learning import scoring
 from experiments.learning.configs import from_json, to_json
 from experiments.learning.network import make_model
 from experiments.plots import pictures
-from experiments.runs import flags, loop
+from experiments.runs import flags, loop, steps
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.directory import read_records
 from experiments.runs.summary import table
@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
     """
     workdir = tmp_path_factory.mktemp("finished") / "run"
     traced_once = lambda *args: chex.assert_max_traces(make_train_step(*args), n=1)  # noqa: E731
-    make_train_step = loop.make_train_step
+    make_train_step = steps.make_train_step
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as guards:
 
         def forbid_transfers():
@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
 
         tiny_run.at_step(patch, 1, forbid_transfers)
         tiny_run.at_step(patch, 3, guards.close)
-        patch.setattr(loop, "make_train_step", traced_once)
+        patch.setattr(steps, "make_train_step", traced_once)
         loop.train(tiny_run.CONFIG, tiny_run.dataset(), workdir, execution=Execution(jax.devices()[:2]), command="the command")
     return workdir
 
@@ -200,13 +200,13 @@ def test_a_run_may_be_by_pmap(finished, tmp_path):
 @pytest.mark.slow
 def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatch):
     errors = iter([0.9, 0.4951, 0.4951, 0.4951, 0.4951])
-    make_evaluator = loop.make_evaluator
+    make_evaluator = steps.make_evaluator
 
     def scripted(*args):
         evaluate = make_evaluator(*args)
         return lambda *given: evaluate(*given)._replace(num_correct=round(10_000 * (1 - next(errors))), num_examples=10_000)
 
-    monkeypatch.setattr(loop, "make_evaluator", scripted)
+    monkeypatch.setattr(steps, "make_evaluator", scripted)
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
     config = dataclasses.replace(tiny_run.CONFIG, eval_every=1, target_error=0.5)
     result = loop.train(config, tiny_run.dataset(), tmp_path / "run")
