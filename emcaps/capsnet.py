@@ -171,7 +171,7 @@ def partition_specs(tree: Any, parent_axis: str) -> Any:
     divided by their number, and that of any other parameter the mean over them.
 
     Args:
-        tree: the parameters, or a tree with branches like them: a gradient, an optimiser's state. Everything else is not divided.
+        tree: the parameters, or a tree with branches like them: a gradient, an optimizer's state. Everything else is not divided.
         parent_axis: the name of the axis.
 
     Raises:

@@ -284,7 +284,7 @@ def _for_chunks(
     """`state = step(state, index, chunk)` for each chunk of `arrays` along the axis of the children.
 
     The next chunk is fetched a step ahead: a slice at a moving place, taken in the step that uses it, would become part of that
-    step's loop, and XLA:CPU does not vectorise such loops. It is fetched after the step, so that it can lie where the last chunk
+    step's loop, and XLA:CPU does not vectorize such loops. It is fetched after the step, so that it can lie where the last chunk
     lay: in an order of its own choice XLA would copy it twice.
 
     Args:

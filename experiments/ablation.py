@@ -29,7 +29,7 @@ from experiments.data.stratified import sample
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import TrainConfig, to_json
-from experiments.learning.network import class_logits, make_model, network_at, network_stages, routing_diagnostics
+from experiments.learning.network import class_logits, make_model, network_at, network_intermediates, routing_diagnostics
 from experiments.learning.step import Metrics, losses
 from experiments.runs.flags import config_of
 from experiments.runs.loop import check_fits
@@ -265,7 +265,7 @@ def make_probe(config: TrainConfig, num_classes: int) -> Probe:
         model = whole.clone(routing=tuple(layer.shortened(min(layer.num_iterations, most)) for layer in layers))
 
         def objective(params: Any, batch: Batch) -> jax.Array:
-            logits = class_logits(network_stages(config, model, params, batch.images, 0))
+            logits = class_logits(network_intermediates(config, model, params, batch.images, 0))
             return losses(config, logits, batch.labels, 0).mean()
 
         return jax.jit(jax.grad(objective))

@@ -31,7 +31,7 @@ from experiments.data.preprocessing import evaluation_view
 from experiments.data.toynorb_builders import ToyNorb
 from experiments.devices.parallel import device_mesh, map_chunks
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import class_poses, network_stages
+from experiments.learning.network import class_poses, network_intermediates
 from experiments.learning.scoring import EXAMPLES_PER_DEVICE
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
@@ -54,11 +54,14 @@ SWEPT = (4, ToyNorb.SPLITS["test"][0])  # the toy that is shown: its category an
 SWEEP_STEPS = 9
 QUICK_VIEWS = 4
 
-# What is read from a network, given its stages and the classes of the images: `[B, features]`.
+# What is read from a network, given its intermediates and the classes of the images: `[B, features]`.
 LAST_LAYERS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], jax.Array], jax.Array]]] = {
-    "capsules": {"pose": lambda stages, labels: pose_of(stages, labels)},
-    "dynamic": {"pose": lambda stages, labels: pose_of(stages, labels)},
-    "cnn": {"hidden units": lambda stages, labels: stages["hidden"], "logits": lambda stages, labels: stages["classes"]},
+    "capsules": {"pose": lambda intermediates, labels: pose_of(intermediates, labels)},
+    "dynamic": {"pose": lambda intermediates, labels: pose_of(intermediates, labels)},
+    "cnn": {
+        "hidden units": lambda intermediates, labels: intermediates["hidden"],
+        "logits": lambda intermediates, labels: intermediates["classes"],
+    },
 }
 
 
@@ -104,9 +107,9 @@ class Snapshots(NamedTuple):
     views: View
 
 
-def pose_of(stages: Mapping[str, Any], labels: jax.Array) -> jax.Array:
+def pose_of(intermediates: Mapping[str, Any], labels: jax.Array) -> jax.Array:
     """The poses of these classes' capsules, `[B, entries]`."""
-    poses = class_poses(stages)
+    poses = class_poses(intermediates)
     return jnp.take_along_axis(poses, labels[:, None, None], axis=1)[:, 0]
 
 
@@ -163,7 +166,7 @@ def read_network(name: str, network: TrainedNetwork, images: np.ndarray, labels:
     def reader(read: Callable) -> np.ndarray:
         def features(given: tuple[Any, Any], examples: tuple[jax.Array, jax.Array]) -> jax.Array:
             view = evaluation_view(network.config.images, examples[0])
-            return read(network_stages(network.config, network.model, given[0], view, given[1]), examples[1])
+            return read(network_intermediates(network.config, network.model, given[0], view, given[1]), examples[1])
 
         per_device = min(EXAMPLES_PER_DEVICE, len(images))
         on_devices = map_chunks(features, device_mesh(jax.devices()), per_device)
@@ -186,9 +189,9 @@ def known_toys(taken: Snapshots) -> np.ndarray:
 
 def principal_components(features: np.ndarray, known: np.ndarray, number: int) -> np.ndarray:
     """Features along the directions in which those of the known examples vary most, `[N, number]`."""
-    centred = features.astype(np.float64) - features[known].mean(0)
-    _, _, directions = np.linalg.svd(centred[known], full_matrices=False)
-    return centred @ directions[:number].T
+    centerd = features.astype(np.float64) - features[known].mean(0)
+    _, _, directions = np.linalg.svd(centerd[known], full_matrices=False)
+    return centerd @ directions[:number].T
 
 
 def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:

@@ -29,7 +29,7 @@ class EvaluateCommand:
     step: int | None = None
     """Which checkpoint; the default is the newest."""
     crops: int = 1
-    """Crops of each test image over which class activations are averaged, the first in the centre."""
+    """Crops of each test image over which class activations are averaged, the first in the center."""
     devices: int | None = None
     """How many devices; the default is the run's own number, because another one rounds differently."""
 

@@ -1,6 +1,6 @@
 """The test session: a CPU that shows itself as two devices, and both float precisions at once.
 
-Nearly all of the time goes into compiling. So programs are compiled without the optimisations that take longest (of the code of
+Nearly all of the time goes into compiling. So programs are compiled without the optimizations that take longest (of the code of
 each kernel; which kernels there are stays the same), unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set, and are kept
 for the session, for all processes of it together, in a folder that is deleted after it.
 """
@@ -32,7 +32,7 @@ def pytest_unconfigure():
 
 @pytest.fixture
 def optimized():
-    """The test runs its programs for longer than it compiles them, so these are worth all optimisations."""
+    """The test runs its programs for longer than it compiles them, so these are worth all optimizations."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -34,7 +34,7 @@ def prepare_images(images: jax.Array, *, downsample: int = 1, standardize: bool 
         variance = (images**2).mean((1, 2, 3), keepdims=True)
         deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1))  # at 0 the root has no slope
         numbers = math.prod(images.shape[1:])
-        images /= jnp.maximum(deviation, 1 / 255 / numbers**0.5)  # what one pixel off by one grey level would make
+        images /= jnp.maximum(deviation, 1 / 255 / numbers**0.5)  # what one pixel off by one gray level would make
     return images
 
 

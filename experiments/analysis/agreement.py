@@ -47,9 +47,9 @@ def _measure(model: emcaps.CapsNet, params: Any, images: jax.Array, labels: jax.
     """What the function of `make_agreement` says of the layers, and of the classes, in arrays `[T]`."""
     variables = {"params": {name: params[name] for name in ("conv", "primary", *model.layer_names())}}  # without a decoder
     output: Any = model.apply(variables, images)
-    stages = output[1]
+    intermediates = output[1]
     names, strides = model.layer_names(), [*(stride for _, stride in model.layer_geometry()[2:]), 1]
-    data = {name: stages[below].activations for name, below in zip(names, ("primary", *names), strict=False)}
+    data = {name: intermediates[below].activations for name, below in zip(names, ("primary", *names), strict=False)}
     results = {name: emcaps.diagnostics.results_by_iteration(model, variables, images, name) for name in names}
     layers = {}
     for name, stride in zip(names, strides, strict=True):

@@ -24,7 +24,7 @@ class Flow(NamedTuple):
     columns: np.ndarray
 
 
-def follow(model: emcaps.CapsNet, stages: dict[str, Any], image_size: tuple[int, ...]) -> dict[str, Flow]:
+def follow(model: emcaps.CapsNet, intermediates: dict[str, Any], image_size: tuple[int, ...]) -> dict[str, Flow]:
     """The flow from each layer below the class capsules, by name, from the image up.
 
     A child's data is divided among its parents by its assignments, which sum to 1, and theirs likewise; so the shares of the
@@ -32,17 +32,17 @@ def follow(model: emcaps.CapsNet, stages: dict[str, Any], image_size: tuple[int,
 
     Args:
         model: the network.
-        stages: what it gave for B images.
+        intermediates: what it gave for B images.
         image_size: height and width of the images.
     """
-    layers = [name for name in stages if name.startswith("conv_caps")]
-    num_classes = stages["class_caps"].activations.shape[-1]
+    layers = [name for name in intermediates if name.startswith("conv_caps")]
+    num_classes = intermediates["class_caps"].activations.shape[-1]
     shares = jnp.eye(num_classes)[None, None, None]  # [1 or B, OH, OW, parents, classes]: of the layer above
     found = {}
     geometry = model.layer_geometry()
     children = ["primary", *layers]
     for depth, (child, parent) in reversed(list(enumerate(zip(children, [*layers, "class_caps"], strict=True), start=2))):
-        capsules, routed = stages[child], stages[parent]
+        capsules, routed = intermediates[child], intermediates[parent]
         batch, height, width = capsules.activations.shape[:3]
         shares = jnp.broadcast_to(shares, (batch, *shares.shape[1:]))
         seen = jnp.einsum("byxklij,byxjc->klicyxb", routed.assignments, shares)

@@ -1,7 +1,7 @@
 """Adversarial attacks on any objective: pure functions, to be jitted by their callers.
 
 An attack changes images by at most epsilon in any pixel (the L-infinity norm) so that an objective becomes larger. Pixels are in
-[0, 1], as they are stored: what a network does to them first, such as normalisation, is part of the objective.
+[0, 1], as they are stored: what a network does to them first, such as normalization, is part of the objective.
 
 An objective is a function from images `[B, H, W, C]` to one number for each, `[B]`, which depends on that image alone: the loss of
 the true label, for an attack that only wants another answer, or minus the loss of the class that is wanted (a targeted attack).

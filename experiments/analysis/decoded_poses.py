@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.preprocessing import evaluation_view
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import Network, class_logits, class_poses, decode, network_stages
+from experiments.learning.network import Network, class_logits, class_poses, decode, network_intermediates
 
 AMOUNTS = np.linspace(-0.25, 0.25, 11)  # as in figure 4 of "Dynamic Routing Between Capsules"
 
@@ -27,8 +27,8 @@ def decode_moved(config: TrainConfig, model: Network, params: Any, step: int, im
         The image as the network sees it, and those decoded, `[entries, len(AMOUNTS), ...]`, all in [0, 1].
     """
     view = evaluation_view(config.images, jnp.asarray(image))
-    stages = network_stages(config, model, params, view, step)
-    poses, winner = class_poses(stages), class_logits(stages).argmax(-1)
+    intermediates = network_intermediates(config, model, params, view, step)
+    poses, winner = class_poses(intermediates), class_logits(intermediates).argmax(-1)
     number = poses.shape[-1]
     changes = jnp.einsum("ef,a->eaf", jnp.eye(number), jnp.asarray(AMOUNTS, poses.dtype)).reshape(-1, number)
     moved = poses + changes[:, None, :] * jax.nn.one_hot(winner, poses.shape[1])[..., None]

@@ -14,7 +14,7 @@ from experiments.claims.study import TrainedNetwork
 from experiments.data.preprocessing import evaluation_view
 from experiments.devices.parallel import Devices, device_mesh, map_chunks
 from experiments.learning.cnn import BaselineCNN
-from experiments.learning.network import Network, class_logits, network_stages
+from experiments.learning.network import Network, class_logits, network_intermediates
 from experiments.learning.scoring import EXAMPLES_PER_DEVICE
 
 MARGIN = 0.9  # of the spread loss, as at the end of the training
@@ -102,7 +102,7 @@ def make_programs(victim: TrainedNetwork, devices: Devices, num_images: int) -> 
 
     def logits(params: Any, step: Any, images: jax.Array) -> jax.Array:
         view = evaluation_view(victim.config.images, images)
-        return class_logits(network_stages(victim.config, victim.model, params, view, step))
+        return class_logits(network_intermediates(victim.config, victim.model, params, view, step))
 
     def objective_of(goal: Goal, labels: Any) -> Callable[[jax.Array], jax.Array]:
         losses = [functools.partial(loss, victim.model) for loss in OBJECTIVES.values()]

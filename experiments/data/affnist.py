@@ -3,7 +3,7 @@
 By https://www.cs.toronto.edu/~tijmen/affNIST: rotation by up to 20 degrees, shear by up to 0.2, vertical and horizontal scale from
 0.8 to 1.2, each uniform, and then uniform translation to anywhere in 40x40 where the whole digit is inside. Networks that have only
 seen shifted digits are tested on them (Sabour, Frosst, Hinton 2017, section 5.1). The page does not say in which order the maps
-are applied and how pixels are interpolated. Here a digit is scaled, then sheared, then rotated about its image's centre, and
+are applied and how pixels are interpolated. Here a digit is scaled, then sheared, then rotated about its image's center, and
 interpolation is bilinear.
 """
 
@@ -21,10 +21,10 @@ AT_A_TIME = 500  # images in memory as floats
 
 
 def affine_matrix(angle: jax.Array, shear: jax.Array, scales: jax.Array) -> jax.Array:
-    """The matrix `[2, 2]` that maps (row, column), counted from the centre, to where it goes.
+    """The matrix `[2, 2]` that maps (row, column), counted from the center, to where it goes.
 
     Args:
-        angle: scalar, degrees, anticlockwise as the image is looked at.
+        angle: scalar, degrees, counterclockwise as the image is looked at.
         shear: scalar, columns to the right for each row down.
         scales: vertical and horizontal, `[2]`.
     """
@@ -34,7 +34,7 @@ def affine_matrix(angle: jax.Array, shear: jax.Array, scales: jax.Array) -> jax.
 
 
 def affine_image(image: jax.Array, matrix: jax.Array, place: jax.Array) -> jax.Array:
-    """An image `[H, W]`, floating, mapped by a matrix `[2, 2]` about its centre, on black of `SIDE` squared.
+    """An image `[H, W]`, floating, mapped by a matrix `[2, 2]` about its center, on black of `SIDE` squared.
 
     Args:
         image: what is mapped; around it is black.
@@ -51,11 +51,11 @@ def affine_image(image: jax.Array, matrix: jax.Array, place: jax.Array) -> jax.A
     top = jnp.where(ink, there, jnp.inf).min(1, initial=jnp.inf) - reach
     bottom = jnp.where(ink, there, -jnp.inf).max(1, initial=-jnp.inf) + reach
     first, last = -top, SIDE - 1 - bottom
-    centre = jnp.where(first <= last, first + place * (last - first), (first + last) / 2)
-    centre = jnp.where(ink.any(), centre, (SIDE - 1) / 2)
+    center = jnp.where(first <= last, first + place * (last - first), (first + last) / 2)
+    center = jnp.where(ink.any(), center, (SIDE - 1) / 2)
 
     pixels = jnp.stack(jnp.meshgrid(jnp.arange(SIDE), jnp.arange(SIDE), indexing="ij")).reshape(2, -1)
-    source = jnp.linalg.inv(matrix) @ (pixels - centre[:, None]) + (jnp.array(image.shape)[:, None] - 1) / 2
+    source = jnp.linalg.inv(matrix) @ (pixels - center[:, None]) + (jnp.array(image.shape)[:, None] - 1) / 2
     return map_coordinates(image, list(source), order=1).reshape(SIDE, SIDE)
 
 
@@ -83,7 +83,7 @@ def affine_digits(key: jax.Array, images: jax.Array) -> jax.Array:
     return jax.lax.map(draw, (example_keys(key, len(images)), images), batch_size=AT_A_TIME)
 
 
-def centred(images: jax.Array) -> jax.Array:
+def centerd(images: jax.Array) -> jax.Array:
     """Images in the middle of black of `SIDE` squared: uint8 `[B, H, W, 1]` to `[B, SIDE, SIDE, 1]`. Errors as `affine_digits`."""
     check_digits(images)
     margins = [((SIDE - size) // 2, (SIDE - size + 1) // 2) for size in images.shape[1:3]]
@@ -92,7 +92,7 @@ def centred(images: jax.Array) -> jax.Array:
 
 @jax.jit
 def placed(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images somewhere on black of `SIDE` squared, moved by whole pixels: as `centred`, and keys as for `affine_digits`."""
+    """Images somewhere on black of `SIDE` squared, moved by whole pixels: as `centerd`, and keys as for `affine_digits`."""
     check_digits(images)
     room = jnp.array([SIDE - size + 1 for size in images.shape[1:3]])
 

@@ -1,6 +1,6 @@
 """From stored images to what the network sees: its settings, and pure functions to be jitted by their callers.
 
-An image is first prepared whole (`prepare`), then a view of it is taken: a random one in training, the centre in test. For
+An image is first prepared whole (`prepare`), then a view of it is taken: a random one in training, the center in test. For
 smallNORB this is the paper's pipeline: 96x96 to 48x48, each image to zero mean and unit variance, 32x32 of it, other contrast and
 brightness.
 """
@@ -26,7 +26,7 @@ class ImageConfig:
     standardize: bool = False
     """Each image to mean 0 and variance 1; otherwise pixels are in [0, 1]."""
     crop: int | None = None
-    """Side of the square that the network sees: at a random place in training, at the centre in test."""
+    """Side of the square that the network sees: at a random place in training, at the center in test."""
     max_shift: int = 2
     """Training images are shifted at random by up to this many pixels."""
     max_rotation: float = 0.0
@@ -104,7 +104,7 @@ def evaluation_view(config: ImageConfig, images: jax.Array, place: tuple[float, 
 
 
 def crop_places(number: int) -> np.ndarray:
-    """Places for `evaluation_view`, `[number, 2]` in [0, 1]: the centre, and then as even as can be whatever their number is.
+    """Places for `evaluation_view`, `[number, 2]` in [0, 1]: the center, and then as even as can be whatever their number is.
 
     They are Roberts's additive recurrence with the plastic number, 1.3247, the root of x^3 = x + 1.
     """
@@ -134,7 +134,7 @@ def random_shift(key: jax.Array, images: jax.Array, max_shift: int) -> jax.Array
 
 
 def turned(images: jax.Array, angles: jax.Array, factors: jax.Array) -> jax.Array:
-    """Each image `[B, H, W, C]`, floating, turned counterclockwise and made larger about its centre; edges go on outside.
+    """Each image `[B, H, W, C]`, floating, turned counterclockwise and made larger about its center; edges go on outside.
 
     Pixels are interpolated linearly.
 

@@ -193,7 +193,7 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """An image, grey `[H, W]` or colour `[H, W, 3]`, uint8, as the bytes of a PNG file."""
+    """An image, gray `[H, W]` or color `[H, W, 3]`, uint8, as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

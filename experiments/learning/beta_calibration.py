@@ -18,7 +18,7 @@ def calibrate_betas(model: emcaps.CapsNet, params: Any, images: jax.Array) -> An
         logit = lambda (beta_a - cost),    cost = (16 beta_u + sum_h log(variance_h) / 2) * mass * mass_scale
 
     so that the beta_u that gives a spread is the root of a quadratic equation, and beta_a is the mean cost of a type. A spread
-    that no beta_u gives is missed by as little as possible. Costs that are normalised have their spread, and beta_u stays. The
+    that no beta_u gives is missed by as little as possible. Costs that are normalized have their spread, and beta_u stays. The
     new values change the E-steps, and with them the variances, a little: what is promised holds up to that.
 
     Args:

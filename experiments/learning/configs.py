@@ -149,7 +149,7 @@ class TrainConfig:
     """The inverse temperature goes geometrically from this to that of the model over the training; its rate must be 0."""
     init_from: str | None = None
     """Begin with the weights of this run (its folder) or classifier (as `load_classifier` takes it), of the same network.
-    Steps, schedule and optimiser begin anew."""
+    Steps, schedule and optimizer begin anew."""
     eval_every: int = 1100
     """Evaluate and save a checkpoint after this many steps, and after the last."""
     target_error: float | None = None

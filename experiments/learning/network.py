@@ -1,4 +1,4 @@
-"""The network of a configuration, and what it makes of images: stages, logits, poses, temperatures."""
+"""The network of a configuration, and what it makes of images: intermediates, logits, poses, temperatures."""
 
 import dataclasses
 import functools
@@ -43,21 +43,21 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
     )
 
 
-def class_logits(stages: Mapping[str, Any]) -> jax.Array:
+def class_logits(intermediates: Mapping[str, Any]) -> jax.Array:
     """What the loss is of: the activation logits of the class capsules, or the CNN's logits, `[B, num_classes]`.
 
     Args:
-        stages: of `network_stages`.
+        intermediates: of `network_intermediates`.
     """
-    if "class_caps" not in stages:
-        return stages["classes"]
-    logits = stages["class_caps"].activation_logits
+    if "class_caps" not in intermediates:
+        return intermediates["classes"]
+    logits = intermediates["class_caps"].activation_logits
     return logits.reshape(len(logits), -1)  # class capsules with matrices are on a map of one position
 
 
-def class_poses(stages: Mapping[str, Any]) -> jax.Array:
+def class_poses(intermediates: Mapping[str, Any]) -> jax.Array:
     """The poses of the class capsules, row by row, `[B, num_classes, entries]`; arguments as `class_logits`."""
-    return stages["class_caps"].poses.reshape(*class_logits(stages).shape, -1)
+    return intermediates["class_caps"].poses.reshape(*class_logits(intermediates).shape, -1)
 
 
 def decode(params: Any, poses: jax.Array, chosen: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -82,10 +82,10 @@ def routing_diagnostics(
     config: TrainConfig, model: Network, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, emcaps.diagnostics.RoutingDiagnostics]:
     """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for other networks."""
-    return emcaps.diagnostics.diagnose_layers(network_stages(config, model, params, images, step))
+    return emcaps.diagnostics.diagnose_layers(network_intermediates(config, model, params, images, step))
 
 
-def network_stages(
+def network_intermediates(
     config: TrainConfig,
     model: Network,
     params: Any,

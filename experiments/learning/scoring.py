@@ -10,7 +10,7 @@ import numpy as np
 from experiments.data.preprocessing import crop_places, evaluation_view
 from experiments.devices.parallel import map_chunks
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import Network, class_logits, log_activations, network_stages
+from experiments.learning.network import Network, class_logits, log_activations, network_intermediates
 from experiments.learning.step import losses
 
 # Examples that a device scores at a time, whatever the training batch was.
@@ -18,7 +18,7 @@ EXAMPLES_PER_DEVICE = 50
 
 
 class Scores(NamedTuple):
-    """What a network makes of N labelled images.
+    """What a network makes of N labeled images.
 
     Attributes:
         activations: of the classes (a CNN's probabilities), `[N, num_classes]`, the mean over the crops.
@@ -53,7 +53,7 @@ def make_evaluator(
 
     def classify_view(given: tuple[Any, jax.Array, jax.Array], images: jax.Array) -> jax.Array:
         params, step, place = given
-        return class_logits(network_stages(config, model, params, evaluation_view(config.images, images, place), step))
+        return class_logits(network_intermediates(config, model, params, evaluation_view(config.images, images, place), step))
 
     classify = map_chunks(classify_view, mesh, EXAMPLES_PER_DEVICE)
 

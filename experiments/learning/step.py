@@ -12,7 +12,7 @@ import emcaps
 from experiments.data.batches import Batch
 from experiments.learning.beta_calibration import calibrate_betas
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import DECODER, Network, class_logits, class_poses, decode, network_stages
+from experiments.learning.network import DECODER, Network, class_logits, class_poses, decode, network_intermediates
 
 AVERAGE_WEIGHT = 0.9  # of the average of schedule-free Adam, beside the newest parameters, where the gradient is taken
 
@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     Attributes:
         step: int32 scalar, how many steps have been taken.
         params: the network's parameters, as it is scored and saved.
-        opt_state: the optimiser's.
+        opt_state: the optimizer's.
     """
 
     step: jax.Array
@@ -85,11 +85,11 @@ def _schedule_free_state(opt_state: Any) -> Any:
 def init_state(config: TrainConfig, model: Network, images: jax.Array, key: jax.Array) -> TrainState:
     """The state before the first step, for images like these: `[B, H, W, C]`, float32, the first batch."""
     output: Any = model.init_with_output(key, images[:1])
-    (_, stages), variables = output
+    (_, intermediates), variables = output
     params = variables["params"]
     if config.model.reconstruction:
         decoder, chosen = emcaps.dynamic.Decoder(images.shape[1:]), jnp.zeros(1, jnp.int32)
-        params = params | {DECODER: decoder.init(jax.random.fold_in(key, 1), class_poses(stages), chosen)["params"]}
+        params = params | {DECODER: decoder.init(jax.random.fold_in(key, 1), class_poses(intermediates), chosen)["params"]}
     if config.calibrate_betas and isinstance(model, emcaps.CapsNet):
         params = calibrate_betas(model, params, images)
     return state_of(config, params)
@@ -120,11 +120,11 @@ def make_objective(config: TrainConfig, model: Network) -> Callable[[Any, Batch,
     """The pure function `objective(params, batch, step) -> ((loss, accuracy), gradient)`, each a mean over the batch."""
 
     def objective(params: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        stages = network_stages(config, model, params, batch.images, step, batch.dropout_keys)
-        logits = class_logits(stages)
+        intermediates = network_intermediates(config, model, params, batch.images, step, batch.dropout_keys)
+        logits = class_logits(intermediates)
         loss = losses(config, logits, batch.labels, step).mean()
         if config.model.reconstruction:
-            images = decode(params, class_poses(stages), batch.labels, batch.images.shape[1:])
+            images = decode(params, class_poses(intermediates), batch.labels, batch.images.shape[1:])
             loss += emcaps.dynamic.RECONSTRUCTION_WEIGHT * emcaps.dynamic.reconstruction_loss(batch.images, images).mean()
         return loss, (logits.argmax(-1) == batch.labels).mean()
 

@@ -20,7 +20,7 @@ from experiments.analysis.decoded_poses import AMOUNTS, decode_moved
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import evaluation_view
 from experiments.learning.configs import ModelConfig, TrainConfig
-from experiments.learning.network import Network, make_model, network_at, network_stages
+from experiments.learning.network import Network, make_model, network_at, network_intermediates
 from experiments.learning.scoring import Scores
 from experiments.learning.step import TrainState
 from experiments.plots import capsules, runs
@@ -140,10 +140,10 @@ def routing_drawings(
     def assignments() -> Figure:
         assert isinstance(model, emcaps.CapsNet)
         view = evaluation_view(config.images, jnp.asarray(images[:1]))
-        stages = network_stages(config, model, params, view, step)
-        followed = follow(model, stages, view.shape[1:3])
+        intermediates = network_intermediates(config, model, params, view, step)
+        followed = follow(model, intermediates, view.shape[1:3])
         flows = {layer: Flow(flow.to_class[0], flow.rows, flow.columns) for layer, flow in followed.items()}
-        activations = np.asarray(stages["class_caps"].activations).reshape(-1)
+        activations = np.asarray(intermediates["class_caps"].activations).reshape(-1)
         return capsules.assignment_flow(np.asarray(view[0]), flows, activations, names, int(labels[0]))
 
     def reconstructions() -> Figure:

@@ -135,13 +135,13 @@ def copied(state: TrainState) -> TrainState:
 
 
 def examined(
-    train_step: Callable, stages_of: Callable[..., Mapping[str, Any]]
+    train_step: Callable, intermediates_of: Callable[..., Mapping[str, Any]]
 ) -> Callable[..., tuple[TrainState, OrderedDict[Place, jax.Array]]]:
     """A training step that returns, in place of its metrics, where it is not finite.
 
     Args:
         train_step: of `make_train_step`, which averages one function, that gives a gradient.
-        stages_of: what each layer gives, of `(params, images, step, dropout_keys)`.
+        intermediates_of: what each layer gives, of `(params, images, step, dropout_keys)`.
 
     Returns:
         The pure function `step(state, batch, average) -> (state, fractions)`, with the fractions of `nonfinite_fractions`.
@@ -151,16 +151,16 @@ def examined(
         noted: dict[str, Any] = {}
 
         def average_and_note(function: Callable) -> Callable:
-            def with_stages(params: Any, batch: Batch, step: jax.Array) -> tuple[Any, Any]:
-                stages = stages_of(params, batch.images, step, batch.dropout_keys)
+            def with_intermediates(params: Any, batch: Batch, step: jax.Array) -> tuple[Any, Any]:
+                intermediates = intermediates_of(params, batch.images, step, batch.dropout_keys)
                 means, gradient = function(params, batch, step)
                 # JAX sorts the keys of any other dictionary, and layers have an order.
-                by_layer = OrderedDict((layer, stage_fractions(outputs)) for layer, outputs in stages.items())
+                by_layer = OrderedDict((layer, stage_fractions(outputs)) for layer, outputs in intermediates.items())
                 return (means, by_layer), gradient
 
             def averaged(*given: Any) -> tuple[Any, Any]:
-                (means, by_layer), gradient = average(with_stages)(*given)
-                noted.update(params=given[0], stages=by_layer, gradient=gradient)
+                (means, by_layer), gradient = average(with_intermediates)(*given)
+                noted.update(params=given[0], intermediates=by_layer, gradient=gradient)
                 return means, gradient
 
             return averaged
@@ -179,7 +179,7 @@ def stage_fractions(outputs: Any) -> OrderedDict[str, jax.Array]:
 
 def nonfinite_fractions(
     params: Mapping[str, Any],
-    stages: Mapping[str, Mapping[str, jax.Array]],
+    intermediates: Mapping[str, Mapping[str, jax.Array]],
     gradient: Mapping[str, Any],
     metrics: Metrics,
 ) -> OrderedDict[Place, jax.Array]:
@@ -187,7 +187,7 @@ def nonfinite_fractions(
 
     Args:
         params: where the gradient was taken, before the step, by layer.
-        stages: of what each layer gave, in the order of the data: `stage_fractions`.
+        intermediates: of what each layer gave, in the order of the data: `stage_fractions`.
         gradient: by layer.
         metrics: of the step.
 
@@ -197,11 +197,11 @@ def nonfinite_fractions(
     """
     # An OrderedDict, because JAX sorts the keys of any other.
     fractions: OrderedDict[Place, jax.Array] = OrderedDict()
-    for layer, fields in stages.items():
+    for layer, fields in intermediates.items():
         fractions[layer, "parameters before the step"] = nonfinite_fraction(params[layer])
         fractions |= {(layer, name): fraction for name, fraction in fields.items()}
     fractions["loss", "mean over the batch"] = nonfinite_fraction(metrics.loss)
-    backwards = list(stages)[::-1]
+    backwards = list(intermediates)[::-1]
     fractions |= {(layer, "gradient"): nonfinite_fraction(gradient[layer]) for layer in backwards}
     norms = {layer: optax.tree.norm(gradient[layer]) for layer in backwards} | {"all layers": metrics.gradient_norm}
     return fractions | {(layer, "norm of the gradient"): nonfinite_fraction(norm) for layer, norm in norms.items()}

@@ -14,7 +14,7 @@ from experiments.data.preprocessing import evaluation_view
 from experiments.data.stratified import sample
 from experiments.devices.parallel import Execution, ParallelStep, parallelize
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import make_model, make_temperatures, network_stages, routing_diagnostics
+from experiments.learning.network import make_model, make_temperatures, network_intermediates, routing_diagnostics
 from experiments.learning.scoring import Scores, make_evaluator
 from experiments.learning.step import Metrics, TrainState, init_state, make_train_step
 from experiments.runs.divergence import Guard, copied, examined
@@ -76,7 +76,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     return Programs(
         begin,
         parallelize(step, execution),
-        parallelize(examined(step, functools.partial(network_stages, config, shared)), execution),
+        parallelize(examined(step, functools.partial(network_intermediates, config, shared)), execution),
         make_evaluator(config, shared, execution.mesh),
         lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
         make_temperatures(model),

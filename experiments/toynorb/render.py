@@ -1,4 +1,4 @@
-"""A small renderer in pure JAX: sphere tracing of matt grey toys on a plain ground, with soft shadows.
+"""A small renderer in pure JAX: sphere tracing of matt gray toys on a plain ground, with soft shadows.
 
 `render(shape, camera, light)` is one image; `jax.vmap` makes many, and `render_lights` traces one view for many lights.
 
@@ -145,7 +145,7 @@ def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, sample
 
 
 def rays(camera: Camera, size: int) -> Vector:
-    """Unit vectors through the centres of `size` x `size` samples, row by row from the upper left."""
+    """Unit vectors through the centers of `size` x `size` samples, row by row from the upper left."""
     forward = normalize(camera.target - camera.position)
     right = normalize(camera.right - (camera.right @ forward) * forward)
     up = jnp.cross(right, forward)

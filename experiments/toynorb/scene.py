@@ -20,7 +20,7 @@ EXTENT = 0.225  # half the width of what a camera sees, at distance 1
 EYES = 6.0  # degrees between the two cameras
 
 # Of each lighting: the lamp's azimuth from the camera's and its elevation in degrees, brightness, ambient brightness, hardness.
-# On the ground all of them together are a plain light grey, from 0.68 to 0.9 of white.
+# On the ground all of them together are a plain light gray, from 0.68 to 0.9 of white.
 LIGHTINGS = np.array(
     [
         [-60.0, 55.0, 0.47, 0.50, 2.0],

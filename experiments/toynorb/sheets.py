@@ -107,7 +107,7 @@ def beside_real(images: np.ndarray, categories: np.ndarray, factors: np.ndarray)
 
 
 def sheet(title: str, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[str], column_names: Sequence[str]) -> Figure:
-    """Rows of grey images, uint8 `[height, width]`, all of one size."""
+    """Rows of gray images, uint8 `[height, width]`, all of one size."""
     height, width = rows[0][0].shape
     figure = Figure(figsize=(1.3 * len(column_names) * width / height + 1, 1.35 * len(rows) + 0.6), layout="constrained")
     figure.suptitle(title)

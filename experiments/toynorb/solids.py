@@ -169,7 +169,7 @@ def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, sh
 
 
 def solid_reach(shape: Shape) -> np.ndarray:
-    """About the radius `[P]` of each solid around its centre."""
+    """About the radius `[P]` of each solid around its center."""
     half = np.asarray(shape.half_size)
     widest = half[:, :2] + np.abs(shape.taper) * half[:, 2:]
     across = np.where(shape.roundness > 0.5, widest.max(1), np.linalg.norm(widest, axis=1))

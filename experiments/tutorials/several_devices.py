@@ -125,7 +125,7 @@ print(f"  parameters differ by at most {share_difference:.1e}")
 # A layer that is too big for one device is divided along its parent types. The mesh gets a second axis, here of two devices if
 # their number is even. `parent_axis` tells the model its name: each device then has the parameters of its own types, and
 # routes to them, and the devices add up what competition needs to know. `partition_specs` says which parameters these are, for
-# the parameters themselves and for any tree with branches like them, such as the optimiser's state.
+# the parameters themselves and for any tree with branches like them, such as the optimizer's state.
 
 model_axis = 2 if len(devices) % 2 == 0 else 1
 mesh = jax.make_mesh((len(devices) // model_axis, model_axis), ("data", "model"))

@@ -1,7 +1,7 @@
 """Procedure 1 of "Matrix capsules with EM routing" in plain loops: the oracle of the tests.
 
 Slow and obvious on purpose: NumPy, float64, one loop per index of the paper, variances in two
-passes, nothing shared with emcaps. Only the 16 entries of a pose (h in the paper) are vectorised.
+passes, nothing shared with emcaps. Only the 16 entries of a pose (h in the paper) are vectorized.
 (`precision=np.float32` shows what that precision alone costs these same loops; it is never what a
 result is compared with.)
 
@@ -80,7 +80,7 @@ def procedure_1(
             var[s, j] += min_variance
             cost[s, j] = sum((beta_u[j] + 0.5 * np.log(var[s, j])) * mass * mass_scale)
         for s in range(S):
-            if normalize_costs:  # not in the paper: standardised over the types at one position
+            if normalize_costs:  # not in the paper: standardized over the types at one position
                 deviation = np.sqrt(sum((cost[s] - sum(cost[s]) / J) ** 2) / J)
                 cost[s] = (cost[s] - sum(cost[s]) / J) / (deviation + 1)
             for j in range(J):

@@ -139,8 +139,8 @@ def test_batch_elements_do_not_meet(route, x64):
     arrays = route.arrays(dtype=np.float64)
     routed = jitted(route.function)  # where activations are known, NaN is refused
     first = jax.tree.map(operator.itemgetter(0), routed(*arrays))
-    for neighbour in (route.arrays(1, np.float64)[:2], [np.full_like(x, np.nan) for x in arrays[:2]]):
-        mixed = [np.stack([x[0], y[1]]) for x, y in zip(arrays[:2], neighbour, strict=True)]
+    for neighbor in (route.arrays(1, np.float64)[:2], [np.full_like(x, np.nan) for x in arrays[:2]]):
+        mixed = [np.stack([x[0], y[1]]) for x, y in zip(arrays[:2], neighbor, strict=True)]
         again = jax.tree.map(operator.itemgetter(0), routed(*mixed, *arrays[2:]))
         chex.assert_trees_all_equal(first, again)
 

@@ -306,9 +306,9 @@ def everything():
         params = jax.eval_shape(model.init, jax.random.key(0), images)
         yield f"{name}.init", functools.partial(model.init, jax.random.key(0)), (images,)
         yield name, model.apply, (params, images)
-    stages = lambda params, images: models["CapsNet"].apply(params, images)[1]  # noqa: E731
+    intermediates = lambda params, images: models["CapsNet"].apply(params, images)[1]  # noqa: E731
     params = jax.eval_shape(models["CapsNet"].init, jax.random.key(0), images)
-    yield "diagnostics", lambda *given: emcaps.diagnostics.diagnose_layers(stages(*given)), (params, images)
+    yield "diagnostics", lambda *given: emcaps.diagnostics.diagnose_layers(intermediates(*given)), (params, images)
     decoder = Decoder((3, 3, 1), (4,))
     decode = lambda poses: decoder.init_with_output(jax.random.key(0), poses, labels)  # noqa: E731
     yield "Decoder", decode, (normal(2, 3, 4, 4),)

@@ -42,7 +42,7 @@ def test_votes_one_by_one(network):
     poses = np.asarray(model.apply(variables, images)[1]["conv_caps_1"].poses, np.float64)
     transforms = np.asarray(variables["params"]["class_caps"]["transforms"], np.float64)
     _, height, width, types = poses.shape[:4]
-    # A 5x5 kernel with stride 2 and a 3x3 kernel with stride 2: centres start at pixel 4.5 and are 4 pixels apart.
+    # A 5x5 kernel with stride 2 and a 3x3 kernel with stride 2: centers start at pixel 4.5 and are 4 pixels apart.
     for n, (y, x, i) in enumerate(np.ndindex(height, width, types)):
         vote = poses[0, y, x, i] @ transforms[i, 2]
         if model.add_coordinates:

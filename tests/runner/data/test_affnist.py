@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 
 from experiments.data import affnist, loading
-from experiments.data.affnist import SIDE, affine_digits, affine_image, affine_matrix, centred, placed
+from experiments.data.affnist import SIDE, affine_digits, affine_image, affine_matrix, centerd, placed
 from experiments.data.dataset import with_values
 
 IDENTITY = jnp.eye(2)
@@ -54,7 +54,7 @@ def test_nothing_changes_nothing():
         assert out.sum() == pytest.approx(ink.sum(), rel=1e-5)
 
 
-def test_a_quarter_turn_is_anticlockwise():
+def test_a_quarter_turn_is_counterclockwise():
     turned = mapped(np.rot90(blob()))
     np.testing.assert_allclose(mapped(blob(), angle=90.0), turned, atol=0.05)
 
@@ -131,7 +131,7 @@ def test_the_data_set_has_moved_and_transformed_digits(monkeypatch):
     mnist = tiny_run.dataset(num_train=4, num_test=5)
     made = loading.transformed_digits(mnist)
     assert (made.name, made.class_names) == ("affnist", mnist.class_names)
-    np.testing.assert_array_equal(made.train_images, centred(jnp.asarray(mnist.train_images)))
+    np.testing.assert_array_equal(made.train_images, centerd(jnp.asarray(mnist.train_images)))
     assert made.test_images.shape == (10, SIDE, SIDE, 1)
     np.testing.assert_array_equal(made.test_labels, [*mnist.test_labels, *mnist.test_labels])
     np.testing.assert_array_equal(made.test_factors["affine"], [0] * 5 + [1] * 5)

@@ -42,7 +42,7 @@ def test_features_move_to_each_others_places(monkeypatch):
 @pytest.mark.parametrize("filled", [0.0, 1.0])
 @pytest.mark.parametrize("corners", [0.0, 1.0])
 def test_a_part_is_where_it_says(corners, filled, monkeypatch):
-    """Its ink has the right centre and extent, and is inside only where it is filled."""
+    """Its ink has the right center and extent, and is inside only where it is filled."""
     for name, value in {"MAX_ANGLE": 0.0, "SCALES": (1.0, 1.0), "MAX_SHIFT": 0.0, "PLACE_JITTER": 0.0, "SIZE_JITTER": 0.0}.items():
         monkeypatch.setattr(line_drawings, name, value)
     monkeypatch.setattr(line_drawings, "OUTLINE", (3.0, 3.0))  # beyond the image

@@ -17,7 +17,7 @@ SIZE = 24
 
 
 def example_arrays():
-    """Three classes of 8 colour images of 4 objects, two of each."""
+    """Three classes of 8 color images of 4 objects, two of each."""
     random = np.random.default_rng(0)
     return {
         "image": random.integers(0, 256, (SIZE, 13, 13, 3), dtype=np.uint8),
@@ -37,9 +37,9 @@ def saved(path, arrays):
 
 def test_arrays_become_a_data_set(tmp_path):
     arrays = example_arrays() | {"split": np.array(["train", "test", "train"] * 8)}
-    data = loading.load(saved(tmp_path / "some.colours.npz", arrays))
+    data = loading.load(saved(tmp_path / "some.colors.npz", arrays))
     tested = arrays["split"] == "test"
-    assert (data.name, data.class_names) == ("some.colours", ("red", "green", "blue"))
+    assert (data.name, data.class_names) == ("some.colors", ("red", "green", "blue"))
     np.testing.assert_array_equal(data.train_images, arrays["image"][~tested])
     np.testing.assert_array_equal(data.test_labels, arrays["label"][tested])
     assert data.train_images.dtype == np.uint8 and data.train_labels.dtype == data.test_labels.dtype == np.int32
@@ -190,14 +190,14 @@ def test_eth80():
 
 
 @pytest.mark.slow
-def test_colour_images_from_a_file_are_trained_on_drawn_and_scored(tmp_path, monkeypatch, capsys):
+def test_color_images_from_a_file_are_trained_on_drawn_and_scored(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    path = saved(tmp_path / "colours.npz", example_arrays())
+    path = saved(tmp_path / "colors.npz", example_arrays())
     flags = "--steps 2 --batch-size 4 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
     assert train.main(["--dataset", path, *flags]) == 0
-    run = tmp_path / "runs" / "colours"
+    run = tmp_path / "runs" / "colors"
     result = json.loads((run / "result.json").read_text())
-    assert (result["dataset"], result["test_examples"]) == ("colours", 12)
+    assert (result["dataset"], result["test_examples"]) == ("colors", 12)
     assert figures.main(["--workdir", str(run), "--images", "0"]) == 0
     drawn = {file.stem for file in (run / "figures").iterdir()}
     assert drawn == {"samples", "learning_curves", "misclassified", "convergence", "assignments"}

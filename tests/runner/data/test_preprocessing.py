@@ -39,7 +39,7 @@ def test_downsampling_takes_means():
 
 
 def test_standardized_images_have_mean_0_and_variance_1_each():
-    faint = images() // 100 + 7  # nine grey levels at most
+    faint = images() // 100 + 7  # nine gray levels at most
     prepared = np.asarray(prepare(ImageConfig(standardize=True), jnp.asarray(np.concatenate([images(), faint]))), float)
     np.testing.assert_allclose(prepared.mean((1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(prepared.var((1, 2, 3)), 1, rtol=1e-4)
@@ -68,9 +68,9 @@ def test_a_view_has_a_finite_slope_even_where_an_image_is_the_same_everywhere(le
 
 def test_the_papers_pipeline_for_smallnorb():
     stereo = jnp.asarray(images(number=20, size=96))
-    training, centre = training_view(NORB_IMAGES, KEY, stereo), central_view(NORB_IMAGES, stereo)
-    assert training.shape == centre.shape == (20, 32, 32, 2)
-    np.testing.assert_array_equal(centre, prepare(NORB_IMAGES, stereo)[:, 8:40, 8:40])
+    training, center = training_view(NORB_IMAGES, KEY, stereo), central_view(NORB_IMAGES, stereo)
+    assert training.shape == center.shape == (20, 32, 32, 2)
+    np.testing.assert_array_equal(center, prepare(NORB_IMAGES, stereo)[:, 8:40, 8:40])
 
 
 def test_crops_are_pieces_of_the_image_and_all_places_are_equally_likely():
@@ -104,7 +104,7 @@ def test_a_quarter_turn_is_exact_and_counterclockwise():
     np.testing.assert_allclose(quarter, np.rot90(square, axes=(1, 2)), atol=1e-4)
 
 
-def test_an_image_is_scaled_about_its_centre_and_its_edges_go_on_outside():
+def test_an_image_is_scaled_about_its_center_and_its_edges_go_on_outside():
     ramp = np.broadcast_to(np.arange(7.0, dtype=np.float32)[:, None, None], (2, 7, 5, 1))  # value: the row
     scaled = preprocessing.turned(ramp, jnp.zeros(2), jnp.array([2.0, 0.5]))
     np.testing.assert_allclose(scaled[0, :, 0, 0], 3 + (np.arange(7) - 3) / 2, atol=1e-5)

@@ -20,8 +20,8 @@ def calibrated(options, init):
     images = jnp.asarray(tiny_run.dataset(num_train=32).train_images) / 255
     images = jnp.pad(images, ((0, 0), (0, 6), (0, 5), (0, 0)))
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    _, stages = model.apply({"params": calibrate_betas(model, params, images)}, images)
-    return stages
+    _, intermediates = model.apply({"params": calibrate_betas(model, params, images)}, images)
+    return intermediates
 
 
 @pytest.mark.slow
@@ -29,9 +29,9 @@ def calibrated(options, init):
 def test_logits_have_mean_0_and_spread_1(preset):
     """Exactly, in one iteration, whose data do not depend on the betas."""
     options, init = (PRESETS | {"emcaps": (emcaps.TRAINABLE, CapsuleInit())})[preset]
-    stages = calibrated(dataclasses.replace(options, num_iterations=1), init)
+    intermediates = calibrated(dataclasses.replace(options, num_iterations=1), init)
     for layer in ("conv_caps_1", "conv_caps_2", "class_caps"):
-        logits = stages[layer].activation_logits
+        logits = intermediates[layer].activation_logits
         np.testing.assert_allclose(logits.mean((0, 1, 2)), 0, atol=2e-3)
         if not options.normalize_costs:
             np.testing.assert_allclose(logits.std(), 1, rtol=1e-3)

@@ -14,7 +14,7 @@ from experiments.data.batches import TrainingBatches
 from experiments.devices.parallel import Execution, parallelize
 from experiments.learning.cnn import BaselineCNN, dropout
 from experiments.learning.configs import ModelConfig, as_cnn
-from experiments.learning.network import class_logits, log_activations, make_model, network_stages
+from experiments.learning.network import class_logits, log_activations, make_model, network_intermediates
 from experiments.learning.step import init_state, make_train_step
 
 SMALL = BaselineCNN(3, channels=(2, 3), hidden_units=8)
@@ -79,8 +79,10 @@ def test_a_step_is_the_same_on_one_and_two_devices():
         states.append(jax.device_get((state.params, metrics)))
     chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
     batch = batches(0)
-    stages = [network_stages(config, model, state.params, batch.images, 0, keys) for keys in (None, batch.dropout_keys)]
-    logits = list(map(class_logits, stages))
+    intermediates = [
+        network_intermediates(config, model, state.params, batch.images, 0, keys) for keys in (None, batch.dropout_keys)
+    ]
+    logits = list(map(class_logits, intermediates))
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
     np.testing.assert_allclose(np.exp(log_activations(model, logits[0])).sum(-1), 1, rtol=1e-5)
 

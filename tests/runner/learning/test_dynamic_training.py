@@ -11,7 +11,7 @@ import tiny_run
 import emcaps
 from experiments.data.batches import Batch
 from experiments.learning.configs import ModelConfig, TrainConfig, default_config, from_json, to_json
-from experiments.learning.network import DECODER, class_logits, class_poses, decode, make_model, network_stages
+from experiments.learning.network import DECODER, class_logits, class_poses, decode, make_model, network_intermediates
 from experiments.learning.step import init_state, make_train_step
 from experiments.plots import pictures
 from experiments.runs import loop
@@ -40,10 +40,10 @@ def test_capsules_and_their_decoder_learn_together(model):
     step = jax.jit(functools.partial(make_train_step(settings, network), average=lambda function: function))
 
     def errors(params):
-        stages = network_stages(settings, network, params, given.images, 0)
-        images = decode(params, class_poses(stages), given.labels, SHAPE)
-        assert class_logits(stages).shape == (6, 3) and images.shape == (6, *SHAPE)
-        activations = jax.nn.sigmoid(class_logits(stages))
+        intermediates = network_intermediates(settings, network, params, given.images, 0)
+        images = decode(params, class_poses(intermediates), given.labels, SHAPE)
+        assert class_logits(intermediates).shape == (6, 3) and images.shape == (6, *SHAPE)
+        activations = jax.nn.sigmoid(class_logits(intermediates))
         margins, pixels = emcaps.margin_loss(activations, given.labels), emcaps.dynamic.reconstruction_loss(given.images, images)
         return float(margins.mean()), float(pixels.mean())
 

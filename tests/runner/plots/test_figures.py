@@ -147,7 +147,7 @@ def test_reconstructions_move_one_entry_at_a_time(monkeypatch):
         given.update(poses=np.asarray(poses), chosen=np.asarray(chosen))
         return np.tile(np.asarray(poses)[:, 1, :1, None, None], (1, *shape))
 
-    monkeypatch.setattr(decoded_poses, "network_stages", lambda *_: {})
+    monkeypatch.setattr(decoded_poses, "network_intermediates", lambda *_: {})
     monkeypatch.setattr(decoded_poses, "class_poses", lambda _: jnp.asarray(poses))
     monkeypatch.setattr(decoded_poses, "class_logits", lambda _: jnp.array([[0.0, 2.0, 1.0]]))
     monkeypatch.setattr(decoded_poses, "decode", decode)

@@ -17,7 +17,7 @@ from experiments.data import loading
 from experiments.data.batches import Batch, TrainingBatches
 from experiments.data.preprocessing import evaluation_view
 from experiments.devices.parallel import Execution, ParallelStep, parallelize
-from experiments.learning.network import make_model, network_stages
+from experiments.learning.network import make_model, network_intermediates
 from experiments.learning.step import Metrics, TrainState, make_train_step
 from experiments.runs import divergence, loop, steps
 from experiments.runs.divergence import Guard, NonfiniteError
@@ -81,7 +81,7 @@ def places():
     """The function from parameter and gradient factors by layer, and labels, to all places that are not finite, in order."""
     model = make_model(tiny_run.MODEL, 3)
     examined_step = divergence.examined(
-        make_train_step(tiny_run.CONFIG, model), functools.partial(network_stages, tiny_run.CONFIG, model)
+        make_train_step(tiny_run.CONFIG, model), functools.partial(network_intermediates, tiny_run.CONFIG, model)
     )
 
     @jax.jit
