@@ -1,7 +1,7 @@
 """Routing with votes that are never stored, a block of the batch after the other, and its gradient.
 
-All blocks share one `custom_vjp`: what a block keeps for its backward pass is then a plain array with an axis for the blocks, and
-each pass is traced and compiled once, as a loop over them.
+All blocks share one `custom_vjp`: what a block keeps for its backward pass is then a plain array
+with an axis for the blocks, and each pass is traced and compiled once, as a loop over them.
 """
 
 import functools
@@ -34,8 +34,9 @@ class Form(NamedTuple):
     Attributes:
         hold_votes: from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]`.
         columns: about so many (parent position x example) in a block, or None.
-        bytes: a block of several examples takes no more, by `_bytes_of_example`, or None. Of several such blocks each is routed
-            again in the backward pass, so that what they keep does not add up.
+        bytes: a block of several examples takes no more, by `_bytes_of_example`, or None. Of
+            several such blocks each is routed again in the backward pass, so that what they keep
+            does not add up.
         multiple: of which a block's columns must be.
     """
 
@@ -51,7 +52,8 @@ class Blocks(NamedTuple):
     Attributes:
         procedure: of the routing.
         form: of the votes.
-        remat: whether a block is routed again in the backward pass, in place of keeping its `History`.
+        remat: whether a block is routed again in the backward pass, in place of keeping its
+            `History`.
     """
 
     procedure: Procedure
@@ -60,7 +62,12 @@ class Blocks(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def route_blocks(blocks: Blocks, children: tuple[jax.Array, jax.Array], transforms: jax.Array, constants: Constants) -> OuterResult:
+def route_blocks(
+    blocks: Blocks,
+    children: tuple[jax.Array, jax.Array],
+    transforms: jax.Array,
+    constants: Constants,
+) -> OuterResult:
     """Procedure 1 on a map, block by block. First order and reverse mode only.
 
     Args:
@@ -69,7 +76,9 @@ def route_blocks(blocks: Blocks, children: tuple[jax.Array, jax.Array], transfor
         transforms: `[KH, KW, I, J, Q, 4]`.
         constants: see `Constants`.
     """
-    return _route(blocks, children, transforms, constants, lambda routing: (route(routing), None))[0]
+    return _route(blocks, children, transforms, constants, lambda routing: (route(routing), None))[
+        0
+    ]
 
 
 def _route(blocks, children, transforms, constants, run):
@@ -79,7 +88,9 @@ def _route(blocks, children, transforms, constants, run):
 
     def route_block(children):
         poses, activations = inner_children(*children, field=field)
-        outputs, kept = run(Routing(blocks.form.hold_votes(poses, inner), activations, constants, blocks.procedure))
+        outputs, kept = run(
+            Routing(blocks.form.hold_votes(poses, inner), activations, constants, blocks.procedure)
+        )
         return (outer_result(*outputs, field=field), kept), ()
 
     (results, kept), _ = _for_blocks(route_block, _divide(children, size), ())
@@ -96,7 +107,9 @@ def _forward(blocks, children, transforms, constants):
 
 
 def _backward(blocks, residuals, result_gradients):
-    (children, transforms, constants, kept), result_gradients = first_order_only((residuals, result_gradients))
+    (children, transforms, constants, kept), result_gradients = first_order_only(
+        (residuals, result_gradients)
+    )
     procedure, size = blocks.procedure, _block_size(blocks, children, transforms)
     field, inner = procedure.field, inner_transforms(transforms)
 
@@ -108,21 +121,31 @@ def _backward(blocks, residuals, result_gradients):
         (to_poses, to_transforms), to_activations, to_constants = backward(
             routing, history, outer_result_transpose(result_gradients)
         )
-        return inner_children_transpose(to_poses, to_activations, field), (to_transforms, to_constants)
+        return inner_children_transpose(to_poses, to_activations, field), (
+            to_transforms,
+            to_constants,
+        )
 
     to_children, (to_transforms, to_constants) = _for_blocks(
         block_backward,
         (_divide(children, size), kept, _divide(result_gradients, size)),
         jax.tree.map(jnp.zeros_like, (inner, constants)),
     )
-    return _unite(to_children, children[0].shape[0]), inner_transforms_transpose(to_transforms, field), to_constants
+    return (
+        _unite(to_children, children[0].shape[0]),
+        inner_transforms_transpose(to_transforms, field),
+        to_constants,
+    )
 
 
 route_blocks.defvjp(_forward, _backward)
 
 
 def _for_blocks(function, blocks, nothing):
-    """`outputs, terms = function(block)` for each of `blocks`. Returns the outputs stacked, and the sum of terms like `nothing`."""
+    """`outputs, terms = function(block)` for each of `blocks`.
+
+    Returns the outputs stacked, and the sum of terms like `nothing`.
+    """
     if jax.tree.leaves(blocks)[0].shape[0] == 1:
         outputs, terms = function(jax.tree.map(lambda array: array[0], blocks))
         return jax.tree.map(lambda array: array[None], outputs), terms
@@ -138,7 +161,8 @@ def _for_blocks(function, blocks, nothing):
 def _divide(tree, size):
     """Each array's batch in blocks, `[B, ...]` to `[blocks, size, ...]`.
 
-    The last one is filled up with zeros: capsules that are all zero route to finite values, which nobody reads.
+    The last one is filled up with zeros: capsules that are all zero route to finite values, which
+    nobody reads.
     """
 
     def divide(array):
@@ -155,7 +179,9 @@ def _unite(tree, batch):
 
 
 def _block_size(blocks: Blocks, children, transforms) -> Any:
-    """Examples in a block: about as many as the form allows, rather a few less than leaving the last block partly empty."""
+    """Examples in a block: about as many as the form allows, rather a few less than leaving the
+    last block partly empty.
+    """
     procedure, form = blocks.procedure, blocks.form
     batch, positions = children[0].shape[0], math.prod(procedure.field.output_size)
     if form.columns is not None:
@@ -174,10 +200,16 @@ def _block_size(blocks: Blocks, children, transforms) -> Any:
 
 
 def _bytes_of_example(poses, transforms, procedure) -> int:
-    """About what the routing of one example takes on an accelerator, with its gradient: history, gradients, gathered poses."""
+    """About what the routing of one example takes on an accelerator, with its gradient: history,
+    gradients, gathered poses.
+    """
     kernel_rows, kernel_columns, child_types, num_parents = transforms.shape[:4]
     num_children = kernel_rows * kernel_columns * child_types
     of_pairs = num_children * num_parents * 2 * (procedure.num_iterations + 2)
     of_parents = 6 * procedure.num_iterations * num_parents * POSE_ENTRIES
     of_children = 3 * num_children * math.prod(poses.shape[-2:])
-    return poses.dtype.itemsize * math.prod(procedure.field.output_size) * (of_pairs + of_parents + of_children)
+    return (
+        poses.dtype.itemsize
+        * math.prod(procedure.field.output_size)
+        * (of_pairs + of_parents + of_children)
+    )

@@ -1,7 +1,9 @@
-"""What public functions ask of their arguments, checked at the door: shapes and dtypes at trace time, values when known.
+"""What public functions ask of their arguments, checked at the door: shapes and dtypes at trace
+time, values when known.
 
-The values of traced arrays are not known yet. What is asked of them stays in the program as a `checkify.debug_check`, which costs
-nothing until the program is transformed by `jax.experimental.checkify.checkify`: that is the debug mode.
+The values of traced arrays are not known yet. What is asked of them stays in the program as a
+`checkify.debug_check`, which costs nothing until the program is transformed by
+`jax.experimental.checkify.checkify`: that is the debug mode.
 """
 
 import functools
@@ -18,15 +20,18 @@ from jax.experimental import checkify
 
 
 def check_shapes(arrays: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
-    """Match floating point arrays against shapes written in the legend's letters; return the size of each letter.
+    """Match floating point arrays against shapes written in the legend's letters; return the size
+    of each letter.
 
     Args:
-        arrays: from argument name to `(array, shape)`, where `shape` lists axes by letter or number: `"B H W I 4 4"`.
-            A leading `...` stands for any number of batch axes. A letter must have one size wherever it occurs.
+        arrays: from argument name to `(array, shape)`, where `shape` lists axes by letter or
+            number: `"B H W I 4 4"`. A leading `...` stands for any number of batch axes. A letter
+            must have one size wherever it occurs.
 
     Raises:
         TypeError: an argument is not a floating point array.
-        ValueError: an argument's shape does not match; the message names it, what came and what was expected.
+        ValueError: an argument's shape does not match; the message names it, what came and what was
+            expected.
     """
     sizes: dict[str, int] = {}
     for name, (array, shape) in arrays.items():
@@ -44,7 +49,9 @@ def check_shapes(arrays: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
         for axis, size in zip(axes, matched, strict=True):
             wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
             if size != wanted or 0 in given:
-                raise ValueError(f"{name} must have shape {expected}, no axis empty; got shape {list(given)}")
+                raise ValueError(
+                    f"{name} must have shape {expected}, no axis empty; got shape {list(given)}"
+                )
     return sizes
 
 
@@ -68,7 +75,9 @@ def check_floating(name: str, array: Any) -> None:
 
 
 def check_labels(name: str, array: Any, shape: tuple[int, ...], number: int) -> Any:
-    """Raise unless `array` is of integers in [0, number), in the given shape; return it in a dtype that can count to `number`."""
+    """Raise unless `array` is of integers in [0, number), in the given shape; return it in a dtype
+    that can count to `number`.
+    """
     _check_array(name, array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers; got {array.dtype}")
@@ -84,7 +93,9 @@ def _check_array(name: str, array: Any) -> None:
 
 
 def check_positive_int(name: str, value: Any) -> None:
-    """Raise unless `value` is a Python int of at least 1 (it decides the structure of the compiled program)."""
+    """Raise unless `value` is a Python int of at least 1 (it decides the structure of the compiled
+    program).
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a Python int, known when tracing; got {value!r}")
     if value < 1:
@@ -92,7 +103,9 @@ def check_positive_int(name: str, value: Any) -> None:
 
 
 def check_sizes(name: str, value: Any, number: int | None = None) -> None:
-    """Raise unless `value` is a tuple or list of so many (None: any number of) Python ints of at least 1."""
+    """Raise unless `value` is a tuple or list of so many (None: any number of) Python ints of at
+    least 1.
+    """
     of = "" if number is None else f"{number} "
     if not isinstance(value, tuple | list):
         raise TypeError(f"{name} must be a tuple of {of}ints; got {value!r}")
@@ -109,7 +122,9 @@ def check_bool(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
-    """Raise, listing the choices, unless `value` is one of them: TypeError if it is no string, otherwise ValueError."""
+    """Raise, listing the choices, unless `value` is one of them: TypeError if it is no string,
+    otherwise ValueError.
+    """
     if not isinstance(value, str) or value not in choices:
         error = ValueError if isinstance(value, str) else TypeError
         raise error(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
@@ -126,7 +141,9 @@ def check_dtype(name: str, value: Any) -> None:
 
 
 def check_axis(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is None or the name of a mapped axis that is bound here; TypeError if it is no name."""
+    """Raise ValueError unless `value` is None or the name of a mapped axis that is bound here;
+    TypeError if it is no name.
+    """
     if value is None:
         return
     if not isinstance(value, str):
@@ -134,18 +151,28 @@ def check_axis(name: str, value: Any) -> None:
     try:
         lax.axis_size(value)
     except NameError as error:
-        raise ValueError(f"{name} must be None or an axis of an enclosing shard_map, pmap or vmap; got {value!r}") from error
+        raise ValueError(
+            f"{name} must be None or an axis of an enclosing shard_map, pmap or vmap; got {value!r}"
+        ) from error
 
 
-def check_known_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_high: bool = False) -> None:
-    """`check_number` of what must be a Python or NumPy number, since it shapes the compiled program."""
+def check_known_number(
+    name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_high: bool = False
+) -> None:
+    """`check_number` of what must be a Python or NumPy number, since it shapes the compiled
+    program.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number known when tracing; got {value!r}")
     check_range(name, value, low, high, open_high=open_high)
 
 
-def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False) -> None:
-    """Raise unless `value` is one finite number, Python's or a scalar array's, in [low, high], or (low, high]."""
+def check_number(
+    name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False
+) -> None:
+    """Raise unless `value` is one finite number, Python's or a scalar array's, in [low, high], or
+    (low, high].
+    """
     if isinstance(value, jax.Array | np.ndarray):
         if value.shape != ():
             raise ValueError(f"{name} must be a scalar; got shape {list(value.shape)}")
@@ -158,12 +185,23 @@ def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.i
 
 
 def check_range(
-    name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False, open_high: bool = False
+    name: str,
+    value: Any,
+    low: float,
+    high: float = np.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
-    """Raise ValueError if any element lies outside [low, high], or is NaN or infinite. An end may be open."""
+    """Raise ValueError if any element lies outside [low, high], or is NaN or infinite.
+
+    An end may be open.
+    """
     open_low, open_high = open_low or low == -np.inf, open_high or high == np.inf
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-    expected = f"{name} must {'be finite' if (low, high) == (-np.inf, np.inf) else f'lie in {interval}'}"
+    expected = (
+        f"{name} must {'be finite' if (low, high) == (-np.inf, np.inf) else f'lie in {interval}'}"
+    )
     ends = low, high, open_low, open_high
     if isinstance(value, Tracer):
         value = lax.stop_gradient(value)
@@ -171,7 +209,11 @@ def check_range(
         _check_when_run(right.all(), _a_wrong(value, right), f"{expected}; got {{a_wrong}}")
         return
     with jax.ensure_compile_time_eval():  # while something else is traced, what is known stays so
-        values, all_inside = (value, _all_inside_at_once) if isinstance(value, jax.Array) else (np.asarray(value), _all_inside)
+        values, all_inside = (
+            (value, _all_inside_at_once)
+            if isinstance(value, jax.Array)
+            else (np.asarray(value), _all_inside)
+        )
         if not all_inside(values, *ends):
             raise ValueError(f"{expected}; got {float(_a_wrong(values, _inside(values, *ends))):g}")
 
@@ -184,12 +226,17 @@ def check_finite(name: str, array: Any) -> None:
 def _inside(values: Any, low: float, high: float, open_low: bool, open_high: bool) -> Any:
     """Which values lie in an interval."""
     values = _widened(values)
-    with jax.numpy_dtype_promotion("standard"):  # of integers it is asked in floating point, whatever else the caller allows
-        return (values > low if open_low else values >= low) & (values < high if open_high else values <= high)
+    # Of integers it is asked in floating point, whatever else the caller allows.
+    with jax.numpy_dtype_promotion("standard"):
+        return (values > low if open_low else values >= low) & (
+            values < high if open_high else values <= high
+        )
 
 
 def _widened(array: Any) -> Any:
-    """Integers in a dtype with room for what they are compared with: JAX would take 300 modulo 256 to compare it with uint8."""
+    """Integers in a dtype with room for what they are compared with: JAX would take 300 modulo 256
+    to compare it with uint8.
+    """
     narrow = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.itemsize < 4
     return array.astype(np.int32) if narrow else array
 
@@ -198,11 +245,15 @@ def _all_inside(values: Any, *ends: Any) -> Any:
     return _inside(values, *ends).all()
 
 
-_all_inside_at_once = jax.jit(_all_inside, static_argnums=(3, 4))  # one program, not one for each operation
+# One program, not one for each operation.
+_all_inside_at_once = jax.jit(_all_inside, static_argnums=(3, 4))
 
 
 def _a_wrong(values: Any, right: Any) -> Any:
-    """A value that is not right: NaN, or the largest. A reduction can be had of sharded values too, the first one cannot."""
+    """A value that is not right: NaN, or the largest.
+
+    A reduction can be had of sharded values too, the first one cannot.
+    """
     floating = jnp.issubdtype(values.dtype, jnp.floating)
     largest = values.max(where=~right, initial=-np.inf if floating else jnp.iinfo(values.dtype).min)
     # Where devices compare their largest values, NaN may be lost.
@@ -211,7 +262,10 @@ def _a_wrong(values: Any, right: Any) -> Any:
 
 @jax.custom_batching.custom_vmap
 def _of_all(right: jax.Array, a_wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What is found of one example; under `vmap`, of all. Checkify would sort them instead, which cannot be if they are sharded."""
+    """What is found of one example; under `vmap`, of all.
+
+    Checkify would sort them instead, which cannot be if they are sharded.
+    """
     return right, a_wrong
 
 
@@ -223,7 +277,8 @@ def _combine(axis_size: int, in_batched: Any, right: jax.Array, a_wrong: jax.Arr
 @functools.partial(jax.jit, static_argnames="message", inline=True)
 def _check_when_run(right: jax.Array, a_wrong: jax.Array, message: str) -> None:
     """Leave a check in the program, for who runs it in debug mode."""
-    # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit` has each traced once,
-    # so that the same program, traced again, is found in caches of compiled ones.
+    # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit`
+    # has each traced once, so that the same program, traced again, is found in caches of compiled
+    # ones.
     right, a_wrong = _of_all(right, a_wrong)
     checkify.debug_check(right, message, a_wrong=a_wrong)

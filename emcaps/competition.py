@@ -1,8 +1,8 @@
 """How a child divides itself: among which parents, by which softmax, and how before any routing.
 
-The parents that compete for a child are types at a position and positions on the map. Positions meet in the children that their
-patches share, so a softmax over them scatters onto the children's map and gathers from it; parents of other devices take part
-through the mapped axis.
+The parents that compete for a child are types at a position and positions on the map. Positions
+meet in the children that their patches share, so a softmax over them scatters onto the children's
+map and gathers from it; parents of other devices take part through the mapped axis.
 """
 
 import functools
@@ -36,7 +36,8 @@ def initial_assignments(activations: jax.Array, procedure: Procedure, num_types:
 def compete(scores: jax.Array, procedure: Procedure) -> jax.Array:
     """Softmax of `[N, J, M]` over the parents that compete for a child."""
     field = procedure.field
-    # First over the types at a position; then, in arrays without an axis for them, over the patches that see a child.
+    # First over the types at a position; then, in arrays without an axis for them, over the patches
+    # that see a child.
     type_peak = _over_types(scores, procedure, jnp.max, lax.pmax)
     type_shares = jnp.exp(scores - type_peak)
     patch_weight = jnp.exp(type_peak - _over_patches(type_peak, procedure, field.scatter_max))
@@ -46,10 +47,17 @@ def compete(scores: jax.Array, procedure: Procedure) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="procedure")
-def compete_derivative(assignments: jax.Array, direction: jax.Array, procedure: Procedure) -> jax.Array:
-    """The derivative of `compete` along `direction` `[N, J, M]`. It is symmetric: also the gradient that comes back."""
+def compete_derivative(
+    assignments: jax.Array, direction: jax.Array, procedure: Procedure
+) -> jax.Array:
+    """The derivative of `compete` along `direction` `[N, J, M]`.
+
+    It is symmetric: also the gradient that comes back.
+    """
     weighted = assignments * direction
-    total = _over_patches(_over_types(weighted, procedure, jnp.sum, lax.psum), procedure, procedure.field.scatter_sum)
+    total = _over_patches(
+        _over_types(weighted, procedure, jnp.sum, lax.psum), procedure, procedure.field.scatter_sum
+    )
     return weighted - assignments * total
 
 
@@ -60,18 +68,32 @@ def _compete_jvp(procedure, primals, tangents):
     return assignments, compete_derivative(assignments, direction, procedure)
 
 
-def _over_types(values: jax.Array, procedure: Procedure, combine: Callable, combine_devices: Callable) -> jax.Array:
-    """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete: first those that are here."""
+def _over_types(
+    values: jax.Array, procedure: Procedure, combine: Callable, combine_devices: Callable
+) -> jax.Array:
+    """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete: first those that are
+    here.
+    """
     if procedure.competition == "positions":
         return values
     combined = combine(values, axis=1, keepdims=True)
-    return combined if procedure.parent_axis is None else combine_devices(combined, procedure.parent_axis)
+    return (
+        combined
+        if procedure.parent_axis is None
+        else combine_devices(combined, procedure.parent_axis)
+    )
 
 
-def _over_patches(values: jax.Array, procedure: Procedure, scatter: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Combine what the patches say of each child, and tell each patch the result: `[N, J or 1, M]`, if positions compete."""
+def _over_patches(
+    values: jax.Array, procedure: Procedure, scatter: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Combine what the patches say of each child, and tell each patch the result: `[N, J or 1, M]`,
+    if positions compete.
+    """
     if procedure.competition == "types":
         return values
     field = procedure.field
-    seen = values.reshape(*field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size))
+    seen = values.reshape(
+        *field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size)
+    )
     return field.gather(scatter(seen)).reshape(values.shape)

@@ -1,7 +1,8 @@
-"""How routing goes, in a few numbers: of a routing result, of every layer of a network, of every iteration in a layer.
+"""How routing goes, in a few numbers: of a routing result, of every layer of a network, of every
+iteration in a layer.
 
-They show what a loss does not: whether assignments get decided or stay even, whether capsules have died or are always on, and in
-which layer and iteration it happens.
+They show what a loss does not: whether assignments get decided or stay even, whether capsules have
+died or are always on, and in which layer and iteration it happens.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ __all__ = [
     "results_by_iteration",
 ]
 
-# A parent whose activation is below the first, or above the second, for a whole batch says nothing about an example.
+# A parent whose activation is below the first, or above the second, for a whole batch says nothing
+# about an example.
 DEAD_BELOW, SATURATED_ABOVE = 0.01, 0.99
 
 
@@ -34,17 +36,21 @@ class RoutingDiagnostics(NamedTuple):
     A parent capsule is a type at a position; r are the assignments, a the activations.
 
     Attributes:
-        assignment_entropy: in nats, at least 0: how undecided the children are, `sum(-r log r) / sum(r)` with 0 log 0 = 0. A
-            child's assignments sum to 1 over all parents that it reaches, so `sum(r)` counts the children that take part, and this
-            is the mean of their entropies. After the first iteration it is the largest possible, the mean of the log of the
-            number of parents that a child reaches: as far as it falls from there, routing has decided something. (With another
-            `competition` than `"all"` a child counts once for each competition that it takes part in; with `initial_assignments`
-            `"types"` the first iteration's shares do not sum to 1, and its value means nothing.)
+        assignment_entropy: in nats, at least 0: how undecided the children are, `sum(-r log r) /
+            sum(r)` with 0 log 0 = 0. A child's assignments sum to 1 over all parents that it
+            reaches, so `sum(r)` counts the children that take part, and this is the mean of their
+            entropies. After the first iteration it is the largest possible, the mean of the log of
+            the number of parents that a child reaches: as far as it falls from there, routing has
+            decided something. (With another `competition` than `"all"` a child counts once for each
+            competition that it takes part in; with `initial_assignments` `"types"` the first
+            iteration's shares do not sum to 1, and its value means nothing.)
         activation_mean: of all parents, in [0, 1].
         activation_spread: the standard deviation of all parents' activations, in [0, 0.5].
-        logit_spread: at each position, the standard deviation of the activation logits over the types; the mean of this over
-            positions and examples. How clearly the types differ where they compete, also where activations round to 0 or 1.
-        dead: the share of parents with a < 0.01 in every example, in [0, 1]. Such a parent has next to no say in what comes after.
+        logit_spread: at each position, the standard deviation of the activation logits over the
+            types; the mean of this over positions and examples. How clearly the types differ where
+            they compete, also where activations round to 0 or 1.
+        dead: the share of parents with a < 0.01 in every example, in [0, 1]. Such a parent has next
+            to no say in what comes after.
         saturated: the share of parents with a > 0.99 in every example, in [0, 1].
     """
 
@@ -59,11 +65,13 @@ class RoutingDiagnostics(NamedTuple):
 def diagnose(result: RoutingResult) -> RoutingDiagnostics:
     """The diagnostics of one routing result. Pure, jitted, differentiable.
 
-    Derivatives are finite everywhere: that of `-r log r` is taken as 0 at r = 0, that of a standard deviation of 0 as 0, and `dead`
-    and `saturated` are steps. NaN gives NaN in what is computed from it, but in those two, where it counts as neither.
+    Derivatives are finite everywhere: that of `-r log r` is taken as 0 at r = 0, that of a standard
+    deviation of 0 as 0, and `dead` and `saturated` are steps. NaN gives NaN in what is computed
+    from it, but in those two, where it counts as neither.
 
     Args:
-        result: of `em_routing`, where every leading axis is of the batch, or of `conv_em_routing` or `class_em_routing`.
+        result: of `em_routing`, where every leading axis is of the batch, or of `conv_em_routing`
+            or `class_em_routing`.
 
     Raises:
         TypeError: not a `RoutingResult`, or not of floating point arrays.
@@ -80,37 +88,50 @@ def diagnose_layers(intermediates: Mapping[str, Any]) -> dict[str, RoutingDiagno
         intermediates: what each stage of a network gave, by name: the second output of `CapsNet`.
 
     Returns:
-        By name, in the order of `intermediates` (which `jax.jit` sorts by name), of each stage that is a `RoutingResult`.
+        By name, in the order of `intermediates` (which `jax.jit` sorts by name), of each stage that
+        is a `RoutingResult`.
 
     Raises:
         TypeError: `intermediates` is not a mapping.
         ValueError: as `diagnose`.
     """
     if not isinstance(intermediates, Mapping):
-        raise TypeError(f"intermediates must be a mapping, the second output of CapsNet; got {type(intermediates).__name__}")
-    return {name: diagnose(stage) for name, stage in intermediates.items() if isinstance(stage, RoutingResult)}
+        raise TypeError(
+            "intermediates must be a mapping, the second output of CapsNet; got "
+            f"{type(intermediates).__name__}"
+        )
+    return {
+        name: diagnose(stage)
+        for name, stage in intermediates.items()
+        if isinstance(stage, RoutingResult)
+    }
 
 
-def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, layer: str) -> list[RoutingResult]:
+def results_by_iteration(
+    model: CapsNet, variables: Any, images: jax.Array, layer: str
+) -> list[RoutingResult]:
     """What the routing of one layer has found after each of its iterations.
 
-    A result holds the state after the last of T iterations only. But iteration t depends on the iterations before it and on
-    lambda_t, which does not depend on T; so the state after t of T iterations is the result of routing with
-    `num_iterations = t`. The network is therefore applied T times, with 1 .. T iterations in this layer and all others as they are:
-    the layer's children are the same each time.
+    A result holds the state after the last of T iterations only. But iteration t depends on the
+    iterations before it and on lambda_t, which does not depend on T; so the state after t of T
+    iterations is the result of routing with `num_iterations = t`. The network is therefore applied
+    T times, with 1 .. T iterations in this layer and all others as they are: the layer's children
+    are the same each time.
 
     Args:
         model: the network; T is `num_iterations` of this layer in `model.layer_routing()`.
         variables: the network's, `{"params": ...}`.
         images: `[B, height, width, channels]`, floating.
-        layer: a name among the intermediates that the network returns: `conv_caps_1` and so on, or `class_caps`.
+        layer: a name among the intermediates that the network returns: `conv_caps_1` and so on, or
+            `class_caps`.
 
     Returns:
         T results, each as this layer's among the network's intermediates; the last one is that.
 
     Raises:
         ValueError: no layer of this name routes.
-        TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
+        TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its
+            own.
     """
     check_network(model, variables, images)
     check_choice("layer", layer, model.layer_names())
@@ -118,8 +139,11 @@ def results_by_iteration(model: CapsNet, variables: Any, images: jax.Array, laye
     return _results_by_iteration(model, variables, images, layer, routed)
 
 
-def diagnose_iterations(model: CapsNet, variables: Any, images: jax.Array) -> dict[str, RoutingDiagnostics]:
-    """The diagnostics of every capsule layer after each of its iterations, see `results_by_iteration`.
+def diagnose_iterations(
+    model: CapsNet, variables: Any, images: jax.Array
+) -> dict[str, RoutingDiagnostics]:
+    """The diagnostics of every capsule layer after each of its iterations, see
+    `results_by_iteration`.
 
     Args:
         model: the network.
@@ -127,11 +151,12 @@ def diagnose_iterations(model: CapsNet, variables: Any, images: jax.Array) -> di
         images: `[B, height, width, channels]`, floating.
 
     Returns:
-        By layer name, in the order of the data, with `[T]` in each field, where T is that layer's number of iterations. The
-        last entries are those of `diagnose_layers`.
+        By layer name, in the order of the data, with `[T]` in each field, where T is that layer's
+        number of iterations. The last entries are those of `diagnose_layers`.
 
     Raises:
-        TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its own.
+        TypeError, ValueError: as `CapsNet`; the model is no `CapsNet`, or the variables are not its
+            own.
     """
     check_network(model, variables, images)
     routed = _routing_results(model, variables, images)
@@ -156,13 +181,19 @@ def _results_by_iteration(
 
 
 def _routing_results(model: CapsNet, variables: Any, images: jax.Array) -> dict[str, RoutingResult]:
-    """The intermediates that are routing results, in the order of the data, which is that of `model.layer_routing()`."""
+    """The intermediates that are routing results, in the order of the data, which is that of
+    `model.layer_routing()`.
+    """
     _, intermediates = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
-    return {name: stage for name, stage in intermediates.items() if isinstance(stage, RoutingResult)}
+    return {
+        name: stage for name, stage in intermediates.items() if isinstance(stage, RoutingResult)
+    }
 
 
 def _has_positions(result: RoutingResult) -> bool:
-    """Whether a result is of parents on a map, where poses are matrices; `em_routing` gives their entries in a row."""
+    """Whether a result is of parents on a map, where poses are matrices; `em_routing` gives their
+    entries in a row.
+    """
     return np.shape(result.poses)[-1:] == (POSE_SIZE,)
 
 
@@ -183,9 +214,13 @@ def _check_result(result: RoutingResult) -> None:
             "result.assignments": (result.assignments, assignments),
         }
     )
-    if not _has_positions(result) and result.assignments.shape[:-2] != result.activations.shape[:-1]:
+    if (
+        not _has_positions(result)
+        and result.assignments.shape[:-2] != result.activations.shape[:-1]
+    ):
         raise ValueError(
-            f"result.assignments must have the batch axes of result.activations, {list(result.activations.shape[:-1])}; "
+            "result.assignments must have the batch axes of result.activations, "
+            f"{list(result.activations.shape[:-1])}; "
             f"got shape {list(result.assignments.shape)}"
         )
 
@@ -195,7 +230,8 @@ def _diagnose(result: RoutingResult) -> RoutingDiagnostics:
     """`diagnose` of a result that is checked."""
     dtype = compute_dtype(result.activations)
     assignments, activations, logits = (
-        array.astype(dtype) for array in (result.assignments, result.activations, result.activation_logits)
+        array.astype(dtype)
+        for array in (result.assignments, result.activations, result.activation_logits)
     )
     batch_axes = (0,) if _has_positions(result) else tuple(range(activations.ndim - 1))
 

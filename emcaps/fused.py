@@ -1,8 +1,10 @@
-"""Votes for accelerators: formed inside reductions that a compiler makes into one kernel, and never stored.
+"""Votes for accelerators: formed inside reductions that a compiler makes into one kernel, and never
+stored.
 
-The same operators as in `votes.py`, without a loop. On a GPU or TPU each pass over the votes is a reduction whose operand is a
-broadcast product; XLA forms that operand in registers. It must be kept from two things: to store what several passes have in
-common, and to take the votes out of a loop in which they do not change. `_not_shared` is for that.
+The same operators as in `votes.py`, without a loop. On a GPU or TPU each pass over the votes is a
+reduction whose operand is a broadcast product; XLA forms that operand in registers. It must be kept
+from two things: to store what several passes have in common, and to take the votes out of a loop in
+which they do not change. `_not_shared` is for that.
 """
 
 import math
@@ -15,7 +17,8 @@ from jax import lax
 
 from emcaps.votes import Moments, StreamedVotes, VoteTerms, form_votes, retake_if_lost, scaled
 
-# Bytes of the votes' gradient that are held at a time, of so many columns where their number is not known (a symbolic batch).
+# Bytes of the votes' gradient that are held at a time, of so many columns where their number is not
+# known (a symbolic batch).
 GRADIENT_BYTES = 128_000_000
 SYMBOLIC_COLUMNS = 4096
 
@@ -36,7 +39,9 @@ class FusedVotes(NamedTuple):
     weighted_sum = StreamedVotes.weighted_sum
 
     @jax.jit  # so that it is traced once for all of its uses
-    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
+    def moments(
+        self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None
+    ) -> Moments:
         """As `DenseVotes.moments`: one reduction with two results."""
         weights = scaled(weights, scale)
         offsets = form_votes(*_not_shared(self, weights)) - center[None]
@@ -48,27 +53,48 @@ class FusedVotes(NamedTuple):
     retake = retake_if_lost
 
     @jax.jit
-    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+    def scores(
+        self,
+        constant: jax.Array,
+        quadratic: jax.Array,
+        center: jax.Array,
+        linear: jax.Array | None = None,
+    ) -> jax.Array:
         """As `DenseVotes.scores`: one reduction over the pose entries."""
         offsets = form_votes(*_not_shared(self, quadratic)) - center[None]
-        slope = quadratic[None] * offsets if linear is None else quadratic[None] * offsets + linear[None]
+        slope = (
+            quadratic[None] * offsets
+            if linear is None
+            else quadratic[None] * offsets + linear[None]
+        )
         return constant[None] + (slope * offsets).sum((1, 2))
 
     @jax.jit
-    def gradient(self, groups: Sequence[VoteTerms], center: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient(
+        self, groups: Sequence[VoteTerms], center: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
         num_children, (*entries, width) = self.poses.shape[0], center.shape
         columns = width if isinstance(width, int) else SYMBOLIC_COLUMNS
         most = max(1, GRADIENT_BYTES // (math.prod(entries) * columns * center.dtype.itemsize))
-        size = max(size for size in range(1, min(most, num_children) + 1) if num_children % size == 0)
+        size = max(
+            size for size in range(1, min(most, num_children) + 1) if num_children % size == 0
+        )
 
         def chunk_gradient(start):
             poses, transforms = (lax.dynamic_slice_in_dim(array, start, size) for array in self)
             slope = intercept = jnp.zeros((), center.dtype)
             for terms in groups:
                 weights = lax.dynamic_slice_in_dim(terms.weights, start, size, 1)
-                weights = scaled(weights, None if terms.scale is None else lax.dynamic_slice_in_dim(terms.scale, start, size))
-                for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
+                weights = scaled(
+                    weights,
+                    None
+                    if terms.scale is None
+                    else lax.dynamic_slice_in_dim(terms.scale, start, size),
+                )
+                for weight, quadratic, linear in zip(
+                    weights, terms.quadratic, terms.linear, strict=True
+                ):
                     slope += weight[:, None, None] * quadratic[None]
                     intercept += weight[:, None, None] * linear[None]
             votes = 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
@@ -82,11 +108,15 @@ class FusedVotes(NamedTuple):
         return tuple(chunk.reshape(num_children, *chunk.shape[2:]) for chunk in chunks)
 
 
-def _add_pairs(sums: tuple[jax.Array, jax.Array], terms: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _add_pairs(
+    sums: tuple[jax.Array, jax.Array], terms: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     return sums[0] + terms[0], sums[1] + terms[1]
 
 
 def _not_shared(votes: FusedVotes, of_this_pass: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Poses and transforms as known only with something of this pass, so that no two passes have votes in common."""
+    """Poses and transforms as known only with something of this pass, so that no two passes have
+    votes in common.
+    """
     poses, transforms, _ = lax.optimization_barrier((*votes, of_this_pass))
     return poses, transforms

@@ -14,9 +14,9 @@ from emcaps.types import POSE_SIZE
 class NearIdentity:
     """An initializer of transforms `[..., 4, 4]`: `scale` times the identity, plus normal noise.
 
-    With a scale of 1 parents agree with children at first, so that routing has something to find; with 0, as in the paper, they
-    vote at random. It is called as `init(key, shape, dtype)`, like those of `jax.nn.initializers`; two with the same fields are
-    equal.
+    With a scale of 1 parents agree with children at first, so that routing has something to find;
+    with 0, as in the paper, they vote at random. It is called as `init(key, shape, dtype)`, like
+    those of `jax.nn.initializers`; two with the same fields are equal.
 
     Attributes:
         scale: of the identity.
@@ -33,7 +33,9 @@ class NearIdentity:
         check_number("scale", self.scale)
         check_number("stddev", self.stddev, 0)
 
-    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> jax.Array:
         """Transforms of this shape, whose last two axes must be 4 and 4."""
         identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
         return self.scale * identity + self.stddev * jax.random.normal(key, shape, dtype)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from emcaps.checks import check_axis, check_bool, check_dtype, check_positive_int, check_range, check_shapes
+from emcaps.checks import (
+    check_axis,
+    check_bool,
+    check_dtype,
+    check_positive_int,
+    check_range,
+    check_shapes,
+)
 from emcaps.initializers import NearIdentity
 from emcaps.options import TRAINABLE, RoutingOptions
 from emcaps.precision import common_dtype
@@ -18,11 +25,13 @@ from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
 
-Initializer = Callable[..., jax.Array]  # of a key, a shape and a dtype, as those of jax.nn.initializers
+# Of a key, a shape and a dtype, as those of jax.nn.initializers.
+Initializer = Callable[..., jax.Array]
 
 
 class PrimaryCaps(nn.Module):
-    """Primary capsules: linear 1x1 convolutions of a feature map, to poses and (through a sigmoid) to activations.
+    """Primary capsules: linear 1x1 convolutions of a feature map, to poses and (through a sigmoid)
+    to activations.
 
     Without biases, as in the released code: this is what makes the published parameter counts.
 
@@ -38,17 +47,26 @@ class PrimaryCaps(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> Capsules:
-        """From features `[B, H, W, channels]`, floating, to capsules `[B, H, W, num_capsules, ...]`.
+        """From features `[B, H, W, channels]`, floating, to capsules `[B, H, W, num_capsules,
+        ...]`.
 
         Raises:
-            TypeError, ValueError: features are of another rank, empty, or not floating point; or an attribute is not as above.
+            TypeError, ValueError: features are of another rank, empty, or not floating point; or an
+                attribute is not as above.
         """
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)
         check_dtypes(self)
 
         def linear(channels: int, name: str) -> jax.Array:
-            layer = nn.Conv(channels, (1, 1), use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+            layer = nn.Conv(
+                channels,
+                (1, 1),
+                use_bias=False,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
             return layer(features)
 
         poses = linear(self.num_capsules * POSE_ENTRIES, "poses")
@@ -58,9 +76,11 @@ class PrimaryCaps(nn.Module):
 
 
 class ConvCaps(nn.Module):
-    """Convolutional capsules: EM routing from `kernel x kernel` patches of child capsules (`conv_em_routing`).
+    """Convolutional capsules: EM routing from `kernel x kernel` patches of child capsules
+    (`conv_em_routing`).
 
-    Parameters: `transforms` `[K, K, I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`, and those of temperatures that are learned.
+    Parameters: `transforms` `[K, K, I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`, and those of
+    temperatures that are learned.
 
     Attributes:
         num_capsules: parent types J.
@@ -68,15 +88,19 @@ class ConvCaps(nn.Module):
         stride: in rows and columns.
         routing: see `RoutingOptions`; by default with one iteration.
         transform_init: initializer of the transforms.
-        beta_u_init, beta_a_init: of the cost of one unit of data and pose entry, and of a parent's threshold, in units of cost.
-        dtype: of children, transforms and result; None: what they promote to. Routing itself computes in at least float32.
+        beta_u_init, beta_a_init: of the cost of one unit of data and pose entry, and of a parent's
+            threshold, in units of cost.
+        dtype: of children, transforms and result; None: what they promote to. Routing itself
+            computes in at least float32.
         param_dtype: of the parameters.
-        parent_axis: name of a mapped axis over whose devices the parent types are divided. The parameters are then those of
-            the types that are here (see `partition_specs`); the result is whole on all of its devices.
+        parent_axis: name of a mapped axis over whose devices the parent types are divided. The
+            parameters are then those of the types that are here (see `partition_specs`); the result
+            is whole on all of its devices.
 
     Raises:
-        TypeError, ValueError: when called: an attribute is not as above, children are no `Capsules` on a map, their map is smaller
-            than the kernel, or the parent types cannot be divided evenly over `parent_axis`.
+        TypeError, ValueError: when called: an attribute is not as above, children are no `Capsules`
+            on a map, their map is smaller than the kernel, or the parent types cannot be divided
+            evenly over `parent_axis`.
     """
 
     num_capsules: int
@@ -92,18 +116,24 @@ class ConvCaps(nn.Module):
 
     @nn.compact
     def __call__(self, children: Capsules) -> RoutingResult:
-        """From capsules `[B, H, W, I, ...]` to the routing result of `[B, OH, OW, num_capsules, ...]`."""
+        """From capsules `[B, H, W, I, ...]` to the routing result of `[B, OH, OW, num_capsules,
+        ...]`.
+        """
         sizes = check_capsules("children", children)
         check_positive_int("num_capsules", self.num_capsules)
         check_capsule_layer(self)
         check_dtypes(self)
         check_axis("parent_axis", self.parent_axis)
-        check_kernel(self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride)
+        check_kernel(
+            self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride
+        )
         here = self.num_capsules // self._devices()
         shape = (self.kernel, self.kernel, sizes["I"], here, POSE_SIZE, POSE_SIZE)
         transforms, *betas = _parameters(self, shape, here)
         if self.dtype is not None:
-            children, transforms = jax.tree.map(lambda array: array.astype(self.dtype), (children, transforms))
+            children, transforms = jax.tree.map(
+                lambda array: array.astype(self.dtype), (children, transforms)
+            )
         routed = conv_em_routing(
             *children,
             transforms,
@@ -114,8 +144,12 @@ class ConvCaps(nn.Module):
         )
         if self.parent_axis is None:
             return routed
-        type_axes = (3, 3, 3, 3, 6)  # of the fields of a RoutingResult. Nobody pays for a field that nobody uses.
-        gathered = (gather_shards(field, self.parent_axis, axis) for field, axis in zip(routed, type_axes, strict=True))
+        # Of the fields of a RoutingResult. Nobody pays for a field that nobody uses.
+        type_axes = (3, 3, 3, 3, 6)
+        gathered = (
+            gather_shards(field, self.parent_axis, axis)
+            for field, axis in zip(routed, type_axes, strict=True)
+        )
         return RoutingResult(*gathered)
 
     def _devices(self) -> int:
@@ -123,16 +157,19 @@ class ConvCaps(nn.Module):
         devices = 1 if self.parent_axis is None else lax.axis_size(self.parent_axis)
         if self.num_capsules % devices:
             raise ValueError(
-                f"{self.name or type(self).__name__}: num_capsules must be divisible by the {devices} devices of "
+                f"{self.name or type(self).__name__}: num_capsules must be divisible by the "
+                f"{devices} devices of "
                 f"{self.parent_axis!r}; got {self.num_capsules}"
             )
         return devices
 
 
 class ClassCaps(nn.Module):
-    """Class capsules: every class sees every capsule on the map, with transforms shared by all positions (`class_em_routing`).
+    """Class capsules: every class sees every capsule on the map, with transforms shared by all
+    positions (`class_em_routing`).
 
-    Parameters: `transforms` `[I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`, and those of temperatures that are learned.
+    Parameters: `transforms` `[I, J, 4, 4]`, `beta_u` and `beta_a` `[J]`, and those of temperatures
+    that are learned.
 
     Attributes:
         num_classes: J.
@@ -142,7 +179,8 @@ class ClassCaps(nn.Module):
         param_dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: when called: an attribute is not as above, or children or centers are not as `__call__` says.
+        TypeError, ValueError: when called: an attribute is not as above, or children or centers are
+            not as `__call__` says.
     """
 
     num_classes: int
@@ -154,13 +192,16 @@ class ClassCaps(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None) -> RoutingResult:
-        """From capsules `[B, H, W, I, ...]` to a routing result with one position, `[B, 1, 1, num_classes, ...]`.
+    def __call__(
+        self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> RoutingResult:
+        """From capsules `[B, H, W, I, ...]` to a routing result with one position, `[B, 1, 1,
+        num_classes, ...]`.
 
         Args:
             children: the last layer of convolutional capsules.
-            centers: row and column coordinates `[H]`, `[W]` of the receptive field centers in the image, in [0, 1]; None takes
-                the centers of the map's own cells.
+            centers: row and column coordinates `[H]`, `[W]` of the receptive field centers in the
+                image, in [0, 1]; None takes the centers of the map's own cells.
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_classes", self.num_classes)
@@ -170,7 +211,8 @@ class ClassCaps(nn.Module):
         height, width, child_types = sizes["H"], sizes["W"], sizes["I"]
         shape = (child_types, self.num_classes, POSE_SIZE, POSE_SIZE)
         transforms, *betas = _parameters(self, shape, self.num_classes)
-        # Of capsules in low precision too, classes are told apart, and coordinates read, in that of the parameters.
+        # Of capsules in low precision too, classes are told apart, and coordinates read, in that of
+        # the parameters.
         dtype = common_dtype(children.poses, transforms)
         children = jax.tree.map(lambda array: array.astype(dtype), children)
         coordinates = None
@@ -187,8 +229,12 @@ class ClassCaps(nn.Module):
         )
 
 
-def _parameters(layer: Any, shape: tuple[int, ...], num_parents: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Make transforms of this shape, and `beta_u` and `beta_a` `[num_parents]`, of a capsule layer that is being called."""
+def _parameters(
+    layer: Any, shape: tuple[int, ...], num_parents: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Make transforms of this shape, and `beta_u` and `beta_a` `[num_parents]`, of a capsule layer
+    that is being called.
+    """
     return (
         layer.param("transforms", layer.transform_init, shape, layer.param_dtype),
         layer.param("beta_u", layer.beta_u_init, (num_parents,), layer.param_dtype),
@@ -197,17 +243,24 @@ def _parameters(layer: Any, shape: tuple[int, ...], num_parents: int) -> tuple[j
 
 
 def check_capsule_layer(module: Any, *routing: Any) -> None:
-    """Raise TypeError unless a module's `routing`, or these, are records, and its initializers can be called."""
+    """Raise TypeError unless a module's `routing`, or these, are records, and its initializers can
+    be called.
+    """
     for options in routing or (module.routing,):
         if not isinstance(options, RoutingOptions):
             raise TypeError(f"routing must be RoutingOptions; got {type(options).__name__}")
     for name in ("transform_init", "beta_u_init", "beta_a_init"):
         if not callable(initializer := getattr(module, name)):
-            raise TypeError(f"{name} must be an initializer, called with key, shape and dtype; got {initializer!r}")
+            raise TypeError(
+                f"{name} must be an initializer, called with key, shape and dtype; got "
+                f"{initializer!r}"
+            )
 
 
 def check_dtypes(module: Any) -> None:
-    """Raise TypeError unless a module's `dtype`, if it has one, and `param_dtype` are what they should be."""
+    """Raise TypeError unless a module's `dtype`, if it has one, and `param_dtype` are what they
+    should be.
+    """
     check_dtype("dtype", getattr(module, "dtype", None))
     if module.param_dtype is None:
         raise TypeError("param_dtype must be a floating point dtype; got None")
@@ -217,30 +270,43 @@ def check_dtypes(module: Any) -> None:
 def _grid(centers: tuple[np.ndarray, np.ndarray], height: int, width: int) -> np.ndarray:
     """The coordinates `[H, W, 2]` of all positions, from those of rows and of columns."""
     if not isinstance(centers, tuple | list) or len(centers) != 2:
-        raise TypeError(f"centers must be a pair of arrays, of rows and of columns; got {type(centers).__name__}")
+        raise TypeError(
+            "centers must be a pair of arrays, of rows and of columns; got "
+            f"{type(centers).__name__}"
+        )
     for name, array, size in zip(("rows", "columns"), centers, (height, width), strict=True):
         if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
-            raise TypeError(f"centers of {name} must be a NumPy array of floating point numbers; got {type(array).__name__}")
+            raise TypeError(
+                f"centers of {name} must be a NumPy array of floating point numbers; got "
+                f"{type(array).__name__}"
+            )
         if array.shape != (size,):
-            raise ValueError(f"centers of {name} must have shape [{size}]; got shape {list(array.shape)}")
+            raise ValueError(
+                f"centers of {name} must have shape [{size}]; got shape {list(array.shape)}"
+            )
         check_range(f"centers of {name}", array, 0, 1)
     return np.stack(np.meshgrid(*centers, indexing="ij"), -1)
 
 
 def check_kernel(layer: str, map_size: Sequence[int], kernel: int, stride: int) -> None:
-    """Raise, naming the layer, unless these are the side and the stride of a kernel no larger than the map."""
+    """Raise, naming the layer, unless these are the side and the stride of a kernel no larger than
+    the map.
+    """
     check_positive_int(f"kernel of {layer}", kernel)
     check_positive_int(f"stride of {layer}", stride)
     height, width = map_size
     if kernel > min(height, width):
         raise ValueError(
-            f"{layer}: its input is {height}x{width}, too small for its {kernel}x{kernel} kernel with stride {stride}; "
+            f"{layer}: its input is {height}x{width}, too small for its {kernel}x{kernel} kernel "
+            f"with stride {stride}; "
             "use larger images"
         )
 
 
 def check_image_kernel(layer: str, shape: Sequence[int], kernel: int, stride: int) -> None:
-    """`check_kernel` of the layer that sees images `[B, H, W, channels]`; of channels that seem to come first, the error asks."""
+    """`check_kernel` of the layer that sees images `[B, H, W, channels]`; of channels that seem to
+    come first, the error asks.
+    """
     try:
         check_kernel(layer, shape[1:3], kernel, stride)
     except ValueError as error:
@@ -251,8 +317,15 @@ def check_image_kernel(layer: str, shape: Sequence[int], kernel: int, stride: in
 
 
 def check_capsules(name: str, capsules: Any) -> dict[str, int]:
-    """Raise unless `capsules` are `Capsules` on a map, `[B, H, W, I, ...]`; return the size of each letter."""
+    """Raise unless `capsules` are `Capsules` on a map, `[B, H, W, I, ...]`; return the size of each
+    letter.
+    """
     if not isinstance(capsules, Capsules):
-        raise TypeError(f"{name} must be Capsules(poses, activations); got {type(capsules).__name__}")
-    shapes = {f"{name}.poses": (capsules.poses, "B H W I 4 4"), f"{name}.activations": (capsules.activations, "B H W I")}
+        raise TypeError(
+            f"{name} must be Capsules(poses, activations); got {type(capsules).__name__}"
+        )
+    shapes = {
+        f"{name}.poses": (capsules.poses, "B H W I 4 4"),
+        f"{name}.activations": (capsules.activations, "B H W I"),
+    }
     return check_shapes(shapes)

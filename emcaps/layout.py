@@ -1,6 +1,7 @@
 """Between the public arrays, batch-first, and the inner layout of `votes.py`.
 
-`inner_...` brings arguments in, `outer_...` brings results out. Backward passes go through the transposes of both.
+`inner_...` brings arguments in, `outer_...` brings results out. Backward passes go through the
+transposes of both.
 """
 
 import math
@@ -13,8 +14,12 @@ from emcaps.receptive_field import ReceptiveField
 from emcaps.types import POSE_SIZE, RoutingResult
 
 
-def inner_children(poses: jax.Array, activations: jax.Array, field: ReceptiveField) -> tuple[jax.Array, jax.Array]:
-    """Gather the children of every patch: `[B, H, W, I, 4, Q]` and `[B, H, W, I]` to `[N, 4, Q, M]` and `[N, M]`."""
+def inner_children(
+    poses: jax.Array, activations: jax.Array, field: ReceptiveField
+) -> tuple[jax.Array, jax.Array]:
+    """Gather the children of every patch: `[B, H, W, I, 4, Q]` and `[B, H, W, I]` to `[N, 4, Q, M]`
+    and `[N, M]`.
+    """
     seen_poses = field.gather(poses.transpose(3, 4, 5, 1, 2, 0))  # [KH, KW, I, 4, Q, OH, OW, B]
     seen_activations = field.gather(activations.transpose(3, 1, 2, 0))  # [KH, KW, I, OH, OW, B]
     num_children = math.prod(seen_activations.shape[:3])
@@ -24,28 +29,40 @@ def inner_children(poses: jax.Array, activations: jax.Array, field: ReceptiveFie
     )
 
 
-def inner_children_transpose(to_poses: jax.Array, to_activations: jax.Array, field: ReceptiveField) -> tuple[jax.Array, jax.Array]:
+def inner_children_transpose(
+    to_poses: jax.Array, to_activations: jax.Array, field: ReceptiveField
+) -> tuple[jax.Array, jax.Array]:
     """The transpose of `inner_children`: for each child the sum over the patches that see it."""
-    kernel, positions = field.kernel_size, (*field.output_size, to_activations.shape[-1] // math.prod(field.output_size))
+    kernel, positions = (
+        field.kernel_size,
+        (*field.output_size, to_activations.shape[-1] // math.prod(field.output_size)),
+    )
     types = to_activations.shape[0] // math.prod(kernel)
-    to_poses = field.scatter_sum(to_poses.reshape(*kernel, types, *to_poses.shape[1:-1], *positions))
+    to_poses = field.scatter_sum(
+        to_poses.reshape(*kernel, types, *to_poses.shape[1:-1], *positions)
+    )
     to_activations = field.scatter_sum(to_activations.reshape(*kernel, types, *positions))
     return to_poses.transpose(5, 3, 4, 0, 1, 2), to_activations.transpose(3, 1, 2, 0)
 
 
 def inner_transforms(transforms: jax.Array) -> jax.Array:
     """`[KH, KW, I, J, Q, 4]` to `[N, Q, 4, J]`."""
-    return transforms.transpose(0, 1, 2, 4, 5, 3).reshape(-1, transforms.shape[-2], POSE_SIZE, transforms.shape[3])
+    return transforms.transpose(0, 1, 2, 4, 5, 3).reshape(
+        -1, transforms.shape[-2], POSE_SIZE, transforms.shape[3]
+    )
 
 
 def inner_transforms_transpose(to_transforms: jax.Array, field: ReceptiveField) -> jax.Array:
     """The transpose of `inner_transforms`."""
     types = to_transforms.shape[0] // math.prod(field.kernel_size)
-    return to_transforms.reshape(*field.kernel_size, types, *to_transforms.shape[1:]).transpose(0, 1, 2, 5, 3, 4)
+    return to_transforms.reshape(*field.kernel_size, types, *to_transforms.shape[1:]).transpose(
+        0, 1, 2, 5, 3, 4
+    )
 
 
 class OuterResult(NamedTuple):
-    """A routing's result, batch-first, as a linear function of what `em.route` gives: all but the activations.
+    """A routing's result, batch-first, as a linear function of what `em.route` gives: all but the
+    activations.
 
     Attributes:
         poses: `[B, OH, OW, J, 4, 4]`.

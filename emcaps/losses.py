@@ -1,4 +1,6 @@
-"""Losses on class activations, one value per example: averaging is the caller's, who knows about masks and devices."""
+"""Losses on class activations, one value per example: averaging is the caller's, who knows about
+masks and devices.
+"""
 
 from typing import Any
 
@@ -10,28 +12,36 @@ from emcaps.checks import check_labels, check_number, check_positive_int, check_
 
 
 def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | float) -> jax.Array:
-    """Spread loss (section 3 of the paper): `sum over classes i != t of max(0, margin - (a_t - a_i)) ** 2`.
+    """Spread loss (section 3 of the paper): `sum over classes i != t of max(0, margin - (a_t -
+    a_i)) ** 2`.
 
-    Of targets p it is `sum over t and i != t of min(p_t, 1 - p_i) * max(0, margin - (a_t - a_i)) ** 2`, in which the factor is how
-    probable it is, at most, that class t is there and class i is not. So it is
+    Of targets p it is `sum over t and i != t of min(p_t, 1 - p_i) * max(0, margin - (a_t - a_i)) **
+    2`, in which the factor is how probable it is, at most, that class t is there and class i is
+    not. So it is
 
     - for one-hot p the loss of that label;
-    - for p that sum to 1, as of smoothed or mixed labels, the mean of the losses of all labels t, weighted by p_t;
-    - for p of 0 and 1, several labels of an image, the sum over all pairs of a class that is there and one that is not.
+    - for p that sum to 1, as of smoothed or mixed labels, the mean of the losses of all labels t,
+      weighted by p_t;
+    - for p of 0 and 1, several labels of an image, the sum over all pairs of a class that is there
+      and one that is not.
 
     Args:
-        activations: a, `[B, J]`, floating; probabilities as the paper has it, any real numbers will do.
-        labels: t, `[B]`, integers in [0, J); or targets p, `[B, J]`, floating, in [0, 1]: how probable it is that each class is
-            there (takes memory for `[B, J, J]`). Checked where they are known; where they are traced, an example with a label
-            out of range gets a loss of NaN.
+        activations: a, `[B, J]`, floating; probabilities as the paper has it, any real numbers will
+            do.
+        labels: t, `[B]`, integers in [0, J); or targets p, `[B, J]`, floating, in [0, 1]: how
+            probable it is that each class is there (takes memory for `[B, J, J]`). Checked where
+            they are known; where they are traced, an example with a label out of range gets a loss
+            of NaN.
         margin: scalar, by how much the target should win; see `margin_schedule`.
 
     Returns:
         `[B]`, in the dtype of `activations`.
 
     Raises:
-        TypeError: activations are not floating point, or labels not integers, or floating point targets.
-        ValueError: shapes do not match, or a known label is out of range; the margin is not one finite number.
+        TypeError: activations are not floating point, or labels not integers, or floating point
+            targets.
+        ValueError: shapes do not match, or a known label is out of range; the margin is not one
+            finite number.
     """
     check_number("margin", margin)
     if _are_targets(labels):
@@ -53,10 +63,12 @@ def _spread(lead: jax.Array, margin: jax.Array | float) -> jax.Array:
 
 
 def margin_loss(activations: jax.Array, labels: jax.Array) -> jax.Array:
-    """Margin loss (Sabour, Frosst, Hinton 2017, equation 4): `max(0, 0.9 - a_t)^2 + 0.5 sum over i != t of max(0, a_i - 0.1)^2`.
+    """Margin loss (Sabour, Frosst, Hinton 2017, equation 4): `max(0, 0.9 - a_t)^2 + 0.5 sum over i
+    != t of max(0, a_i - 0.1)^2`.
 
-    Of targets p it is their `sum over i of p_i max(0, 0.9 - a_i)^2 + 0.5 (1 - p_i) max(0, a_i - 0.1)^2`. For one-hot p that is the
-    loss of the label, and for p that sum to 1 the mean of the losses of all labels.
+    Of targets p it is their `sum over i of p_i max(0, 0.9 - a_i)^2 + 0.5 (1 - p_i) max(0, a_i -
+    0.1)^2`. For one-hot p that is the loss of the label, and for p that sum to 1 the mean of the
+    losses of all labels.
 
     Args and errors as for `spread_loss`, without a margin.
     """
@@ -75,16 +87,24 @@ def _present_and_absent(activations: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _are_targets(labels: Any) -> bool:
-    """Whether labels are floating point `[B, J]`, not integers `[B]`. Raises ValueError for integers `[B, J]`."""
+    """Whether labels are floating point `[B, J]`, not integers `[B]`.
+
+    Raises ValueError for integers `[B, J]`.
+    """
     if not isinstance(labels, jax.Array | np.ndarray) or labels.ndim != 2:
         return False  # what else they should not be is said where they are checked
     if not jnp.issubdtype(labels.dtype, jnp.floating):
-        raise ValueError(f"labels must be integers [B], or floating point [B, J]; got {labels.dtype} {list(labels.shape)}")
+        raise ValueError(
+            f"labels must be integers [B], or floating point [B, J]; got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
     return True
 
 
 def _check_targets(activations: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Check the arguments that losses share; return targets in the activations' dtype, and where they are in range, bool `[B]`."""
+    """Check the arguments that losses share; return targets in the activations' dtype, and where
+    they are in range, bool `[B]`.
+    """
     check_shapes({"activations": (activations, "B J"), "labels": (targets, "B J")})
     check_range("labels", targets, 0, 1)
     right = (targets >= 0) & (targets <= 1)
@@ -92,20 +112,25 @@ def _check_targets(activations: jax.Array, targets: jax.Array) -> tuple[jax.Arra
 
 
 def _check_classes(activations: jax.Array, labels: jax.Array) -> jax.Array:
-    """Check the arguments that losses share; return where each example's target is, bool `[B, J]`."""
+    """Check the arguments that losses share; return where each example's target is,
+    bool `[B, J]`.
+    """
     num_classes = check_shapes({"activations": (activations, "B J")})["J"]
     labels = check_labels("labels", labels, activations.shape[:1], num_classes)
     return jax.nn.one_hot(labels, num_classes, dtype=bool)
 
 
-def margin_schedule(step: jax.Array | int, transition_steps: int, start: float = 0.2, end: float = 0.9) -> jax.Array:
-    """The margin of the spread loss at `step`: from `start` linearly to `end` over `transition_steps`, then constant.
+def margin_schedule(
+    step: jax.Array | int, transition_steps: int, start: float = 0.2, end: float = 0.9
+) -> jax.Array:
+    """The margin of the spread loss at `step`: from `start` linearly to `end` over
+    `transition_steps`, then constant.
 
     The paper raises it from 0.2 to 0.9 so that few capsules die early; it does not say how fast.
 
     Raises:
-        TypeError, ValueError: `step`, `start` or `end` is not one finite number, or `step` is negative; `transition_steps` is not
-            an int of at least 1.
+        TypeError, ValueError: `step`, `start` or `end` is not one finite number, or `step` is
+            negative; `transition_steps` is not an int of at least 1.
     """
     check_number("step", step, 0)
     check_positive_int("transition_steps", transition_steps)

@@ -28,51 +28,63 @@ from emcaps.receptive_field import ReceptiveField
 class RoutingOptions:
     """How EM routing is done, for functions and modules alike.
 
-    The defaults are the recipe that trains, `TRAINABLE` (BUILD_NOTES.md has the evidence); the paper's procedure is `PAPER`.
-    All numbers that are not marked static, which shape the compiled program, may be scalar arrays, traced ones too. A record with
-    arrays has no hash, and cannot be the static argument of a compiled function.
+    The defaults are the recipe that trains, `TRAINABLE` (BUILD_NOTES.md has the evidence); the
+    paper's procedure is `PAPER`. All numbers that are not marked static, which shape the compiled
+    program, may be scalar arrays, traced ones too. A record with arrays has no hash, and cannot be
+    the static argument of a compiled function.
 
     Attributes:
         num_iterations: T >= 1 M-steps, with T - 1 E-steps between them. Static.
-        inverse_temperature: lambda >= 0; a number for all iterations, an array `[T]`, or None: the released code's schedule, see
-            `inverse_temperature_schedule`.
-        inverse_temperature_rate: >= 0. With 0 lambda stays as it is. Otherwise each layer of a network learns its own: the number
-            that is given times exp(rate * theta), with a parameter theta that starts at 0. Steps of Adam, which have all the same
-            size, change its logarithm `rate` times as fast as other parameters. Functions, which have no parameters, take
-            temperatures as they are given. Static.
-        assignment_temperature: > 0, divides log p in the E-step. 1 is the paper's EM; 16, the number of pose entries, makes it a
-            mean over entries, with softer assignments.
-        assignment_temperature_rate: >= 0. How fast each layer learns its assignment temperature, as `inverse_temperature_rate` for
-            lambda. With one iteration nothing depends on this temperature, and none is learned. Static.
-        normalize_costs: measure costs in standard deviations over the parent types at a position (see `em.fit_gaussians`); the
-            paper's procedure does not. Static.
-        mass_scale: > 0, multiplies a parent's mass in its cost. None: 1, the paper's own cost, or what one of the next two makes of
-            the layer's size.
-        parent_mass: > 0, the mass at which a parent's cost is computed, whatever its share of the children is: `mass_scale` is this
-            over the number of children on the map per parent on its map.
-        field_mass: > 0, IBM's scale: `mass_scale` is this over the number of children that one parent sees, per parent type.
+        inverse_temperature: lambda >= 0; a number for all iterations, an array `[T]`, or None: the
+            released code's schedule, see `inverse_temperature_schedule`.
+        inverse_temperature_rate: >= 0. With 0 lambda stays as it is. Otherwise each layer of a
+            network learns its own: the number that is given times exp(rate * theta), with a
+            parameter theta that starts at 0. Steps of Adam, which have all the same size, change
+            its logarithm `rate` times as fast as other parameters. Functions, which have no
+            parameters, take temperatures as they are given. Static.
+        assignment_temperature: > 0, divides log p in the E-step. 1 is the paper's EM; 16, the
+            number of pose entries, makes it a mean over entries, with softer assignments.
+        assignment_temperature_rate: >= 0. How fast each layer learns its assignment temperature, as
+            `inverse_temperature_rate` for lambda. With one iteration nothing depends on this
+            temperature, and none is learned. Static.
+        normalize_costs: measure costs in standard deviations over the parent types at a position
+            (see `em.fit_gaussians`); the paper's procedure does not. Static.
+        mass_scale: > 0, multiplies a parent's mass in its cost. None: 1, the paper's own cost, or
+            what one of the next two makes of the layer's size.
+        parent_mass: > 0, the mass at which a parent's cost is computed, whatever its share of the
+            children is: `mass_scale` is this over the number of children on the map per parent on
+            its map.
+        field_mass: > 0, IBM's scale: `mass_scale` is this over the number of children that one
+            parent sees, per parent type.
         min_variance: > 0, added to every variance.
         mass_epsilon: > 0, added to a parent's mass where it divides.
-        competition: among which parents a child divides itself. `"all"`: all that it reaches, as in the paper. `"types"`: only
-            the types at one position, for each position anew, as most public code does. `"positions"`: for each type anew, the
-            positions whose receptive fields overlap at the child, as the released code does. Static.
-        initial_assignments: `"reachable"`: at first each child divides itself evenly among the parents that it reaches, as in
-            the paper; `"types"`: 1 / J for each parent, as in the released code. Static.
-        damping: in [0, 1), how much of an iteration's means is kept in the next one's: mean = (1 - damping) new + damping old,
-            from 0 at first, and the variance is about the damped mean. The paper has none, the released code 0.1. Static.
-        assignment_gradient: whether derivatives go through the E-step; False makes the assignments constants. Static.
-        implementation: how the votes are held where children make them. `"streamed"`: recomputed where they are used and never
-            stored, several times faster, for gradients of first order in reverse mode; in chunks in programs for CPUs, fused into
-            reductions in those for GPUs and TPUs. `"kernels"`: as `"streamed"`, but in float32 on NVIDIA GPUs by hand-written
-            kernels, several times faster still; a program with these cannot be exported. `"fused"`: the accelerators' form on
-            every platform. `"dense"`: in memory, differentiable to any order in either mode. Static.
-        remat: whether a block of the batch is routed again on the way back, in place of keeping its assignments from the way
-            forth: slower, in less memory. Static.
+        competition: among which parents a child divides itself. `"all"`: all that it reaches, as in
+            the paper. `"types"`: only the types at one position, for each position anew, as most
+            public code does. `"positions"`: for each type anew, the positions whose receptive
+            fields overlap at the child, as the released code does. Static.
+        initial_assignments: `"reachable"`: at first each child divides itself evenly among the
+            parents that it reaches, as in the paper; `"types"`: 1 / J for each parent, as in the
+            released code. Static.
+        damping: in [0, 1), how much of an iteration's means is kept in the next one's: mean = (1 -
+            damping) new + damping old, from 0 at first, and the variance is about the damped mean.
+            The paper has none, the released code 0.1. Static.
+        assignment_gradient: whether derivatives go through the E-step; False makes the assignments
+            constants. Static.
+        implementation: how the votes are held where children make them. `"streamed"`: recomputed
+            where they are used and never stored, several times faster, for gradients of first order
+            in reverse mode; in chunks in programs for CPUs, fused into reductions in those for GPUs
+            and TPUs. `"kernels"`: as `"streamed"`, but in float32 on NVIDIA GPUs by hand-written
+            kernels, several times faster still; a program with these cannot be exported. `"fused"`:
+            the accelerators' form on every platform. `"dense"`: in memory, differentiable to any
+            order in either mode. Static.
+        remat: whether a block of the batch is routed again on the way back, in place of keeping its
+            assignments from the way forth: slower, in less memory. Static.
 
     Raises:
-        TypeError, ValueError: an option is not as above; more than one of `mass_scale`, `parent_mass` and `field_mass` is given;
-            `inverse_temperature_rate` without a number above 0 to start from; or an assignment temperature that is to be learned
-            without `assignment_gradient`, through which alone it can be.
+        TypeError, ValueError: an option is not as above; more than one of `mass_scale`,
+            `parent_mass` and `field_mass` is given; `inverse_temperature_rate` without a number
+            above 0 to start from; or an assignment temperature that is to be learned without
+            `assignment_gradient`, through which alone it can be.
     """
 
     num_iterations: int = 2
@@ -107,7 +119,10 @@ class RoutingOptions:
         check_choice("initial_assignments", self.initial_assignments, INITIAL_ASSIGNMENTS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         if "assignment_temperature" in self.learns() and not self.assignment_gradient:
-            raise ValueError("assignment_temperature_rate must be 0 without assignment_gradient; got assignment_gradient False")
+            raise ValueError(
+                "assignment_temperature_rate must be 0 without assignment_gradient; got "
+                "assignment_gradient False"
+            )
         if len(self._masses()) > 1:
             given = " and ".join(f"{name} {value}" for name, value in self._masses().items())
             raise ValueError(f"give one of mass_scale, parent_mass and field_mass; got {given}")
@@ -118,7 +133,8 @@ class RoutingOptions:
             check_floating("inverse_temperature", given)
             if np.shape(given) != (self.num_iterations,):
                 raise ValueError(
-                    f"inverse_temperature must be a number, or have shape [{self.num_iterations}], one for each iteration; "
+                    f"inverse_temperature must be a number, or have shape [{self.num_iterations}], "
+                    "one for each iteration; "
                     f"got shape {list(np.shape(given))}"
                 )
             check_range("inverse_temperature", given, 0)
@@ -127,18 +143,30 @@ class RoutingOptions:
         if self.inverse_temperature_rate:
             if given is None or is_array:
                 got = "None" if given is None else f"shape {list(np.shape(given))}"
-                raise ValueError(f"inverse_temperature_rate needs a constant inverse_temperature to start from; got {got}")
+                raise ValueError(
+                    "inverse_temperature_rate needs a constant inverse_temperature to start from; "
+                    f"got {got}"
+                )
             check_number("inverse_temperature, where it is learned,", given, 0, open_low=True)
 
     def _masses(self) -> dict[str, float]:
         """Which of the three ways to scale a parent's mass are given."""
-        masses = {"mass_scale": self.mass_scale, "parent_mass": self.parent_mass, "field_mass": self.field_mass}
+        masses = {
+            "mass_scale": self.mass_scale,
+            "parent_mass": self.parent_mass,
+            "field_mass": self.field_mass,
+        }
         return {name: mass for name, mass in masses.items() if mass is not None}
 
     def layer_mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
         """The `mass_scale` of a layer of this size."""
         if self.parent_mass is not None:
-            return self.parent_mass * math.prod(field.output_size) * parent_types / (math.prod(field.map_size) * child_types)
+            return (
+                self.parent_mass
+                * math.prod(field.output_size)
+                * parent_types
+                / (math.prod(field.map_size) * child_types)
+            )
         if self.field_mass is not None:
             return self.field_mass * parent_types / (math.prod(field.kernel_size) * child_types)
         return 1.0 if self.mass_scale is None else self.mass_scale
@@ -148,15 +176,21 @@ class RoutingOptions:
         schedule: Any = self.inverse_temperature
         if getattr(schedule, "ndim", 0):
             schedule = schedule[:num_iterations]
-        return dataclasses.replace(self, num_iterations=num_iterations, inverse_temperature=schedule)
+        return dataclasses.replace(
+            self, num_iterations=num_iterations, inverse_temperature=schedule
+        )
 
     def learns(self) -> list[str]:
         """Which temperatures a layer of a network learns."""
         tempered = ("assignment_temperature",) if self.num_iterations > 1 else ()
-        return [name for name in (*tempered, "inverse_temperature") if getattr(self, f"{name}_rate")]
+        return [
+            name for name in (*tempered, "inverse_temperature") if getattr(self, f"{name}_rate")
+        ]
 
     def learned(self, parameters: Mapping[str, Any]) -> "RoutingOptions":
-        """The same with the temperatures that a layer with these parameters has learned, as scalar arrays."""
+        """The same with the temperatures that a layer with these parameters has learned, as scalar
+        arrays.
+        """
         temperatures = {}
         for name in self.learns():
             exponent = getattr(self, f"{name}_rate") * parameters[f"{name}_log"]
@@ -164,9 +198,16 @@ class RoutingOptions:
         return dataclasses.replace(self, **temperatures)
 
     def learned_by(self, layer: Any) -> "RoutingOptions":
-        """The same for a module that is being called: its parameters for temperatures, scalars, are made here."""
+        """The same for a module that is being called: its parameters for temperatures, scalars, are
+        made here.
+        """
         names = [f"{name}_log" for name in self.learns()]
-        return self.learned({name: layer.param(name, nn.initializers.zeros, (), layer.param_dtype) for name in names})
+        return self.learned(
+            {
+                name: layer.param(name, nn.initializers.zeros, (), layer.param_dtype)
+                for name in names
+            }
+        )
 
 
 class RoutingChanges(TypedDict, total=False):
@@ -192,7 +233,10 @@ class RoutingChanges(TypedDict, total=False):
 
 
 TRAINABLE = RoutingOptions()
-"""The recipe that trains, with a temperate E-step and costs in standard deviations. BUILD_NOTES.md has the evidence."""
+"""The recipe that trains, with a temperate E-step and costs in standard deviations.
+
+BUILD_NOTES.md has the evidence.
+"""
 
 PAPER = RoutingOptions(
     num_iterations=3,

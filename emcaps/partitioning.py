@@ -1,8 +1,9 @@
 """Routing over automatic axes of a mesh, where only the compiler knows how the batch is sharded.
 
-Left to itself, the partitioner divides a program operation by operation, and gathers the batch where it is merged with positions.
-Here it is told instead that examples have nothing to do with each other (`jax.experimental.custom_partitioning`): each device runs
-the whole of the routing on its own examples, and the gradient of what all share is summed once. On one device, and inside of
+Left to itself, the partitioner divides a program operation by operation, and gathers the batch
+where it is merged with positions. Here it is told instead that examples have nothing to do with
+each other (`jax.experimental.custom_partitioning`): each device runs the whole of the routing on
+its own examples, and the gradient of what all share is summed once. On one device, and inside of
 `jax.shard_map`, the program is what it would be without this file.
 """
 
@@ -22,10 +23,12 @@ from emcaps.streamed_gradient import first_order_only
 
 
 def divide_examples(function: Callable[[Any, Any], Any], batched: Any, shared: Any) -> Any:
-    """`function(batched, shared)`, the examples divided over devices as the compiler sees fit. First order, reverse mode only.
+    """`function(batched, shared)`, the examples divided over devices as the compiler sees fit.
+    First order, reverse mode only.
 
     Args:
-        function: hashable. Each array of its result has the examples first; they have nothing to do with each other.
+        function: hashable. Each array of its result has the examples first; they have nothing to do
+            with each other.
         batched: a tree of arrays with the examples first.
         shared: a tree of arrays that all examples share.
     """
@@ -49,16 +52,24 @@ def _forth(function, batched, shared):
     def on_one(batched, shared):
         result, transpose = jax.vjp(function, batched, shared)
         intermediates, structure = jax.tree.flatten(transpose)
-        kept[:] = [[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in intermediates], structure]
+        kept[:] = [
+            [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in intermediates],
+            structure,
+        ]
         return result, intermediates
 
     def on_shard(axes, batched, shared):
-        # The partitioner could not tell whose examples these intermediates are of. So a device of several keeps nothing and routes
-        # again on the way back. What stands for it is no number that could be used unseen.
-        return function(batched, shared), [jnp.full(array.shape, _useless(array.dtype), array.dtype) for array in kept[0]]
+        # The partitioner could not tell whose examples these intermediates are of. So a device of
+        # several keeps nothing and routes again on the way back. What stands for it is no number
+        # that could be used unseen.
+        return function(batched, shared), [
+            jnp.full(array.shape, _useless(array.dtype), array.dtype) for array in kept[0]
+        ]
 
     batched, shared = first_order_only((batched, shared))
-    result, intermediates = _partitioned(on_one, on_shard, (True, False), (True, False))(batched, shared)
+    result, intermediates = _partitioned(on_one, on_shard, (True, False), (True, False))(
+        batched, shared
+    )
     return result, (jax.tree.unflatten(kept[1], intermediates), batched, shared)
 
 
@@ -84,20 +95,25 @@ def _back(function, residuals, result_gradients):
 _divide.defvjp(_forth, _back)
 
 
-def _partitioned(on_one: Callable, on_shard: Callable, divided: Any, divided_results: Any) -> Callable:
+def _partitioned(
+    on_one: Callable, on_shard: Callable, divided: Any, divided_results: Any
+) -> Callable:
     """`on_one(*arguments)`, for which each of several devices runs `on_shard(axes, *arguments)`.
 
     Args:
         on_one: for one device.
-        on_shard: for one of several, over those axes of the mesh that its arguments are divided over.
-        divided: which of the arguments, trees of arrays, are divided, along their first axes. Of the others each device has all.
+        on_shard: for one of several, over those axes of the mesh that its arguments are divided
+            over.
+        divided: which of the arguments, trees of arrays, are divided, along their first axes. Of
+            the others each device has all.
         divided_results: which of the results.
     """
     flags = []
     x64, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_one_of_several(*given):
-        with jax.enable_x64(x64), jax.default_matmul_precision(precision):  # the compiler asks from another thread
+        # The compiler asks from another thread.
+        with jax.enable_x64(x64), jax.default_matmul_precision(precision):
             return on_shard(*given)
 
     def describe(*arguments):
@@ -107,12 +123,17 @@ def _partitioned(on_one: Callable, on_shard: Callable, divided: Any, divided_res
         return results
 
     def partition(mesh, arguments, results):
-        batch = next(array for array, yes in zip(jax.tree.leaves(arguments), flags[0], strict=True) if yes)
+        batch = next(
+            array for array, yes in zip(jax.tree.leaves(arguments), flags[0], strict=True) if yes
+        )
         (axes,) = batch.sharding.spec[:1] or (None,)
         axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
         if batch.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
             axes = ()  # the compiler would fill up the last device with examples that do not exist
-        place = {True: NamedSharding(mesh, PartitionSpec(axes)), False: NamedSharding(mesh, PartitionSpec())}
+        place = {
+            True: NamedSharding(mesh, PartitionSpec(axes)),
+            False: NamedSharding(mesh, PartitionSpec()),
+        }
         places = [
             jax.tree.unflatten(jax.tree.structure(tree), [place[yes] for yes in divided])
             for tree, divided in zip((results, arguments), reversed(flags), strict=True)
@@ -120,16 +141,25 @@ def _partitioned(on_one: Callable, on_shard: Callable, divided: Any, divided_res
         return mesh, functools.partial(on_one_of_several, axes), *places
 
     def rule(mesh, arguments, results):
-        """Axis 0 of all that is divided is one factor; every other axis is one by itself, and whole on each device."""
+        """Axis 0 of all that is divided is one factor; every other axis is one by itself, and whole
+        on each device.
+        """
         names = map("f{}".format, itertools.count())
         operands, outputs = (
             tuple(
-                ArrayMapping(*("examples" if yes and axis == 0 else next(names) for axis in range(array.rank)))
+                ArrayMapping(
+                    *(
+                        "examples" if yes and axis == 0 else next(names)
+                        for axis in range(array.rank)
+                    )
+                )
                 for array, yes in zip(arrays, divided, strict=True)
             )
             for arrays, divided in zip((arguments, results), flags, strict=True)
         )
-        whole = tuple(name for mapping in operands + outputs for name in mapping if name != "examples")
+        whole = tuple(
+            name for mapping in operands + outputs for name in mapping if name != "examples"
+        )
         return SdyShardingRule(operands, outputs, need_replication_factors=whole)
 
     several = custom_partitioning(describe)

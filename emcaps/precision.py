@@ -14,7 +14,9 @@ def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
 
 
 def common_dtype(*given: Any) -> jnp.dtype:
-    """What arrays and dtypes promote to, also where the caller lets nothing be promoted implicitly."""
+    """What arrays and dtypes promote to, also where the caller lets nothing be promoted
+    implicitly.
+    """
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*given)
 
@@ -25,5 +27,9 @@ def cast(tree: Any, dtype: jnp.dtype) -> Any:
 
 
 def outer_dtypes(result: RoutingResult, dtype: jnp.dtype) -> RoutingResult:
-    """The result in the dtype of the arguments, but for what need not fit into its range: costs, and squares of votes."""
-    return cast(result, dtype)._replace(activation_logits=result.activation_logits, variances=result.variances)
+    """The result in the dtype of the arguments, but for what need not fit into its range: costs,
+    and squares of votes.
+    """
+    return cast(result, dtype)._replace(
+        activation_logits=result.activation_logits, variances=result.variances
+    )

@@ -1,4 +1,6 @@
-"""What Procedure 1 is given, and what passes between its steps: records, in the inner layout of `votes.py`."""
+"""What Procedure 1 is given, and what passes between its steps: records, in the inner layout of
+`votes.py`.
+"""
 
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -19,12 +21,15 @@ class Procedure(NamedTuple):
         field: which children a parent sees.
         num_iterations: T.
         normalize_costs: see `em.fit_gaussians`.
-        competition: among which parents a child divides itself, one of `COMPETITIONS`: all that it reaches, the types at each
-            position, or the positions of each type.
-        initial_assignments: one of `INITIAL_ASSIGNMENTS`: 1 / (parents that the child reaches), or 1 / (parent types).
+        competition: among which parents a child divides itself, one of `COMPETITIONS`: all that it
+            reaches, the types at each position, or the positions of each type.
+        initial_assignments: one of `INITIAL_ASSIGNMENTS`: 1 / (parents that the child reaches), or
+            1 / (parent types).
         damping: how much of the previous means stays in the means, in [0, 1).
-        assignment_gradient: whether derivatives go through the assignments; otherwise they are constants.
-        parent_axis: the mapped axis over whose devices the parent types are divided; None: all of them are here.
+        assignment_gradient: whether derivatives go through the assignments; otherwise they are
+            constants.
+        parent_axis: the mapped axis over whose devices the parent types are divided; None: all of
+            them are here.
     """
 
     field: ReceptiveField
@@ -38,7 +43,9 @@ class Procedure(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What Procedure 1 is given besides the data: the two learned vectors `[J, 1]` or `[J, M]`, lambda `[T]`, and scalars."""
+    """What Procedure 1 is given besides the data: the two learned vectors `[J, 1]` or `[J, M]`,
+    lambda `[T]`, and scalars.
+    """
 
     beta_u: jax.Array
     beta_a: jax.Array
@@ -50,30 +57,51 @@ class Constants(NamedTuple):
 
 
 class Votes(Protocol):
-    """The two operators of `votes.py`, the weighted sum to start from, and moments taken again (`votes.retake_if_lost`)."""
+    """The two operators of `votes.py`, the weighted sum to start from, and moments taken again
+    (`votes.retake_if_lost`).
+    """
 
     def weighted_sum(self, weights: jax.Array, /) -> jax.Array: ...
     def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array, /) -> Moments: ...
     def retake(
-        self, lost: jax.Array, weights: jax.Array, center: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments], /
+        self,
+        lost: jax.Array,
+        weights: jax.Array,
+        center: jax.Array,
+        scale: jax.Array,
+        taken: tuple[jax.Array, Moments],
+        /,
     ) -> tuple[jax.Array, Moments]: ...
-    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, /) -> jax.Array: ...
+    def scores(
+        self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, /
+    ) -> jax.Array: ...
 
 
 class RecomputedVotes(Votes, Protocol):
-    """Votes that are formed where they are used: a tree of their poses and transforms, which can tell the gradient for these.
+    """Votes that are formed where they are used: a tree of their poses and transforms, which can
+    tell the gradient for these.
 
     Attributes:
-        UNROLL: whether iterations shall follow one another in the program, rather than be the turns of a loop.
+        UNROLL: whether iterations shall follow one another in the program, rather than be the turns
+            of a loop.
     """
 
     UNROLL: bool
 
-    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None, /) -> Moments: ...
+    def moments(
+        self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None, /
+    ) -> Moments: ...
     def scores(
-        self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None, /
+        self,
+        constant: jax.Array,
+        quadratic: jax.Array,
+        center: jax.Array,
+        linear: jax.Array | None = None,
+        /,
     ) -> jax.Array: ...
-    def gradient(self, groups: Sequence[VoteTerms], center: jax.Array, /) -> tuple[jax.Array, jax.Array]: ...
+    def gradient(
+        self, groups: Sequence[VoteTerms], center: jax.Array, /
+    ) -> tuple[jax.Array, jax.Array]: ...
 
 
 V_co = TypeVar("V_co", bound=Votes, covariant=True)

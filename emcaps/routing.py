@@ -1,7 +1,8 @@
 """EM routing as pure functions: the public faces of Procedure 1, batch-first.
 
-They check their arguments and leave the rest to `implementations.py`. `em_routing` is for parents that all see every child,
-`conv_em_routing` for parents on a map, `class_em_routing` for class capsules.
+They check their arguments and leave the rest to `implementations.py`. `em_routing` is for parents
+that all see every child, `conv_em_routing` for parents on a map, `class_em_routing` for class
+capsules.
 """
 
 import dataclasses
@@ -12,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from emcaps.checks import check_axis, check_data, check_known_number, check_number, check_positive_int, check_range
+from emcaps.checks import (
+    check_axis,
+    check_data,
+    check_known_number,
+    check_number,
+    check_positive_int,
+    check_range,
+)
 from emcaps.implementations import route_capsules, route_votes
 from emcaps.options import PAPER, RoutingChanges, RoutingOptions
 from emcaps.partitioning import divide_examples
@@ -25,10 +33,12 @@ from emcaps.types import POSE_ENTRIES, POSE_SIZE, RoutingResult
 
 
 def inverse_temperature_schedule(num_iterations: int, final: float = 0.01) -> np.ndarray:
-    """`lambda_t = final * (1 - 0.95 ** (t + 1))` for t = 0 .. T-1: the released code's schedule. Returns `[T]`, float64.
+    """`lambda_t = final * (1 - 0.95 ** (t + 1))` for t = 0 .. T-1: the released code's schedule.
+    Returns `[T]`, float64.
 
     Raises:
-        TypeError, ValueError: `num_iterations` is not an int of at least 1, or `final` not a finite number of at least 0.
+        TypeError, ValueError: `num_iterations` is not an int of at least 1, or `final` not a finite
+            number of at least 0.
     """
     check_positive_int("num_iterations", num_iterations)
     check_known_number("final", final, 0)
@@ -48,27 +58,33 @@ def em_routing(
     """Procedure 1 for parents that all see every child. Pure, jitted, differentiable to any order.
 
     Args:
-        votes: `[..., N, J, P]`, floating: child n's vote for the pose of parent j. Any number of batch axes, each element of
-            which is routed by itself. Low precision is computed in float32 and returned in its own dtype.
+        votes: `[..., N, J, P]`, floating: child n's vote for the pose of parent j. Any number of
+            batch axes, each element of which is routed by itself. Low precision is computed in
+            float32 and returned in its own dtype.
         activations: `[..., N]` in [0, 1] (checked where the values are known).
         beta_u: `[J]`, cost of one unit of data and pose entry.
         beta_a: `[J]`, a parent's activation threshold, in units of cost.
-        parent_axis: name of a mapped axis (of `jax.shard_map`, `jax.pmap`) over whose devices the parent types are divided
-            evenly; J is then the number of those here, the children are the same on all of its devices, and what a child gives
-            to parents elsewhere is counted. What its gradients are: see `partition_specs`. Static.
-        options: see `RoutingOptions`; the default is the paper's procedure. `implementation` and `remat` have no effect on votes
-            that are given. With one parent position the competition `"types"` is the same as `"all"`, and with `"positions"`
-            nothing competes.
-        **changes: fields of `RoutingOptions` that are other than in `options`, such as `num_iterations=2`.
+        parent_axis: name of a mapped axis (of `jax.shard_map`, `jax.pmap`) over whose devices the
+            parent types are divided evenly; J is then the number of those here, the children are
+            the same on all of its devices, and what a child gives to parents elsewhere is counted.
+            What its gradients are: see `partition_specs`. Static.
+        options: see `RoutingOptions`; the default is the paper's procedure. `implementation` and
+            `remat` have no effect on votes that are given. With one parent position the competition
+            `"types"` is the same as `"all"`, and with `"positions"` nothing competes.
+        **changes: fields of `RoutingOptions` that are other than in `options`, such as
+            `num_iterations=2`.
 
     Returns:
-        A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`, assignments `[..., N, J]`. Logits
-        and variances, whose range low precision may not have, are in at least float32.
+        A `RoutingResult`: poses and variances `[..., J, P]`, activations and logits `[..., J]`,
+        assignments `[..., N, J]`. Logits and variances, whose range low precision may not have, are
+        in at least float32.
 
     Raises:
-        TypeError: an array is not floating point, an option not of its type, or there is no such option.
-        ValueError: shapes do not match, or a known value is out of its range, NaN or infinite. Values that are traced are not
-            known; under `jax.experimental.checkify.checkify` they are checked as well.
+        TypeError: an array is not floating point, an option not of its type, or there is no such
+            option.
+        ValueError: shapes do not match, or a known value is out of its range, NaN or infinite.
+            Values that are traced are not known; under `jax.experimental.checkify.checkify` they
+            are checked as well.
     """
     check_data(
         {
@@ -80,11 +96,14 @@ def em_routing(
     )
     if votes.shape[:-2] != activations.shape:
         raise ValueError(
-            f"activations must have shape {list(votes.shape[:-2])}, that of votes without its last two axes; "
+            f"activations must have shape {list(votes.shape[:-2])}, that of votes without its last "
+            "two axes; "
             f"got shape {list(activations.shape)}"
         )
     field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
-    constants, procedure = _resolve(_changed(options, changes), field, activations, beta_u, beta_a, parent_axis)
+    constants, procedure = _resolve(
+        _changed(options, changes), field, activations, beta_u, beta_a, parent_axis
+    )
     return for_each_shard(
         lambda children, constants: route_votes(*children, constants, procedure=procedure),
         (votes, activations),
@@ -105,23 +124,28 @@ def conv_em_routing(
     options: RoutingOptions = PAPER,
     **changes: Unpack[RoutingChanges],
 ) -> RoutingResult:
-    """Procedure 1 for parents on a map, each seeing a `KH x KW` patch of children. Pure, jitted, differentiable.
+    """Procedure 1 for parents on a map, each seeing a `KH x KW` patch of children. Pure, jitted,
+    differentiable.
 
-    Child i votes `pose_i @ transform_ij`, the transforms shared by all parent positions. Parents of all types at all positions
-    whose receptive field covers a child compete for it; children that no receptive field covers take no part.
+    Child i votes `pose_i @ transform_ij`, the transforms shared by all parent positions. Parents of
+    all types at all positions whose receptive field covers a child compete for it; children that no
+    receptive field covers take no part.
 
     Args:
         poses: `[B, H, W, I, 4, 4]`, floating.
         activations: `[B, H, W, I]` in [0, 1] (checked where the values are known).
-        transforms: `[KH, KW, I, J, 4, 4]`, kernel row, kernel column; no padding, so `KH <= H` and `KW <= W`.
+        transforms: `[KH, KW, I, J, 4, 4]`, kernel row, kernel column; no padding, so `KH <= H` and
+            `KW <= W`.
         beta_u: `[J]`, as in `em_routing`.
         beta_a: `[J]`, as in `em_routing`.
         stride: >= 1, in rows and columns. Static.
-        parent_axis, options, **changes: as in `em_routing`. How the votes are held is the option `implementation`.
+        parent_axis, options, **changes: as in `em_routing`. How the votes are held is the option
+            `implementation`.
 
     Returns:
-        A `RoutingResult`: poses and variances `[B, OH, OW, J, 4, 4]`, activations and logits `[B, OH, OW, J]`, assignments
-        `[B, OH, OW, KH, KW, I, J]`, where `OH = (H - KH) // stride + 1` and likewise `OW`.
+        A `RoutingResult`: poses and variances `[B, OH, OW, J, 4, 4]`, activations and logits `[B,
+        OH, OW, J]`, assignments `[B, OH, OW, KH, KW, I, J]`, where `OH = (H - KH) // stride + 1`
+        and likewise `OW`.
 
     Raises:
         TypeError, ValueError: as `em_routing`, and for a kernel larger than the map.
@@ -138,11 +162,20 @@ def conv_em_routing(
     check_positive_int("stride", stride)
     if sizes["KH"] > sizes["H"] or sizes["KW"] > sizes["W"]:
         raise ValueError(
-            f"transforms must have a kernel no larger than the {sizes['H']}x{sizes['W']} map of children; "
+            f"transforms must have a kernel no larger than the {sizes['H']}x{sizes['W']} map of "
+            "children; "
             f"got a {sizes['KH']}x{sizes['KW']} kernel"
         )
     field = ReceptiveField((sizes["H"], sizes["W"]), (sizes["KH"], sizes["KW"]), stride)
-    return _route_map(field, (poses, activations), transforms, None, (beta_u, beta_a), parent_axis, _changed(options, changes))
+    return _route_map(
+        field,
+        (poses, activations),
+        transforms,
+        None,
+        (beta_u, beta_a),
+        parent_axis,
+        _changed(options, changes),
+    )
 
 
 def class_em_routing(
@@ -157,10 +190,12 @@ def class_em_routing(
     options: RoutingOptions = PAPER,
     **changes: Unpack[RoutingChanges],
 ) -> RoutingResult:
-    """Procedure 1 for class capsules: each sees the whole map, with one transform per child type at all positions.
+    """Procedure 1 for class capsules: each sees the whole map, with one transform per child type at
+    all positions.
 
-    Coordinate addition: so that sharing the transforms does not lose where a child sits, its row and column coordinates are
-    added to the first two entries of the right-hand column of its votes, `vote[0, 3]` and `vote[1, 3]`.
+    Coordinate addition: so that sharing the transforms does not lose where a child sits, its row
+    and column coordinates are added to the first two entries of the right-hand column of its votes,
+    `vote[0, 3]` and `vote[1, 3]`.
 
     Args:
         poses: `[B, H, W, I, 4, 4]`, floating.
@@ -168,13 +203,14 @@ def class_em_routing(
         transforms: `[I, J, 4, 4]`.
         beta_u: `[J]`, as in `em_routing`.
         beta_a: `[J]`, as in `em_routing`.
-        coordinates: `[H, W, 2]`, row and column of each position in the image, scaled to [0, 1]; None adds nothing.
-        parent_axis, options, **changes: as in `conv_em_routing`. With one parent position the competition `"types"` is the
-            same as `"all"`, and with `"positions"` nothing competes.
+        coordinates: `[H, W, 2]`, row and column of each position in the image, scaled to [0, 1];
+            None adds nothing.
+        parent_axis, options, **changes: as in `conv_em_routing`. With one parent position the
+            competition `"types"` is the same as `"all"`, and with `"positions"` nothing competes.
 
     Returns:
-        A `RoutingResult` like `conv_em_routing`'s with one parent position: poses `[B, 1, 1, J, 4, 4]`, assignments
-        `[B, 1, 1, H, W, I, J]`.
+        A `RoutingResult` like `conv_em_routing`'s with one parent position: poses `[B, 1, 1, J, 4,
+        4]`, assignments `[B, 1, 1, H, W, I, J]`.
 
     Raises:
         TypeError, ValueError: as `em_routing`.
@@ -191,7 +227,13 @@ def class_em_routing(
     sizes = check_data(shapes)
     field = ReceptiveField((sizes["H"], sizes["W"]), (sizes["H"], sizes["W"]), 1)
     return _route_map(
-        field, (poses, activations), transforms, coordinates, (beta_u, beta_a), parent_axis, _changed(options, changes)
+        field,
+        (poses, activations),
+        transforms,
+        coordinates,
+        (beta_u, beta_a),
+        parent_axis,
+        _changed(options, changes),
     )
 
 
@@ -210,7 +252,9 @@ def _resolve(
     beta_a: jax.Array,
     parent_axis: str | None,
 ) -> tuple[Constants, Procedure]:
-    """What a program is given, and what shapes it, for children whose types are the last axis of their activations."""
+    """What a program is given, and what shapes it, for children whose types are the last axis of
+    their activations.
+    """
     check_range("activations", activations, 0, 1)
     check_axis("parent_axis", parent_axis)
     devices = 1 if parent_axis is None else lax.axis_size(parent_axis)
@@ -245,9 +289,15 @@ def _route_map(
     parent_axis: str | None,
     options: RoutingOptions,
 ) -> RoutingResult:
-    """Route the children of each example, on the device where it is; explain what JAX says when it is asked for forward mode."""
+    """Route the children of each example, on the device where it is; explain what JAX says when it
+    is asked for forward mode.
+    """
     constants, procedure = _resolve(options, field, children[1], *betas, parent_axis)
-    static = {"procedure": procedure, "implementation": options.implementation, "remat": options.remat}
+    static = {
+        "procedure": procedure,
+        "implementation": options.implementation,
+        "remat": options.remat,
+    }
     route = Bound(_route_examples, tuple(static.items()))
     divide = leave_to_compiler if options.implementation == "dense" else divide_examples
     try:
@@ -258,8 +308,12 @@ def _route_map(
         raise
 
 
-def _route_examples(children: Any, shared: Any, *, procedure: Procedure, **static: Any) -> RoutingResult:
-    """`route_capsules`; transforms without kernel axes are those of all positions, and coordinates may join the votes."""
+def _route_examples(
+    children: Any, shared: Any, *, procedure: Procedure, **static: Any
+) -> RoutingResult:
+    """`route_capsules`; transforms without kernel axes are those of all positions, and coordinates
+    may join the votes.
+    """
     (poses, activations), (transforms, constants, coordinates) = children, shared
     if coordinates is not None:
         poses, transforms = _append_coordinates(poses, transforms, coordinates)
@@ -268,9 +322,15 @@ def _route_examples(children: Any, shared: Any, *, procedure: Procedure, **stati
     return route_capsules(poses, activations, transforms, constants, procedure=procedure, **static)
 
 
-def _append_coordinates(poses: jax.Array, transforms: jax.Array, coordinates: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Make coordinate addition part of the product: `[pose | x] @ [transform; 0 0 0 1]` = vote + x on the last column."""
-    column = jnp.pad(coordinates.astype(poses.dtype), [(0, 0), (0, 0), (0, POSE_SIZE - 2)])[:, :, None, :, None]
+def _append_coordinates(
+    poses: jax.Array, transforms: jax.Array, coordinates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Make coordinate addition part of the product: `[pose | x] @ [transform; 0 0 0 1]` = vote + x
+    on the last column.
+    """
+    column = jnp.pad(coordinates.astype(poses.dtype), [(0, 0), (0, 0), (0, POSE_SIZE - 2)])[
+        :, :, None, :, None
+    ]
     column = jnp.broadcast_to(column, (*poses.shape[:-1], 1))
     row = jnp.zeros((*transforms.shape[:-2], 1, POSE_SIZE), transforms.dtype).at[..., -1].set(1)
     return jnp.concatenate([poses, column], -1), jnp.concatenate([transforms, row], -2)

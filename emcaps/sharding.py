@@ -1,9 +1,11 @@
-"""How routing is at home on a mesh: each device routes its own examples, and nobody gathers the batch.
+"""How routing is at home on a mesh: each device routes its own examples, and nobody gathers the
+batch.
 
-Of every example the routing is a thing of its own; only the gradient of what all examples share (transforms, costs) is a sum over
-devices. JAX knows three ways of dividing a batch, and each is met where it shows. Inside `jax.shard_map` arrays are already those
-of a device, and have types that say over which axes they vary. Over explicit axes of a mesh the sharding is part of an array's
-type, but for an axis that `jax.vmap` has taken away. Over automatic axes only the compiler knows it.
+Of every example the routing is a thing of its own; only the gradient of what all examples share
+(transforms, costs) is a sum over devices. JAX knows three ways of dividing a batch, and each is met
+where it shows. Inside `jax.shard_map` arrays are already those of a device, and have types that say
+over which axes they vary. Over explicit axes of a mesh the sharding is part of an array's type, but
+for an axis that `jax.vmap` has taken away. Over automatic axes only the compiler knows it.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Bound(NamedTuple):
-    """`function(batched, shared, **static)` as a function of the two: like `functools.partial`, but equal if its parts are.
+    """`function(batched, shared, **static)` as a function of the two: like `functools.partial`, but
+    equal if its parts are.
 
     Attributes:
         function: of two trees of arrays and keywords.
@@ -30,10 +33,12 @@ class Bound(NamedTuple):
 
 
 def vary_alike(tree: Any) -> Any:
-    """The arrays of a tree, all with the type of one that varies over all the manual axes over which any of them does.
+    """The arrays of a tree, all with the type of one that varies over all the manual axes over
+    which any of them does.
 
-    Loops want the same types going in and coming out. Gradients come back summed over the axes that an array did not vary over,
-    as they should. Where JAX does not track these types (`check_vma=False`, no `shard_map`) nothing happens.
+    Loops want the same types going in and coming out. Gradients come back summed over the axes that
+    an array did not vary over, as they should. Where JAX does not track these types
+    (`check_vma=False`, no `shard_map`) nothing happens.
     """
     arrays = jax.tree.leaves(tree)
     varying = frozenset().union(*(jax.typeof(array).manual_axis_type.varying for array in arrays))
@@ -46,12 +51,16 @@ def vary_alike(tree: Any) -> Any:
 
 
 def gather_shards(array: jax.Array, axis_name: str, axis: int) -> jax.Array:
-    """The shards of all devices of a manual axis, one after the other along `axis`: the same array on all of them.
+    """The shards of all devices of a manual axis, one after the other along `axis`: the same array
+    on all of them.
 
-    Where JAX tracks over which axes arrays vary, it is told that this one does not, and a gradient goes back to each shard once.
+    Where JAX tracks over which axes arrays vary, it is told that this one does not, and a gradient
+    goes back to each shard once.
     """
     tracked = axis_name in jax.typeof(array).manual_axis_type.varying
-    return lax.all_gather(array, axis_name, axis=axis, tiled=True, to="invarying" if tracked else "varying")
+    return lax.all_gather(
+        array, axis_name, axis=axis, tiled=True, to="invarying" if tracked else "varying"
+    )
 
 
 def is_sharded(array: Any) -> bool:
@@ -60,7 +69,9 @@ def is_sharded(array: Any) -> bool:
 
 
 def leave_to_compiler(function: Callable[[Any, Any], Any], batched: Any, shared: Any) -> Any:
-    """`function(batched, shared)`, of which the compiler divides over automatic axes what it can."""
+    """`function(batched, shared)`, of which the compiler divides over automatic axes
+    what it can.
+    """
     return function(batched, shared)
 
 
@@ -74,9 +85,10 @@ def for_each_shard(
     """`function(batched, shared)`, run by each device on its own part of the batch.
 
     Args:
-        function: each array of its result has the batch axes of `batched` first; examples have nothing to do with each other.
-        batched: a tree of arrays whose first `batch_axes` axes are of the batch. They may be sharded over explicit axes of a
-            mesh, those of all arrays alike, and no other axes may.
+        function: each array of its result has the batch axes of `batched` first; examples have
+            nothing to do with each other.
+        batched: a tree of arrays whose first `batch_axes` axes are of the batch. They may be
+            sharded over explicit axes of a mesh, those of all arrays alike, and no other axes may.
         shared: a tree of arrays that all examples share. Those that are sharded are gathered.
         batch_axes: how many axes the batch has.
         divide: called as `divide(function, batched, shared)` where no mesh has explicit axes.
@@ -89,7 +101,9 @@ def for_each_shard(
         return function(*vary_alike((batched, shared)))
 
     arrays = jax.tree.leaves((batched, shared))
-    meshes = [mesh for mesh in (jax.typeof(array).sharding.mesh for array in arrays) if mesh.explicit_axes]
+    meshes = [
+        mesh for mesh in (jax.typeof(array).sharding.mesh for array in arrays) if mesh.explicit_axes
+    ]
     if not meshes:
         batched, shared = vary_alike((batched, shared))
         return divide(function, batched, shared)
@@ -99,17 +113,27 @@ def for_each_shard(
     @jax.jit  # the arrays that are not sharded may be on one device, if nothing is being traced
     def run(batched: Any, shared: Any) -> Any:
         if not any(map(is_sharded, arrays)):
-            # An axis that `vmap` took away may be: types do not tell, but the compiler knows, and divides what it does not merge.
-            divided = jax.sharding.auto_axes(route, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, whole))
+            # An axis that `vmap` took away may be: types do not tell, but the compiler knows, and
+            # divides what it does not merge.
+            divided = jax.sharding.auto_axes(
+                route, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, whole)
+            )
             return divided(batched, shared)  # pyright: ignore[reportCallIssue]
-        batched, shared = jax.reshard((batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole)))
-        return jax.shard_map(route, mesh=mesh, in_specs=(spec, whole), out_specs=spec, axis_names=axes)(batched, shared)
+        batched, shared = jax.reshard(
+            (batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole))
+        )
+        return jax.shard_map(
+            route, mesh=mesh, in_specs=(spec, whole), out_specs=spec, axis_names=axes
+        )(batched, shared)
 
     return run(batched, shared)
 
 
 def _batch_spec(batched: Any, batch_axes: int) -> PartitionSpec:
-    """How the batch is sharded. Raises ValueError unless all arrays agree, and nothing else is sharded."""
+    """How the batch is sharded.
+
+    Raises ValueError unless all arrays agree, and nothing else is sharded.
+    """
     spec: list[Any] = [None] * batch_axes
     for array in jax.tree.leaves(batched):
         given = jax.typeof(array).sharding.spec
@@ -118,10 +142,14 @@ def _batch_spec(batched: Any, batch_axes: int) -> PartitionSpec:
                 continue
             if place >= batch_axes:
                 raise ValueError(
-                    f"what is routed can be sharded along the batch only; got shape {list(array.shape)} with {given} "
+                    "what is routed can be sharded along the batch only; got shape "
+                    f"{list(array.shape)} with {given} "
                     "(jax.reshard changes it)"
                 )
             if spec[place] not in (None, axis):
-                raise ValueError(f"what is routed must be sharded alike along the batch; got {spec[place]!r} and {axis!r}")
+                raise ValueError(
+                    f"what is routed must be sharded alike along the batch; got {spec[place]!r} "
+                    f"and {axis!r}"
+                )
             spec[place] = axis
     return PartitionSpec(*spec)

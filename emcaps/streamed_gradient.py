@@ -1,13 +1,16 @@
 """The gradient of Procedure 1 without ever storing the votes.
 
-The forward pass is `em.route` that keeps a `History`. The backward pass takes the M-steps and E-steps in reverse.
-The transpose of the one's sums is the other's scores, so that
+The forward pass is `em.route` that keeps a `History`. The backward pass takes the M-steps and
+E-steps in reverse. The transpose of the one's sums is the other's scores, so that
 
-    M-step: (mass, first, second) = moments(g)            back: d_g = scores(d_mass, d_second, d_first)
-    E-step: scores(d, A) = d + sum_h A (V - mean)^2        back: d_d, d_A, d_mean from moments(d_scores)
+    M-step   forward:   (mass, first, second) = moments(g)
+             backward:  d_g = scores(d_mass, d_second, d_first)
+    E-step   forward:   scores(d, A) = d + sum_h A (V - mean)^2
+             backward:  d_d, d_A, d_mean from moments(d_scores)
 
-and everything else is differentiated by JAX, in arrays that are small. Each of the 2T - 1 steps leaves one of `VoteTerms`; the
-gradient for poses and transforms is one pass over all of them at the end.
+and everything else is differentiated by JAX, in arrays that are small. Each of the 2T - 1 steps
+leaves one of `VoteTerms`; the gradient for poses and transforms is one pass over all of them at the
+end.
 """
 
 from collections.abc import Callable
@@ -29,13 +32,14 @@ FIRST_ORDER_ONLY = (
 
 
 class History(NamedTuple):
-    """What the backward pass needs of the forward pass, leading axis T. Few arrays: to keep one more takes a CPU's compiler longer.
+    """What the backward pass needs of the forward pass, leading axis T. Few arrays: to keep one
+    more takes a CPU's compiler longer.
 
     Attributes:
         assignments: of each iteration, `[T, N, J, M]`.
         masses: of its data, `[T, J, M]`.
-        forms: the first and second moments of its data, what these are about, and with damping the means of the iteration before,
-            `[T, 3 or 4, 4, 4, J, M]`.
+        forms: the first and second moments of its data, what these are about, and with damping the
+            means of the iteration before, `[T, 3 or 4, 4, 4, J, M]`.
     """
 
     assignments: jax.Array
@@ -51,7 +55,9 @@ class History(NamedTuple):
     def read(self) -> tuple[Sums, jax.Array | None]:
         """The sums and the old means that `record` was given."""
         first, second, center, *old = self.forms
-        return Sums(self.assignments, center, Moments(self.masses, first, second)), old[0] if old else None
+        return Sums(self.assignments, center, Moments(self.masses, first, second)), old[
+            0
+        ] if old else None
 
 
 class _Gradients(NamedTuple):
@@ -63,7 +69,8 @@ class _Gradients(NamedTuple):
         activations: `[N, M]`, summed over iterations.
         constants: summed over iterations.
         scores: of each E-step, `[T - 1, N, J, M]`, but one place for T = 1.
-        data_forms: of each M-step the coefficients of `moments`' gradient, `(quadratic, linear)`, each `[T, 4, 4, J, M]`.
+        data_forms: of each M-step the coefficients of `moments`' gradient, `(quadratic, linear)`,
+            each `[T, 4, 4, J, M]`.
         score_forms: of each E-step those of `scores`, `[T - 1, 4, 4, J, M]` likewise.
     """
 
@@ -77,7 +84,10 @@ class _Gradients(NamedTuple):
 
     @classmethod
     def to_begin_with(
-        cls, routing: Routing[RecomputedVotes], result_gradients: tuple[Parents, jax.Array], center: jax.Array
+        cls,
+        routing: Routing[RecomputedVotes],
+        result_gradients: tuple[Parents, jax.Array],
+        center: jax.Array,
     ) -> Self:
         """Those for the results of a routing, and zeros."""
         repeats = routing.procedure.num_iterations
@@ -109,9 +119,13 @@ def forward(routing: Routing[RecomputedVotes]) -> tuple[tuple[Parents, jax.Array
     nothing = History(
         assignments=jnp.zeros_like(shares, shape=(repeats, shares.shape[0], *parents.logits.shape)),
         masses=jnp.zeros_like(parents.logits, shape=(repeats, *parents.logits.shape)),
-        forms=jnp.zeros_like(parents.means, shape=(repeats, 4 if procedure.damping else 3, *parents.means.shape)),
+        forms=jnp.zeros_like(
+            parents.means, shape=(repeats, 4 if procedure.damping else 3, *parents.means.shape)
+        ),
     )
-    parents, history = lax.fori_loop(0, repeats, step, (parents, nothing), unroll=routing.votes.UNROLL)
+    parents, history = lax.fori_loop(
+        0, repeats, step, (parents, nothing), unroll=routing.votes.UNROLL
+    )
     return (parents, history.assignments[-1]), history
 
 
@@ -137,17 +151,22 @@ def backward(
         result_gradients: for the last parents and assignments.
 
     Returns:
-        Gradients for the poses and transforms of the votes, for the activations, and for the constants.
+        Gradients for the poses and transforms of the votes, for the activations, and for the
+        constants.
     """
     repeats = routing.procedure.num_iterations
     (_, common_center, _), _ = _take(history, repeats - 1).read()
 
     def step(turn, gradients):
         iteration = repeats - 1 - turn
-        to_old_means, gradients = _m_step_backward(routing, history, gradients, iteration, common_center)
+        to_old_means, gradients = _m_step_backward(
+            routing, history, gradients, iteration, common_center
+        )
         return unless_first(
             iteration,
-            lambda: _e_step_backward(routing, history, gradients, to_old_means, iteration, common_center),
+            lambda: _e_step_backward(
+                routing, history, gradients, to_old_means, iteration, common_center
+            ),
             lambda: gradients,
         )
 
@@ -160,9 +179,16 @@ def backward(
 
 
 def _m_step_backward(
-    routing: Routing[RecomputedVotes], history: History, gradients: _Gradients, iteration: jax.Array, common_center: jax.Array
+    routing: Routing[RecomputedVotes],
+    history: History,
+    gradients: _Gradients,
+    iteration: jax.Array,
+    common_center: jax.Array,
 ) -> tuple[jax.Array | None, _Gradients]:
-    """From the parents of an iteration to its assignments. Returns the gradient for the old means as well."""
+    """From the parents of an iteration to its assignments.
+
+    Returns the gradient for the old means as well.
+    """
     sums, old_means = _take(history, iteration).read()
     _, transpose = _fit_vjp(routing, sums, old_means, iteration)
     (mass, first, second), to_old_means, to_constants = transpose(gradients.parents)
@@ -171,7 +197,9 @@ def _m_step_backward(
         assignments=gradients.assignments + data_gradient * routing.activations[:, None],
         activations=gradients.activations + (data_gradient * sums.assignments).sum(1),
         constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
-        data_forms=_put(gradients.data_forms, _about(common_center, second, first, sums.center), iteration),
+        data_forms=_put(
+            gradients.data_forms, _about(common_center, second, first, sums.center), iteration
+        ),
     )
 
 
@@ -188,7 +216,11 @@ def _e_step_backward(
     parents, _ = _fit_vjp(routing, earlier, old_means, iteration - 1)
     (_, quadratic), transpose = jax.vjp(log_densities, parents, routing.constants)
     assignments = _take(history, iteration).assignments
-    direction = gradients.assignments if routing.procedure.assignment_gradient else jnp.zeros_like(assignments)
+    direction = (
+        gradients.assignments
+        if routing.procedure.assignment_gradient
+        else jnp.zeros_like(assignments)
+    )
     scores = compete_derivative(assignments, direction, routing.procedure)
     mass, first, second = routing.votes.moments(scores, parents.means)
     to_parents, to_constants = transpose((mass, second))
@@ -208,15 +240,21 @@ def _e_step_backward(
 def _fit_vjp(
     routing: Routing[RecomputedVotes], sums: Sums, old_means: jax.Array | None, iteration: jax.Array
 ) -> tuple[Parents, Callable]:
-    """The parents of an iteration, and how their gradient goes back to the moments, the old means and the constants."""
+    """The parents of an iteration, and how their gradient goes back to the moments, the old means
+    and the constants.
+    """
 
     def fit(moments, old_means, constants):
-        return fit_gaussians(moments, sums.center, old_means, constants, routing.procedure, iteration)
+        return fit_gaussians(
+            moments, sums.center, old_means, constants, routing.procedure, iteration
+        )
 
     return jax.vjp(fit, sums.moments, old_means, routing.constants)
 
 
-def _about(new_center: jax.Array, quadratic: jax.Array, linear: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _about(
+    new_center: jax.Array, quadratic: jax.Array, linear: jax.Array, center: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The coefficients of the gradient `2 A (V - center) + b` about another center."""
     return quadratic, linear + 2 * quadratic * (new_center - center)
 
@@ -228,9 +266,13 @@ def _stack(tree, number):
 
 def _put(stacked, tree, place):
     """The arrays of `tree` at `place` of the leading axis of those of `stacked`."""
-    return jax.tree.map(lambda past, new: lax.dynamic_update_index_in_dim(past, new, place, 0), stacked, tree)
+    return jax.tree.map(
+        lambda past, new: lax.dynamic_update_index_in_dim(past, new, place, 0), stacked, tree
+    )
 
 
 def _take(stacked, place):
     """The arrays at `place` of the leading axis."""
-    return jax.tree.map(lambda past: lax.dynamic_index_in_dim(past, place, 0, keepdims=False), stacked)
+    return jax.tree.map(
+        lambda past: lax.dynamic_index_in_dim(past, place, 0, keepdims=False), stacked
+    )

@@ -1,15 +1,16 @@
 """The records that flow through the library, and the one legend of shapes that every file uses.
 
-| letter | meaning                               | letter | meaning                                        |
-|--------|---------------------------------------|--------|------------------------------------------------|
-| `B`    | batch                                 | `K`    | kernel size (`KH`, `KW` when not square)       |
-| `H W`  | height and width of the children      | `S`    | parent positions, `OH * OW`                    |
-| `OH OW`| height and width of the parents       | `N`    | children in one receptive field, `K * K * I`   |
-| `I`    | child capsule types                   | `P`    | entries of a pose, 16: a 4x4 matrix, row major |
-| `J`    | parent capsule types                  | `T`    | routing iterations                             |
+| letter  | meaning                          | letter | meaning                                |
+|---------|----------------------------------|--------|----------------------------------------|
+| `B`     | batch                            | `K`    | kernel size (`KH`, `KW` if not square) |
+| `H W`   | height and width of the children | `S`    | parent positions, `OH * OW`            |
+| `OH OW` | height and width of the parents  | `N`    | children of a parent, `K * K * I`      |
+| `I`     | child capsule types              | `P`    | entries of a pose, 16: 4x4, row major  |
+| `J`     | parent capsule types             | `T`    | routing iterations                     |
 
-Public arrays are batch-first. Inside the routing the order is turned round: pose entries lead, then the parent type, and
-the columns `M` (parent position x batch, batch fastest) come last, so that every operation is a long vector operation.
+Public arrays are batch-first. Inside the routing the order is turned round: pose entries lead, then
+the parent type, and the columns `M` (parent position x batch, batch fastest) come last, so that
+every operation is a long vector operation.
 """
 
 from typing import NamedTuple
@@ -35,15 +36,18 @@ class Capsules(NamedTuple):
 class RoutingResult(NamedTuple):
     """What EM routing found. Shapes for `em_routing` | for `conv_em_routing`.
 
-    Poses, activations and assignments are in the dtype of the arguments; logits and variances in at least float32.
+    Poses, activations and assignments are in the dtype of the arguments; logits and variances in at
+    least float32.
 
     Attributes:
         poses: the parents' poses, the means of Procedure 1. `[..., J, P]` | `[B, OH, OW, J, 4, 4]`.
         activations: sigmoid of the logits, in [0, 1]. `[..., J]` | `[B, OH, OW, J]`.
-        activation_logits: `lambda_t (beta_a - cost)` of the last M-step. `[..., J]` | `[B, OH, OW, J]`.
+        activation_logits: `lambda_t (beta_a - cost)` of the last M-step. `[..., J]` | `[B, OH, OW,
+            J]`.
         variances: of the votes around each parent's pose, at least `min_variance`. Like `poses`.
-        assignments: those of the last M-step, before they are multiplied by the child's activation; over all parents that
-            a child reaches they sum to 1. `[..., N, J]` | `[B, OH, OW, KH, KW, I, J]`.
+        assignments: those of the last M-step, before they are multiplied by the child's activation;
+            over all parents that a child reaches they sum to 1. `[..., N, J]` | `[B, OH, OW, KH,
+            KW, I, J]`.
     """
 
     poses: jax.Array

@@ -1,16 +1,21 @@
 """Votes as a pair of linear operators, dense (in memory) or streamed (never in memory).
 
-Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two. About a center c:
+Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two.
+About a center c:
 
-    moments(g)_jh   = sum_n g_nj ( 1, V_njh - c_jh, (V_njh - c_jh)^2 )                  the M-step's sums
-    scores(A, b, d)_nj = d_j + sum_h ( b_jh (V_njh - c_jh) + A_jh (V_njh - c_jh)^2 )     the E-step's log densities
+    moments(g)_jh      = sum_n g_nj ( 1, V_njh - c_jh, (V_njh - c_jh)^2 )
+    scores(A, b, d)_nj = d_j + sum_h ( b_jh (V_njh - c_jh) + A_jh (V_njh - c_jh)^2 )
 
-They are each other's transpose, which is all that the gradient of a routing needs, but for one thing: the gradient with respect
-to the votes themselves. Every use of the votes contributes one of the `VoteTerms` to it, and the sum over all uses is one pass.
-Squares of differences from a center near the mean keep the digits that squares of votes would lose.
+The first are the M-step's sums, the second the E-step's log densities.
 
-Inner layout: the pose entries first, as a matrix, then the parent types J, then the columns M (see `types.py`), so that all that
-belongs to a parent broadcasts over its pose entries: `vote[i, h, j, m] = sum_k pose[i, k, m] transform[k, h, j]`.
+They are each other's transpose, which is all that the gradient of a routing needs, but for one
+thing: the gradient with respect to the votes themselves. Every use of the votes contributes one of
+the `VoteTerms` to it, and the sum over all uses is one pass. Squares of differences from a center
+near the mean keep the digits that squares of votes would lose.
+
+Inner layout: the pose entries first, as a matrix, then the parent types J, then the columns M (see
+`types.py`), so that all that belongs to a parent broadcasts over its pose entries: `vote[i, h, j,
+m] = sum_k pose[i, k, m] transform[k, h, j]`.
 """
 
 import functools
@@ -39,7 +44,8 @@ class Moments(NamedTuple):
 
 
 class VoteTerms(NamedTuple):
-    """Terms `w_nj s_n (2 A_jh (V_njh - c_jh) + b_jh)` of the gradient with respect to the votes, F of them.
+    """Terms `w_nj s_n (2 A_jh (V_njh - c_jh) + b_jh)` of the gradient with respect to the votes, F
+    of them.
 
     Attributes:
         weights: w, `[F, N, J, M]`.
@@ -55,9 +61,15 @@ class VoteTerms(NamedTuple):
 
 
 def retake_if_lost(
-    votes: Any, lost: jax.Array, weights: jax.Array, center: jax.Array, scale: jax.Array, taken: tuple[jax.Array, Moments]
+    votes: Any,
+    lost: jax.Array,
+    weights: jax.Array,
+    center: jax.Array,
+    scale: jax.Array,
+    taken: tuple[jax.Array, Moments],
 ) -> tuple[jax.Array, Moments]:
-    """Moments about another center than they were taken about, if any of them has lost digits; otherwise as they are.
+    """Moments about another center than they were taken about, if any of them has lost digits;
+    otherwise as they are.
 
     Args:
         votes: of the children.
@@ -70,7 +82,9 @@ def retake_if_lost(
     Returns:
         A center, and the moments about it.
     """
-    return lax.cond(lost.any(), lambda: (center, votes.moments(weights, center, scale)), lambda: taken)
+    return lax.cond(
+        lost.any(), lambda: (center, votes.moments(weights, center, scale)), lambda: taken
+    )
 
 
 class DenseVotes(NamedTuple):
@@ -83,11 +97,18 @@ class DenseVotes(NamedTuple):
     votes: jax.Array
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
-        """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types. Returns `[4, 4, J, M]`."""
+        """`sum_n w_n V_njh` for weights `[N, M]` that are the same for all parent types.
+
+        Returns `[4, 4, J, M]`.
+        """
         return jnp.einsum("nm,nihjm->ihjm", weights, self.votes, precision="highest")
 
-    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
-        """Moments about `center` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]` if given."""
+    def moments(
+        self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None
+    ) -> Moments:
+        """Moments about `center` `[4, 4, J, M]` under weights `[N, J, M]`, times `scale` `[N, M]`
+        if given.
+        """
         weights = scaled(weights, scale)
 
         def add_child(sums: tuple[jax.Array, jax.Array], child: tuple[jax.Array, jax.Array]) -> Any:
@@ -101,8 +122,16 @@ class DenseVotes(NamedTuple):
 
     retake = retake_if_lost
 
-    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
-        """Quadratic forms in the offsets from `center`: a constant `[J, M]`, coefficients `[4, 4, J, M]`. Returns `[N, J, M]`."""
+    def scores(
+        self,
+        constant: jax.Array,
+        quadratic: jax.Array,
+        center: jax.Array,
+        linear: jax.Array | None = None,
+    ) -> jax.Array:
+        """Quadratic forms in the offsets from `center`: a constant `[J, M]`, coefficients `[4, 4,
+        J, M]`. Returns `[N, J, M]`.
+        """
 
         def score_child(vote: jax.Array) -> jax.Array:
             offsets = vote - center
@@ -113,17 +142,21 @@ class DenseVotes(NamedTuple):
 
 
 def dense_votes(poses: jax.Array, transforms: jax.Array) -> DenseVotes:
-    """Every child's vote for every parent, from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]` (as `StreamedVotes`)."""
+    """Every child's vote for every parent, from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]`
+    (as `StreamedVotes`).
+    """
     return DenseVotes(jnp.einsum("nikm,nkhj->nihjm", poses, transforms, precision="highest"))
 
 
 class StreamedVotes(NamedTuple):
     """Votes formed where they are used, 4 multiply-adds for each entry, and forgotten.
 
-    The loops below are shaped for what compilers do with them; each is one long vector operation over `[J, M]` or `[4, 4, J, M]`.
+    The loops below are shaped for what compilers do with them; each is one long vector operation
+    over `[J, M]` or `[4, 4, J, M]`.
 
     Attributes:
-        poses: `[N, 4, Q, M]`: row i, inner index k. Q is 4, or 5 where a column of coordinates rides along.
+        poses: `[N, 4, Q, M]`: row i, inner index k. Q is 4, or 5 where a column of coordinates
+            rides along.
         transforms: `[N, Q, 4, J]`: inner index k, column h.
     """
 
@@ -134,13 +167,22 @@ class StreamedVotes(NamedTuple):
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """As `DenseVotes.weighted_sum`: one matrix product over children and inner index."""
-        return jnp.einsum("nikm,nkhj->ihjm", self.poses * weights[:, None, None, :], self.transforms, precision="highest")
+        return jnp.einsum(
+            "nikm,nkhj->ihjm",
+            self.poses * weights[:, None, None, :],
+            self.transforms,
+            precision="highest",
+        )
 
     @jax.jit  # so that it is traced once for all of its uses
-    def moments(self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None) -> Moments:
+    def moments(
+        self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None
+    ) -> Moments:
         """As `DenseVotes.moments`."""
 
-        def step(state: tuple[jax.Array, ...], _: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def step(
+            state: tuple[jax.Array, ...], _: jax.Array, chunk: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
             (sums, mass), (poses, transforms, weights) = state, chunk
             first = second = jnp.zeros((), center.dtype)
             for pose, transform, weight in zip(poses, transforms, weights, strict=True):
@@ -148,7 +190,8 @@ class StreamedVotes(NamedTuple):
                 weighted = weight[None, None] * offsets
                 first += weighted
                 second += weighted * offsets
-            # One complex array, because XLA's CPU loops have one result: as two, each would form the votes again.
+            # One complex array, because XLA's CPU loops have one result: as two, each would form
+            # the votes again.
             return sums + lax.complex(first, second), mass + _sum(weights)
 
         nothing = jnp.zeros_like(center)
@@ -156,14 +199,24 @@ class StreamedVotes(NamedTuple):
             step,
             (lax.complex(nothing, nothing), jnp.zeros_like(center, shape=weights.shape[1:])),
             (self.poses, self.transforms, weights, scale),
-            prepare=lambda poses, transforms, weights, scale: (poses, transforms, scaled(weights, scale)),
+            prepare=lambda poses, transforms, weights, scale: (
+                poses,
+                transforms,
+                scaled(weights, scale),
+            ),
         )
         return Moments(mass, sums.real, sums.imag)
 
     retake = retake_if_lost
 
     @jax.jit
-    def scores(self, constant: jax.Array, quadratic: jax.Array, center: jax.Array, linear: jax.Array | None = None) -> jax.Array:
+    def scores(
+        self,
+        constant: jax.Array,
+        quadratic: jax.Array,
+        center: jax.Array,
+        linear: jax.Array | None = None,
+    ) -> jax.Array:
         """As `DenseVotes.scores`."""
 
         def chunk_scores(poses: jax.Array, transforms: jax.Array) -> jax.Array:
@@ -171,7 +224,10 @@ class StreamedVotes(NamedTuple):
             total = constant[None]
             for row in range(4):
                 for column in range(4):
-                    vote = _sum(poses[:, row, k, None] * transforms[:, k, column, :, None] for k in range(poses.shape[2]))
+                    vote = _sum(
+                        poses[:, row, k, None] * transforms[:, k, column, :, None]
+                        for k in range(poses.shape[2])
+                    )
                     offset = vote - center[None, row, column]
                     slope = quadratic[None, row, column] * offset
                     if linear is not None:
@@ -186,25 +242,37 @@ class StreamedVotes(NamedTuple):
         return _for_chunks(step, nothing, (self.poses, self.transforms))
 
     @jax.jit
-    def gradient(self, groups: Sequence[VoteTerms], center: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the sum of all terms, about one `center`, means for the poses and the transforms: one pass over the children.
+    def gradient(
+        self, groups: Sequence[VoteTerms], center: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the sum of all terms, about one `center`, means for the poses and the transforms:
+        one pass over the children.
 
         Returns:
             Gradients like `poses` and like `transforms`.
         """
 
-        def vote_gradient(poses: jax.Array, transforms: jax.Array, *group_weights: jax.Array) -> jax.Array:
+        def vote_gradient(
+            poses: jax.Array, transforms: jax.Array, *group_weights: jax.Array
+        ) -> jax.Array:
             slope = intercept = jnp.zeros((), center.dtype)
             for terms, weights in zip(groups, group_weights, strict=True):
-                for weight, quadratic, linear in zip(weights, terms.quadratic, terms.linear, strict=True):
+                for weight, quadratic, linear in zip(
+                    weights, terms.quadratic, terms.linear, strict=True
+                ):
                     slope += weight[:, None, None] * quadratic[None]
                     intercept += weight[:, None, None] * linear[None]
             return 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
 
-        def step(outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def step(
+            outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
             poses, transforms, *_ = chunk
             gradients = _product_transpose(poses, transforms, vote_gradient(*chunk))
-            return tuple(_put_chunk(output, gradient, index) for output, gradient in zip(outputs, gradients, strict=True))
+            return tuple(
+                _put_chunk(output, gradient, index)
+                for output, gradient in zip(outputs, gradients, strict=True)
+            )
 
         num_children, inner, columns, num_parents = self.transforms.shape
         to_poses = jnp.zeros_like(self.poses)
@@ -215,14 +283,24 @@ class StreamedVotes(NamedTuple):
             (self.poses, self.transforms, *[(terms.weights, terms.scale) for terms in groups]),
             most=3,
             axes=(0, 0, *[(1, 0)] * len(groups)),
-            prepare=lambda poses, transforms, *weights: (poses, transforms, *(scaled(*pair) for pair in weights)),
+            prepare=lambda poses, transforms, *weights: (
+                poses,
+                transforms,
+                *(scaled(*pair) for pair in weights),
+            ),
         )
         return to_poses, to_transforms.transpose(0, 3, 1, 2)
 
 
 def form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
-    """`[..., 4, Q, M]` and `[..., Q, 4, J]` to `[..., 4, 4, J, M]`. Q is too small to call a matrix product."""
-    return _sum(poses[..., :, k, None, None, :] * transforms[..., None, k, :, :, None] for k in range(poses.shape[-2]))
+    """`[..., 4, Q, M]` and `[..., Q, 4, J]` to `[..., 4, 4, J, M]`.
+
+    Q is too small to call a matrix product.
+    """
+    return _sum(
+        poses[..., :, k, None, None, :] * transforms[..., None, k, :, :, None]
+        for k in range(poses.shape[-2])
+    )
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
@@ -231,7 +309,11 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 
 def scaled(weights: jax.Array, scale: jax.Array | None) -> jax.Array:
     """Weights `[..., N, J, M]` times a scale `[N, M]`, or as they are."""
-    return weights if scale is None else weights * jnp.expand_dims(scale, (*range(weights.ndim - 3), -2))
+    return (
+        weights
+        if scale is None
+        else weights * jnp.expand_dims(scale, (*range(weights.ndim - 3), -2))
+    )
 
 
 def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Array:
@@ -239,14 +321,19 @@ def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Arra
     return lax.dynamic_update_slice_in_dim(array, chunk, index * chunk.shape[0], 0)
 
 
-def _product_transpose(poses: jax.Array, transforms: jax.Array, votes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of `form_votes` for a gradient `[n, 4, 4, J, M]` of its result, as matrix products, one for each row.
+def _product_transpose(
+    poses: jax.Array, transforms: jax.Array, votes: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `form_votes` for a gradient `[n, 4, 4, J, M]` of its result, as matrix products,
+    one for each row.
 
     Returns:
-        For the poses, `[n, 4, Q, M]`, and for the transforms, `[n, 4, J, Q]`: the order that XLA:CPU multiplies fast.
+        For the poses, `[n, 4, Q, M]`, and for the transforms, `[n, 4, J, Q]`: the order that
+        XLA:CPU multiplies fast.
     """
     num_children, rows, columns, num_parents, width = votes.shape
-    # Only leading axes are merged: to merge the last one would spoil the loop that computes the votes' gradient.
+    # Only leading axes are merged: to merge the last one would spoil the loop that computes the
+    # votes' gradient.
     votes = votes.reshape(num_children, rows, columns * num_parents, width)
     transforms = transforms.reshape(num_children, 1, -1, columns * num_parents)
     transforms = jnp.broadcast_to(transforms, (num_children, rows, *transforms.shape[2:]))
@@ -256,9 +343,11 @@ def _product_transpose(poses: jax.Array, transforms: jax.Array, votes: jax.Array
 
 
 def _chunk_size(num_children: int, most: int) -> int:
-    """How many children a step takes: the largest divisor of their number that does not exceed `most` and leaves two steps.
+    """How many children a step takes: the largest divisor of their number that does not exceed
+    `most` and leaves two steps.
 
-    XLA unrolls a loop of one step and may then compute the same scores twice, differently rounded; that would not do for a softmax.
+    XLA unrolls a loop of one step and may then compute the same scores twice, differently rounded;
+    that would not do for a softmax.
     """
     most = max(1, min(most, num_children // 2))
     return max(size for size in range(1, most + 1) if num_children % size == 0)
@@ -266,26 +355,37 @@ def _chunk_size(num_children: int, most: int) -> int:
 
 @jax.custom_batching.custom_vmap
 def _zero_after(array: jax.Array) -> jax.Array:
-    """Zero, known only when `array` is: leading zeros are counted, and there are never fewer than none."""
+    """Zero, known only when `array` is: leading zeros are counted, and there are never fewer than
+    none.
+    """
     first = array[(0,) * array.ndim].real.astype(jnp.float32)
     return jnp.minimum(lax.clz(lax.bitcast_convert_type(first, jnp.int32)), 0)
 
 
 @_zero_after.def_vmap
 def _zero_at_once(axis_size: int, in_batched: Any, array: jax.Array) -> tuple[jax.Array, bool]:
-    """Zero for the whole batch, lest `vmap` make slices at it into gathers; it waits for no example, which may be elsewhere."""
+    """Zero for the whole batch, lest `vmap` make slices at it into gathers; it waits for no
+    example, which may be elsewhere.
+    """
     zero, _ = vary_alike((jnp.zeros((), jnp.int32), array))
     return zero, False
 
 
 def _for_chunks(
-    step: Callable, state: Any, arrays: Any, most: int = 4, axes: Any = 0, prepare: Callable = lambda *chunk: chunk
+    step: Callable,
+    state: Any,
+    arrays: Any,
+    most: int = 4,
+    axes: Any = 0,
+    prepare: Callable = lambda *chunk: chunk,
 ) -> Any:
-    """`state = step(state, index, chunk)` for each chunk of `arrays` along the axis of the children.
+    """`state = step(state, index, chunk)` for each chunk of `arrays` along the axis of the
+    children.
 
-    The next chunk is fetched a step ahead: a slice at a moving place, taken in the step that uses it, would become part of that
-    step's loop, and XLA:CPU does not vectorize such loops. It is fetched after the step, so that it can lie where the last chunk
-    lay: in an order of its own choice XLA would copy it twice.
+    The next chunk is fetched a step ahead: a slice at a moving place, taken in the step that uses
+    it, would become part of that step's loop, and XLA:CPU does not vectorize such loops. It is
+    fetched after the step, so that it can lie where the last chunk lay: in an order of its own
+    choice XLA would copy it twice.
 
     Args:
         step: see above; its chunk is a tree like `arrays`.
@@ -301,12 +401,19 @@ def _for_chunks(
     steps = num_children // size
 
     def fetch(index: jax.Array) -> Any:
-        chunk = jax.tree.map(lambda array, axis: lax.dynamic_slice_in_dim(array, index * size, size, axis), arrays, axes)
+        chunk = jax.tree.map(
+            lambda array, axis: lax.dynamic_slice_in_dim(array, index * size, size, axis),
+            arrays,
+            axes,
+        )
         return prepare(*chunk)
 
     def body(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, chunk = carry
         state = step(state, index, chunk)
-        return state, fetch(jnp.minimum(index + 1, steps - 1) + _zero_after(lax.stop_gradient(jax.tree.leaves(state)[0])))
+        return state, fetch(
+            jnp.minimum(index + 1, steps - 1)
+            + _zero_after(lax.stop_gradient(jax.tree.leaves(state)[0]))
+        )
 
     return lax.fori_loop(0, steps, body, (state, fetch(jnp.asarray(0))))[0]

@@ -1,1 +1,4 @@
-"""The experiment runner: data sets, training, evaluation and pictures. It imports emcaps, never the reverse."""
+"""The experiment runner: data sets, training, evaluation and pictures.
+
+It imports emcaps, never the reverse.
+"""

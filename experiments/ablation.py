@@ -1,8 +1,10 @@
-"""What makes EM routing train, and what keeps it from it: `python -m experiments.ablation --study temperature`.
+"""What makes EM routing train, and what keeps it from it: `python -m experiments.ablation --study
+temperature`.
 
-A study is a list of variants, each written as the flags of `experiments.train` that it changes; every variant is trained with
-several seeds, all for the same number of steps. Hyper-parameters are compared on images held out of the training set;
-`--holdout 0` scores on the test set, for final tables. Finished runs are kept in runs.jsonl and not repeated.
+A study is a list of variants, each written as the flags of `experiments.train` that it changes;
+every variant is trained with several seeds, all for the same number of steps. Hyper-parameters are
+compared on images held out of the training set; `--holdout 0` scores on the test set, for final
+tables. Finished runs are kept in runs.jsonl and not repeated.
 """
 
 import dataclasses
@@ -29,7 +31,13 @@ from experiments.data.stratified import sample
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import TrainConfig, to_json
-from experiments.learning.network import class_logits, make_model, network_at, network_intermediates, routing_diagnostics
+from experiments.learning.network import (
+    class_logits,
+    make_model,
+    network_at,
+    network_intermediates,
+    routing_diagnostics,
+)
 from experiments.learning.step import Metrics, losses
 from experiments.runs.flags import config_of
 from experiments.runs.loop import check_fits
@@ -43,7 +51,12 @@ from experiments.runtime.tables import Table, markdown_row
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "default": ("",),
-    "iterations": ("--num-iterations 1", "--num-iterations 2", "--num-iterations 3", "--num-iterations 5"),
+    "iterations": (
+        "--num-iterations 1",
+        "--num-iterations 2",
+        "--num-iterations 3",
+        "--num-iterations 5",
+    ),
     "temperature": (
         "--assignment-temperature-rate 0",
         "--assignment-temperature-rate 0 --assignment-temperature 1",
@@ -59,7 +72,8 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--assignment-temperature-rate 10",
         "--assignment-temperature-rate 0 --inverse-temperature-rate 3",
         "--assignment-temperature-rate 3 --inverse-temperature-rate 3",
-        "--assignment-temperature-rate 3 --inverse-temperature-rate 3 --no-normalize-costs --inverse-temperature 0.03",
+        "--assignment-temperature-rate 3 --inverse-temperature-rate 3 --no-normalize-costs "
+        "--inverse-temperature 0.03",
         "--assignment-temperature 4 --assignment-temperature-rate 3",
         "--assignment-temperature 1 --assignment-temperature-rate 10",
     ),
@@ -85,7 +99,12 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "--identity 0 --transform-stddev 0.3",
         "--identity 0 --transform-stddev 0.5",
     ),
-    "mass": ("--parent-mass 4", "--parent-mass 64", "--parent-mass None", "--parent-mass None --field-mass 100"),
+    "mass": (
+        "--parent-mass 4",
+        "--parent-mass 64",
+        "--parent-mass None",
+        "--parent-mass None --field-mass 100",
+    ),
     "logits": (
         "--inverse-temperature 0.3",
         "--inverse-temperature 3",
@@ -161,44 +180,75 @@ class AblationConfig:
 
     def __post_init__(self):
         if unknown := set(self.study) - {*STUDIES, "all"}:
-            raise ValueError(f"study must be of {', '.join(STUDIES)} or all; got {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"study must be of {', '.join(STUDIES)} or all; got {', '.join(sorted(unknown))}"
+            )
         check_positive(self, "steps", "batch_size")
         check_not_negative(self, "holdout")
         if not self.study or not self.seeds:
-            raise ValueError(f"give at least one study and one seed; got {list(self.study)} and {list(self.seeds)}")
+            raise ValueError(
+                f"give at least one study and one seed; got {list(self.study)} and "
+                f"{list(self.seeds)}"
+            )
 
 
 def variants(config: AblationConfig) -> list[str]:
     """The flags of each variant, in order and each once."""
     studies = STUDIES if "all" in config.study else config.study
     counts = [f" --num-iterations {number}" for number in config.iterations] or [""]
-    return list(dict.fromkeys((flags + count).strip() for study in studies for flags in STUDIES[study] for count in counts))
+    return list(
+        dict.fromkeys(
+            (flags + count).strip()
+            for study in studies
+            for flags in STUDIES[study]
+            for count in counts
+        )
+    )
 
 
 def variant_config(config: AblationConfig, flags: str) -> TrainConfig:
     """The config of a variant's runs, its seed left open (0)."""
     parsed = config_of(["--dataset", config.dataset, *config.flags.split(), *flags.split()])
     holdout = 0 if parsed.holdout_instances else config.holdout
-    return dataclasses.replace(parsed, steps=config.steps, batch_size=config.batch_size, holdout=holdout, eval_every=config.steps)
+    return dataclasses.replace(
+        parsed,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        holdout=holdout,
+        eval_every=config.steps,
+    )
 
 
 def check(config: AblationConfig, configs: Iterable[TrainConfig]) -> None:
-    """Raise UsageError unless all variants, with these configs, can be trained and measured; their data are the same."""
+    """Raise UsageError unless all variants, with these configs, can be trained and measured; their
+    data are the same.
+    """
     check_folder(config.output)
     configs = list(configs)
     for variant in configs:
         measured = [name for name in ("causes", "agreement") if getattr(config, name)]
         if measured and variant.model.family != "capsules":
-            raise UsageError(f"--{measured[0]} measures EM routing, of which a network of the kind {variant.model.family} has none")
+            raise UsageError(
+                f"--{measured[0]} measures EM routing, of which a network of the kind "
+                f"{variant.model.family} has none"
+            )
         if variant.init_from is not None:
-            raise UsageError(f"the variants of an ablation begin with weights of their own; got --init-from {variant.init_from}")
+            raise UsageError(
+                "the variants of an ablation begin with weights of their own; got --init-from "
+                f"{variant.init_from}"
+            )
     dataset = load_data(configs[0], config.data_dir)
     for variant in configs:
         check_fits(variant, dataset, Execution(choose_devices(variant.batch_size)))
 
 
 def run_variant(
-    config: TrainConfig, dataset: Dataset, seeds: Sequence[int], causes: bool, agreement: bool, progress: tqdm
+    config: TrainConfig,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    causes: bool,
+    agreement: bool,
+    progress: tqdm,
 ) -> Iterator[Record]:
     """Train with each seed; a record as soon as one is done, with the flags left to the caller."""
     programs = make_programs(config, dataset, Execution(choose_devices(config.batch_size)))
@@ -217,7 +267,9 @@ def run_variant(
             progress.update()
         of_steps = jax.tree.map(lambda *values: np.array(values), *jax.device_get(taken))
         norms, last_tenth = of_steps.gradient_norm, slice(-max(1, config.steps // 10), None)
-        scores = programs.evaluate(state.params, dataset.test_images, dataset.test_labels, config.steps)
+        scores = programs.evaluate(
+            state.params, dataset.test_images, dataset.test_labels, config.steps
+        )
         record |= {
             "accuracy": scores.accuracy,
             "loss": scores.loss,
@@ -236,19 +288,28 @@ def run_variant(
 
 
 def agreement_probe(config: TrainConfig, dataset: Dataset) -> Callable[[Any], Record]:
-    """What the network, with parameters as they are after training, decides of some test images; see `make_agreement`."""
+    """What the network, with parameters as they are after training, decides of some test images;
+    see `make_agreement`.
+    """
     chosen = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
-    images, labels = evaluation_view(config.images, jnp.asarray(dataset.test_images[chosen])), dataset.test_labels[chosen]
-    network: Any = network_at(config, make_model(config.model, len(dataset.class_names)), config.steps)
+    images, labels = (
+        evaluation_view(config.images, jnp.asarray(dataset.test_images[chosen])),
+        dataset.test_labels[chosen],
+    )
+    network: Any = network_at(
+        config, make_model(config.model, len(dataset.class_names)), config.steps
+    )
     measure = make_agreement(network)
     return lambda params: measure(params, images, labels)
 
 
 class Probe(NamedTuple):
-    """What looks for causes, at the first step of a config; compiled functions of `(params, batch)`.
+    """What looks for causes, at the first step of a config; compiled functions of `(params,
+    batch)`.
 
     Attributes:
-        gradients: of the loss when all layers route with at most 1, 2 .. T iterations, the last of which is as they are.
+        gradients: of the loss when all layers route with at most 1, 2 .. T iterations, the last of
+            which is as they are.
         diagnose: `emcaps.diagnostics.diagnose_layers`.
     """
 
@@ -262,7 +323,9 @@ def make_probe(config: TrainConfig, num_classes: int) -> Probe:
     layers = whole.layer_routing()
 
     def gradient(most: int) -> Callable:
-        model = whole.clone(routing=tuple(layer.shortened(min(layer.num_iterations, most)) for layer in layers))
+        model = whole.clone(
+            routing=tuple(layer.shortened(min(layer.num_iterations, most)) for layer in layers)
+        )
 
         def objective(params: Any, batch: Batch) -> jax.Array:
             logits = class_logits(network_intermediates(config, model, params, batch.images, 0))
@@ -281,10 +344,11 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
     """What may keep a network from training, on its first eight batches.
 
     Returns:
-        `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the standard deviation of the gradient
-        from batch to batch over the norm of its mean, likewise. `gradient_norm_by_iterations`: of the mean gradient of all
-        parameters, when all layers route with at most 1, 2 .. T iterations: by what each iteration multiplies it. And of each
-        capsule layer what `emcaps.diagnostics.diagnose` says.
+        `gradient_norm`: of the mean gradient, of each layer's parameters. `gradient_noise`: the
+        standard deviation of the gradient from batch to batch over the norm of its mean, likewise.
+        `gradient_norm_by_iterations`: of the mean gradient of all parameters, when all layers route
+        with at most 1, 2 .. T iterations: by what each iteration multiplies it. And of each capsule
+        layer what `emcaps.diagnostics.diagnose` says.
     """
     given = [batches(step) for step in range(8)]
 
@@ -302,21 +366,30 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
         "gradient_norm_by_iterations": [norm(average(gradients)) for gradients in by_iterations],
     }
     for layer in params:
-        spread = [norm(jax.tree.map(jnp.subtract, slope[layer], mean[layer])) ** 2 for slope in slopes]
-        report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(norm(mean[layer]), 1e-30)
+        spread = [
+            norm(jax.tree.map(jnp.subtract, slope[layer], mean[layer])) ** 2 for slope in slopes
+        ]
+        report["gradient_noise"][layer] = math.sqrt(sum(spread) / (len(spread) - 1)) / max(
+            norm(mean[layer]), 1e-30
+        )
     diagnoses = jax.device_get(probe.diagnose(params, given[0]))
     return report | {name: numbers(diagnosis) for name, diagnosis in diagnoses.items()}
 
 
 def table(records: Sequence[Record], names: Sequence[str], caption: str) -> Table:
-    """A row for each variant: accuracy in per cent, mean and 95% interval, the worst and the best seed."""
+    """A row for each variant: accuracy in per cent, mean and 95% interval, the worst and the best
+    seed.
+    """
     rows = []
     for name in names:
         runs = [record for record in records if record["variant"] == name]
         if not runs:
             continue
         accuracies = [100 * run["accuracy"] for run in runs]
-        first, last = (statistics.median(run[f"gradient_norm_{when}"] for run in runs) for when in ("first", "last"))
+        first, last = (
+            statistics.median(run[f"gradient_norm_{when}"] for run in runs)
+            for when in ("first", "last")
+        )
         broken = sum(not run["finite"] for run in runs)
         rows.append(
             (
@@ -328,7 +401,11 @@ def table(records: Sequence[Record], names: Sequence[str], caption: str) -> Tabl
                 f"{len(runs)}{f', {broken} not finite' if broken else ''}",
             )
         )
-    return Table(caption, ("variant", "accuracy %", "worst", "best", "gradient norm, first to last tenth", "seeds"), rows)
+    return Table(
+        caption,
+        ("variant", "accuracy %", "worst", "best", "gradient norm, first to last tenth", "seeds"),
+        rows,
+    )
 
 
 def run(config: AblationConfig, _: str) -> None:
@@ -340,31 +417,47 @@ def run(config: AblationConfig, _: str) -> None:
     done = read_lines(file) if file.is_file() else []
     done = [record for record in done if record["variant"] in described]
     done = [record for record in done if record.get("config") == described[record["variant"]]]
-    measured = [name for name, wanted in (("after", config.causes), ("agreement", config.agreement)) if wanted]
+    measured = [
+        name
+        for name, wanted in (("after", config.causes), ("agreement", config.agreement))
+        if wanted
+    ]
     done = [record for record in done if all(name in record for name in measured)]
-    done = list({(record["variant"], record["seed"]): record for record in done}.values())  # the newest, where there are several
+    # The newest, where there are several.
+    done = list({(record["variant"], record["seed"]): record for record in done}.values())
     finished = {(record["variant"], record["seed"]) for record in done}
-    missing = {name: [seed for seed in config.seeds if (name, seed) not in finished] for name in configs}
+    missing = {
+        name: [seed for seed in config.seeds if (name, seed) not in finished] for name in configs
+    }
     if unfinished := [configs[name] for name, seeds in missing.items() if seeds]:
         check(config, unfinished)
     config.output.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(configs) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10) as progress:
+    with tqdm(
+        total=len(configs) * len(config.seeds) * config.steps, file=sys.stderr, mininterval=10
+    ) as progress:
         for name, seeds in missing.items():
             progress.update((len(config.seeds) - len(seeds)) * config.steps)
             progress.set_description(name or "default")
             if not seeds:
                 continue
             dataset = load_data(configs[name], config.data_dir)
-            for record in run_variant(configs[name], dataset, seeds, config.causes, config.agreement, progress):
+            for record in run_variant(
+                configs[name], dataset, seeds, config.causes, config.agreement, progress
+            ):
                 done.append({"variant": name, **record, "config": described[name]})
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(done[-1]) + "\n")
             progress.write(markdown_row(table(done, [name], name).rows[0]), file=sys.stdout)
     chosen = [record for record in done if record["seed"] in config.seeds]
-    caption = f"{config.steps} steps of {config.batch_size} images, seeds {', '.join(map(str, config.seeds))}"
+    caption = (
+        f"{config.steps} steps of {config.batch_size} images, seeds "
+        f"{', '.join(map(str, config.seeds))}"
+    )
     text = table(chosen, variants(config), caption).markdown()
     if config.agreement:
-        by_variant = {name: [r for r in chosen if r["variant"] == name] for name in variants(config)}
+        by_variant = {
+            name: [r for r in chosen if r["variant"] == name] for name in variants(config)
+        }
         text += f"\n\n{agreement_table(by_variant).markdown()}"
     (config.output / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}")

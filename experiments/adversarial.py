@@ -1,8 +1,10 @@
-"""How much noise fools them? `python -m experiments.adversarial` attacks capsules and CNNs: white box, and from one to another.
+"""How much noise fools them? `python -m experiments.adversarial` attacks capsules and CNNs: white
+box, and from one to another.
 
-The paper's claim is that capsules withstand adversarial images better than a CNN does. The attacks are those of
-analysis/attacks.py; what they are given, and how large a change they may make, is in the tables of claims/attack_programs.py. Of
-each seed there is a record, RUNS/DATASET/adversarial/seed-SEED.json, and beside it images to look at, and `experiments.report`
+The paper's claim is that capsules withstand adversarial images better than a CNN does. The attacks
+are those of analysis/attacks.py; what they are given, and how large a change they may make, is in
+the tables of claims/attack_programs.py. Of each seed there is a record,
+RUNS/DATASET/adversarial/seed-SEED.json, and beside it images to look at, and `experiments.report`
 compares them.
 """
 
@@ -19,7 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.analysis.attacks import gradient_statistics
-from experiments.claims.attack_programs import ATTACKS, OBJECTIVES, Examples, Goal, Programs, make_programs
+from experiments.claims.attack_programs import (
+    ATTACKS,
+    OBJECTIVES,
+    Examples,
+    Goal,
+    Programs,
+    make_programs,
+)
 from experiments.claims.experiment import SeedExperiment, run_seeds
 from experiments.claims.study import TrainedNetwork, load_network
 from experiments.claims.style import PAIR
@@ -34,7 +43,8 @@ from experiments.runtime.tables import Table
 
 SHOWN = 5  # images that are kept to look at, at most: the first of each class
 QUICK_IMAGES = 16
-BLACK_BOX = ("logits", "bim", False)  # objective, attack, targeted: what is tried on other networks, and shown
+# Objective, attack, targeted: what is tried on other networks, and shown.
+BLACK_BOX = ("logits", "bim", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,10 @@ class AdversarialCommand(SeedExperiment):
     def __post_init__(self):
         check_positive(self, "num_images")
         if not self.epsilons or list(self.epsilons) != sorted({*self.epsilons, 0.0})[1:]:
-            raise ValueError(f"epsilons must be one or more positive numbers, in increasing order; got {list(self.epsilons)}")
+            raise ValueError(
+                "epsilons must be one or more positive numbers, in increasing order; got "
+                f"{list(self.epsilons)}"
+            )
 
     def quick_fields(self) -> dict[str, Any]:
         return {"num_images": min(self.num_images, QUICK_IMAGES), "epsilons": self.epsilons[-2:]}
@@ -61,7 +74,11 @@ class AdversarialCommand(SeedExperiment):
         return seeds[(seeds.index(seed) + 1) % len(seeds)]
 
     def own_settings(self, seed: int) -> dict[str, Any]:
-        return {"num_images": self.num_images, "epsilons": [0.0, *self.epsilons], "victim_seed": self.next_seed(seed)}
+        return {
+            "num_images": self.num_images,
+            "epsilons": [0.0, *self.epsilons],
+            "victim_seed": self.next_seed(seed),
+        }
 
     def runs(self, seed: int) -> dict[Path, TrainConfig]:
         return self.study.networks(PAIR, seed) | self.study.networks(PAIR, self.next_seed(seed))
@@ -81,9 +98,13 @@ class Sample(NamedTuple):
 
 def check(command: AdversarialCommand, missing: Sequence[int]) -> None:
     """Raise UsageError unless there are as many images as are to be attacked."""
-    available = len(load_data(command.study.network(PAIR[0], missing[0]), command.study.data_dir).test_labels)
+    available = len(
+        load_data(command.study.network(PAIR[0], missing[0]), command.study.data_dir).test_labels
+    )
     if command.num_images > available:
-        raise UsageError(f"num_images must be at most the {available} test images; got {command.num_images}")
+        raise UsageError(
+            f"num_images must be at most the {available} test images; got {command.num_images}"
+        )
 
 
 def draw_sample(dataset: Dataset, num_images: int, seed: int) -> Sample:
@@ -91,9 +112,16 @@ def draw_sample(dataset: Dataset, num_images: int, seed: int) -> Sample:
     available, num_classes = len(dataset.test_labels), len(dataset.class_names)
     image_key, class_key, start_key = jax.random.split(jax.random.key(seed), 3)
     chosen = np.asarray(jax.random.choice(image_key, available, (num_images,), replace=False))
-    images, labels = dataset.test_images[chosen].astype(np.float32) / 255, dataset.test_labels[chosen]
-    others = (labels + np.asarray(jax.random.randint(class_key, (num_images,), 1, num_classes))) % num_classes
-    true = Examples(images, labels, np.asarray(jax.random.key_data(jax.random.split(start_key, num_images))))
+    images, labels = (
+        dataset.test_images[chosen].astype(np.float32) / 255,
+        dataset.test_labels[chosen],
+    )
+    others = (
+        labels + np.asarray(jax.random.randint(class_key, (num_images,), 1, num_classes))
+    ) % num_classes
+    true = Examples(
+        images, labels, np.asarray(jax.random.key_data(jax.random.split(start_key, num_images)))
+    )
     return Sample(true, true._replace(labels=others.astype(labels.dtype)))
 
 
@@ -114,21 +142,33 @@ class Trial(NamedTuple):
 def attack_network(
     name: str, victim: TrainedNetwork, programs: Programs, sample: Sample, epsilons: Sequence[float]
 ) -> Iterator[Trial]:
-    """Each attack with each objective and each epsilon, in this order; with an epsilon of 0 the images are as they were.
+    """Each attack with each objective and each epsilon, in this order; with an epsilon of 0 the
+    images are as they were.
 
     Raises:
         RunnerError: an attack has met a gradient that is not finite.
     """
     for index, objective in enumerate(OBJECTIVES):
-        for attack, targeted in [(name, targeted) for name, chosen in ATTACKS.items() for targeted in chosen.targeted]:
+        for attack, targeted in [
+            (name, targeted) for name, chosen in ATTACKS.items() for targeted in chosen.targeted
+        ]:
             examples, sign = (sample.wanted, -1.0) if targeted else (sample.true, 1.0)
             for epsilon in epsilons:
                 goal = Goal(victim.params, victim.step, index, sign, epsilon)
                 images = programs.attack[attack](goal, examples) if epsilon else examples.images
                 if not np.isfinite(images).all():
-                    raise RunnerError(f"{attack} on the {objective} of {name}: the gradient is not finite for some images")
+                    raise RunnerError(
+                        f"{attack} on the {objective} of {name}: the gradient is not finite for "
+                        "some images"
+                    )
                 predictions = programs.classify((victim.params, victim.step), images)
-                row = {"network": name, "objective": objective, "attack": attack, "targeted": targeted, "epsilon": epsilon}
+                row = {
+                    "network": name,
+                    "objective": objective,
+                    "attack": attack,
+                    "targeted": targeted,
+                    "epsilon": epsilon,
+                }
                 accuracy = float((predictions == sample.true.labels).mean())
                 success = float((predictions == sample.wanted.labels).mean()) if targeted else None
                 yield Trial(row | {"accuracy": accuracy, "success": success}, images, predictions)
@@ -138,21 +178,30 @@ def describe_network(victim: TrainedNetwork, programs: Programs, sample: Sample)
     """What the record says of a network before any attack."""
 
     def gradients(objective: int) -> np.ndarray:
-        return programs.differentiate(Goal(victim.params, victim.step, objective, 1.0, 0.0), sample.true)
+        return programs.differentiate(
+            Goal(victim.params, victim.step, objective, 1.0, 0.0), sample.true
+        )
 
     predictions = programs.classify((victim.params, victim.step), sample.true.images)
     return {
         "num_parameters": victim.result["num_parameters"],
         "test_error": victim.result["test_error"],
         "clean_accuracy": float((predictions == sample.true.labels).mean()),
-        "gradients": {name: numbers(gradient_statistics(gradients(index))) for index, name in enumerate(OBJECTIVES)},
+        "gradients": {
+            name: numbers(gradient_statistics(gradients(index)))
+            for index, name in enumerate(OBJECTIVES)
+        },
     }
 
 
 def attack_seed(
-    command: AdversarialCommand, seed: int, load: Callable[[str, int], TrainedNetwork], programs: Mapping[str, Programs]
+    command: AdversarialCommand,
+    seed: int,
+    load: Callable[[str, int], TrainedNetwork],
+    programs: Mapping[str, Programs],
 ) -> Record:
-    """Attack the networks of a seed, try the images on those of the next, and save some of the images beside the record.
+    """Attack the networks of a seed, try the images on those of the next, and save some of the
+    images beside the record.
 
     Args:
         command: what is asked for.
@@ -178,57 +227,88 @@ def attack_seed(
         for source in PAIR:
             networks[source] = describe_network(load(source, seed), programs[source], sample)
             transferred: list[Trial] = []
-            for trial in attack_network(source, load(source, seed), programs[source], sample, epsilons):
+            for trial in attack_network(
+                source, load(source, seed), programs[source], sample, epsilons
+            ):
                 white_box.append(trial.row)
-                if tuple(trial.row[field] for field in ("objective", "attack", "targeted")) == BLACK_BOX:
+                if (
+                    tuple(trial.row[field] for field in ("objective", "attack", "targeted"))
+                    == BLACK_BOX
+                ):
                     transferred.append(trial)
                 progress.update()
             shown[f"{source}_images"] = np.stack([trial.images[kept] for trial in transferred])
-            shown[f"{source}_predictions"] = np.stack([trial.predictions[kept] for trial in transferred])
+            shown[f"{source}_predictions"] = np.stack(
+                [trial.predictions[kept] for trial in transferred]
+            )
             for name in PAIR:
                 if (name, victim_seed) == (source, seed):
                     continue
                 victim = load(name, victim_seed)
                 for trial in transferred:
-                    predictions = programs[name].classify((victim.params, victim.step), trial.images)
+                    predictions = programs[name].classify(
+                        (victim.params, victim.step), trial.images
+                    )
                     accuracy = float((predictions == sample.true.labels).mean())
-                    row = {"source": source, "victim": name, "victim_seed": victim_seed, "epsilon": trial.row["epsilon"]}
+                    row = {
+                        "source": source,
+                        "victim": name,
+                        "victim_seed": victim_seed,
+                        "epsilon": trial.row["epsilon"],
+                    }
                     black_box.append(row | {"accuracy": accuracy})
     save_arrays(command.file(seed).with_suffix(".npz"), shown)
     return {"networks": networks, "white_box": white_box, "black_box": black_box}
 
 
 def progress_bar(name: str, epsilons: Sequence[float]) -> tqdm:
-    """A bar of the entries of `white_box`; not redrawn often where it cannot be redrawn in place."""
+    """A bar of the entries of `white_box`; not redrawn often where it cannot be redrawn
+    in place.
+    """
     modes = sum(len(attack.targeted) for attack in ATTACKS.values())
     total = modes * len(PAIR) * len(OBJECTIVES) * len(epsilons)
     return tqdm(total=total, desc=name, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
 def table(records: Sequence[Record]) -> Table:
-    """Accuracy against attacks on the logits that want any other class, the mean over the records."""
+    """Accuracy against attacks on the logits that want any other class, the mean over
+    the records.
+    """
     epsilons = records[0]["epsilons"]
     found: dict[tuple[str, str, float], list[float]] = {}
     for row in (row for record in records for row in record["white_box"]):
         if row["objective"] == "logits" and not row["targeted"]:
-            found.setdefault((row["network"], row["attack"], row["epsilon"]), []).append(100 * row["accuracy"])
+            found.setdefault((row["network"], row["attack"], row["epsilon"]), []).append(
+                100 * row["accuracy"]
+            )
     rows = [
-        (network, attack, *(f"{statistics.mean(found[network, attack, epsilon]):.1f}" for epsilon in epsilons))
+        (
+            network,
+            attack,
+            *(f"{statistics.mean(found[network, attack, epsilon]):.1f}" for epsilon in epsilons),
+        )
         for network in PAIR
         for attack in ATTACKS
     ]
-    return Table("Untargeted attacks on the logits: accuracy, %", ("network", "attack", *map("{:g}".format, epsilons)), rows)
+    return Table(
+        "Untargeted attacks on the logits: accuracy, %",
+        ("network", "attack", *map("{:g}".format, epsilons)),
+        rows,
+    )
 
 
 def run(command: AdversarialCommand, typed: str) -> None:
     """Train, attack, and print the table."""
-    load = functools.cache(load_network)  # those of a seed are attacked, and see what was made for those of another
+    # Those of a seed are attacked, and see what was made for those of another.
+    load = functools.cache(load_network)
     programs: dict[str, Programs] = {}
 
     def measure(command: AdversarialCommand, seed: int) -> Record:
         for name in PAIR:
             if name not in programs:  # they are for networks of all seeds
-                programs[name] = make_programs(load(command.study, name, seed), jax.devices(), command.num_images)
+                programs[name] = make_programs(
+                    load(command.study, name, seed), jax.devices(), command.num_images
+                )
         return attack_seed(command, seed, functools.partial(load, command.study), programs)
 
     print(table(run_seeds(command, typed, check, measure)).markdown())

@@ -1,9 +1,10 @@
 """What accelerators that are not here would run: `python -m experiments.aot`.
 
-The training step of the runner, on 32x32x2 images of five classes, is compiled by the vendors' own compilers for described devices
-(compiled/ahead_of_time.py). Counted are its operations, which on a GPU are launches, its memory, and its collectives; it is
-not run, so no time is measured but the compiler's. Routing is the paper's procedure, which the textbook's form
-(measurements/textbook.py) has too.
+The training step of the runner, on 32x32x2 images of five classes, is compiled by the vendors' own
+compilers for described devices (compiled/ahead_of_time.py). Counted are its operations, which on a
+GPU are launches, its memory, and its collectives; it is not run, so no time is measured but the
+compiler's. Routing is the paper's procedure, which the textbook's form (measurements/textbook.py)
+has too.
 """
 
 import concurrent.futures
@@ -45,7 +46,8 @@ class Case(NamedTuple):
         accelerator: see `described_devices`.
         chips: how many.
         widths: of the convolution, the primary capsules, and two layers of convolutional capsules.
-        divided: all chips share the parent types and see the same examples; otherwise they share the examples.
+        divided: all chips share the parent types and see the same examples; otherwise they share
+            the examples.
         routing: an `implementation` of emcaps, or `textbook`.
         examples: on each chip.
         iterations: of routing.
@@ -65,7 +67,9 @@ class Case(NamedTuple):
     def compiled(self) -> Any:
         """The step, compiled."""
         implementation = "dense" if self.routing == "textbook" else self.routing
-        routing = dataclasses.replace(PAPER, num_iterations=self.iterations, implementation=implementation)
+        routing = dataclasses.replace(
+            PAPER, num_iterations=self.iterations, implementation=implementation
+        )
         conv_channels, primary_capsules, *conv_capsules = self.widths
         model = ModelConfig(
             conv_channels=conv_channels,
@@ -76,7 +80,9 @@ class Case(NamedTuple):
         )
         model_axis = self.chips if self.divided else 1
         batch_size = self.examples * self.chips // model_axis
-        config = TrainConfig(model=model, dataset="smallnorb", batch_size=batch_size, schedule="cosine")
+        config = TrainConfig(
+            model=model, dataset="smallnorb", batch_size=batch_size, schedule="cosine"
+        )
         execution = Execution(described_devices(self.accelerator, self.chips), "jit", model_axis)
         network: Any = make_model(model, NUM_CLASSES)
         textbook = TextbookNetwork(network) if self.routing == "textbook" else None
@@ -85,14 +91,18 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AotCommand:
-    """Compile the training step for accelerators that are not here, and count what they would run."""
+    """Compile the training step for accelerators that are not here, and count what they
+    would run.
+    """
 
     accelerators: tuple[Accelerator, ...] = ("h100",)
     """For which: NVIDIA's H100, Google's TPU v5e, v5p, v6e."""
     chips: tuple[int, ...] = (1, 8)
     """On how many of them: of TPUs 1, 4 or 8."""
     networks: tuple[str, ...] = ("64/8/16/16", "32/32/32/32")
-    """Networks whose batch the chips share, by their widths: channels, primary capsules, two layers of convolutional capsules."""
+    """Networks whose batch the chips share, by their widths: channels, primary capsules, two layers
+    of convolutional capsules.
+    """
     divided: tuple[str, ...] = ("320/320/320/320",)
     """Networks whose parent types the chips share; not for one chip, and not by the textbook."""
     routings: tuple[Routing, ...] = ("kernels", "streamed", "dense", "textbook")
@@ -109,16 +119,24 @@ class AotCommand:
         for accelerator in self.accelerators:
             possible = SLICES.get(accelerator, self.chips)
             if not set(self.chips) <= set(possible) or min(self.chips, default=1) < 1:
-                raise ValueError(f"chips must be positive, and of a TPU 1, 4 or 8; got {list(self.chips)}")
+                raise ValueError(
+                    f"chips must be positive, and of a TPU 1, 4 or 8; got {list(self.chips)}"
+                )
         if not self.cases():
-            raise ValueError("there is nothing to compile: give accelerators, chips, networks and routings")
+            raise ValueError(
+                "there is nothing to compile: give accelerators, chips, networks and routings"
+            )
         for case in self.cases():
             if case.divided and any(types % case.chips for types in case.widths[2:]):
-                raise ValueError(f"{case.chips} chips cannot share the parent types of {written(case.widths)}")
+                raise ValueError(
+                    f"{case.chips} chips cannot share the parent types of {written(case.widths)}"
+                )
 
     def cases(self) -> list[Case]:
         """What is to be compiled, in the order of the table."""
-        networks = [(read_widths(text), False) for text in self.networks] + [(read_widths(text), True) for text in self.divided]
+        networks = [(read_widths(text), False) for text in self.networks] + [
+            (read_widths(text), True) for text in self.divided
+        ]
         return [
             Case(accelerator, chips, widths, divided, routing, self.examples, self.iterations)
             for accelerator in self.accelerators
@@ -143,12 +161,17 @@ def written(widths: Sequence[int]) -> str:
 
 
 def stay_off_devices() -> None:
-    """To be called before JAX is used: devices that are here are left alone, and plugins do not ask for what these need."""
+    """To be called before JAX is used: devices that are here are left alone, and plugins do not ask
+    for what these need.
+    """
     jax.config.update("jax_platforms", "cpu")
 
 
 def measure(case: Case) -> Record:
-    """What the compiler makes of a case, or why it gives up; bytes of one chip. In a process that does nothing else."""
+    """What the compiler makes of a case, or why it gives up; bytes of one chip.
+
+    In a process that does nothing else.
+    """
     stay_off_devices()
     jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
@@ -157,7 +180,10 @@ def measure(case: Case) -> Record:
             compiled = case.compiled()
         seconds = time.perf_counter() - start
         text, memory = compiled.as_text(), compiled.memory_analysis()
-        arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+        arguments, results = (
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        )
         return {
             "launches": count_launches(text),
             "scratch_bytes": memory.temp_size_in_bytes,
@@ -165,12 +191,15 @@ def measure(case: Case) -> Record:
             "collectives": totals(collectives(text)),
             "compile_seconds": seconds,
         }
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # of the compiler, and of what cannot be counted
+    # Of the compiler, and of what cannot be counted.
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         return {"error": first_line(error)}
 
 
 def measure_apart(case: Case) -> Record:
-    """The same in a process of its own, which takes its memory with it, and alone ends where a compiler crashes."""
+    """The same in a process of its own, which takes its memory with it, and alone ends where a
+    compiler crashes.
+    """
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         try:
             return process.submit(measure, case).result()
@@ -200,7 +229,17 @@ def table(rows: Sequence[Record]) -> Table:
                 f"{row['compile_seconds']:.0f}",
             )
         )
-    header = ("devices", "network", "routing", "launches", "scratch, MB", "in all, MB", "collectives", "MB sent", "compiled in s")
+    header = (
+        "devices",
+        "network",
+        "routing",
+        "launches",
+        "scratch, MB",
+        "in all, MB",
+        "collectives",
+        "MB sent",
+        "compiled in s",
+    )
     examples, iterations = rows[0]["examples"], rows[0]["iterations"]
     step = f"A training step, {examples} examples on each chip, {iterations} iterations"
     return Table(f"{step}; bytes of one chip; launches, of a TPU operations", header, cells)

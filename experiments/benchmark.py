@@ -1,14 +1,17 @@
-"""How fast is the routing, and how much memory does it take? `python -m experiments.benchmark`, on an otherwise idle machine.
+"""How fast is the routing, and how much memory does it take? `python -m experiments.benchmark`, on
+an otherwise idle machine.
 
-In one process it measures, side by side, the textbook formulation (measurements/textbook.py), `implementation="dense"` and
-`"streamed"`, the last as a plain call on one device and with the batch divided among all devices (on a CPU: one per core).
-It measures one layer, forward and with its gradient, and a training step of a whole network; then the parts of the streamed
-routing against the multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each size. At last
-the class capsules of dynamic routing, with votes in memory and without, and the strided convolution below them; and what a run
-costs beside its steps.
+In one process it measures, side by side, the textbook formulation (measurements/textbook.py),
+`implementation="dense"` and `"streamed"`, the last as a plain call on one device and with the batch
+divided among all devices (on a CPU: one per core). It measures one layer, forward and with its
+gradient, and a training step of a whole network; then the parts of the streamed routing against the
+multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each
+size. At last the class capsules of dynamic routing, with votes in memory and without, and the
+strided convolution below them; and what a run costs beside its steps.
 
-Three parts are for accelerators and have to be asked for, `--parts accelerator torch profile`: two whole networks and their first
-routing layers at several batch sizes; the same in PyTorch, where it is installed; and a profile of the training step.
+Three parts are for accelerators and have to be asked for, `--parts accelerator torch profile`: two
+whole networks and their first routing layers at several batch sizes; the same in PyTorch, where it
+is installed; and a profile of the training step.
 """
 
 import dataclasses
@@ -23,7 +26,12 @@ import numpy as np
 
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.measurements import accelerator, picture
-from experiments.measurements.layer import Layer, benchmark_kernels, benchmark_layer, benchmark_sweeps
+from experiments.measurements.layer import (
+    Layer,
+    benchmark_kernels,
+    benchmark_layer,
+    benchmark_sweeps,
+)
 from experiments.measurements.loop_cost import CONFIG as LOOP
 from experiments.measurements.loop_cost import benchmark_loop
 from experiments.measurements.timing import Ceilings, Measurement, fit_exponent, measure_ceilings
@@ -53,13 +61,19 @@ class BenchmarkConfig:
     batches: tuple[int, ...] = (64, 256, 16)
     """Their batch sizes. What comes first is compiled first."""
     limit: int = 300
-    """On an accelerator: seconds for compiling, and for each way of running PyTorch; what is not done by then is left out."""
+    """On an accelerator: seconds for compiling, and for each way of running PyTorch; what is not
+    done by then is left out.
+    """
     output: Path = Path("runs/benchmark")
     """Folder for benchmark.json and benchmark.png."""
 
     def __post_init__(self):
         check_positive(self, "repeats", "limit")
-        for name, choices in (("parts", get_args(Part)), ("networks", ["widths"]), ("batches", ["batch sizes"])):
+        for name, choices in (
+            ("parts", get_args(Part)),
+            ("networks", ["widths"]),
+            ("batches", ["batch sizes"]),
+        ):
             if not getattr(self, name):
                 raise ValueError(f"{name} must be one or more of {', '.join(choices)}; got none")
         if min(self.batches) < 1:
@@ -74,7 +88,12 @@ def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int,
     rows: list[tuple[str, ...]] = [("", unit, "x first", "scratch MB", "compile s")]
     for name, result in results.items():
         amount = 1e9 * result.seconds / pairs if pairs > 1 else 1e3 * result.seconds
-        values = (amount, reference / result.seconds, result.scratch_bytes / 1e6, result.compile_seconds)
+        values = (
+            amount,
+            reference / result.seconds,
+            result.scratch_bytes / 1e6,
+            result.compile_seconds,
+        )
         rows.append((name, *map("{:.1f}".format, values)))
     print(f"\n{title}\n{lines((-24, 14, 12, 12, 11), rows)}")
 
@@ -82,7 +101,9 @@ def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int,
 def layer_part(config: BenchmarkConfig) -> Any:
     results = benchmark_layer(config.layer, config.repeats)
     for direction, measurements in results.items():
-        report_side_by_side(f"One layer, {direction}", measurements, config.layer.pairs, "ns per pair")
+        report_side_by_side(
+            f"One layer, {direction}", measurements, config.layer.pairs, "ns per pair"
+        )
     return {direction: as_record(measurements) for direction, measurements in results.items()}
 
 
@@ -95,7 +116,10 @@ def step_part(config: BenchmarkConfig) -> Any:
 def kernels_part(config: BenchmarkConfig) -> Any:
     rows = benchmark_kernels(config.layer, config.repeats)
     rate = rows["multiply-adds"]["per_second"]
-    print(f"\nParts of streamed routing, one device; floor at {rate / 1e9:.1f} billion multiply-adds a second")
+    print(
+        f"\nParts of streamed routing, one device; floor at {rate / 1e9:.1f} billion multiply-adds "
+        "a second"
+    )
     parts = {name: row for name, row in rows.items() if name != "multiply-adds"}
     fields = ("ns_per_pair", "floor_ns", "times_floor")
     cells = [(name, *(f"{row[field]:.1f}" for field in fields)) for name, row in parts.items()]
@@ -109,8 +133,12 @@ def sweeps_part(config: BenchmarkConfig) -> Any:
     for name, sweep in sweeps.items():
         exponent = fit_exponent(sweep["sizes"], sweep["seconds"])
         record[name] = {**sweep, "exponent": exponent}
-        costs = "  ".join(f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True))
-        per_unit = [second / size for second, size in zip(sweep["seconds"], sweep["sizes"], strict=True)]
+        costs = "  ".join(
+            f"{n}: {1e3 * s:.1f} ms" for n, s in zip(sweep["sizes"], sweep["seconds"], strict=True)
+        )
+        per_unit = [
+            second / size for second, size in zip(sweep["seconds"], sweep["sizes"], strict=True)
+        ]
         rows.append((name, f"{exponent:.2f}", f"{per_unit[-1] / per_unit[0]:.2f}", f"   {costs}"))
     print(f"\nStreamed with gradient, one device: how cost grows\n{lines((-12, 10, 21, 0), rows)}")
     return record
@@ -126,33 +154,52 @@ def dynamic_part(config: BenchmarkConfig) -> Any:
 def loop_part(config: BenchmarkConfig) -> Any:
     milliseconds = benchmark_loop(max(3, config.repeats // 2))
     bare, loop = (float(np.median(milliseconds[name])) for name in ("bare", "loop"))
-    print(f"\nTraining, default recipe, 28x28 images, batch {LOOP.batch_size}, a checkpoint every 50 steps, ms a step")
-    print(f"bare step {bare:.1f}, loop {loop:.1f}: {loop / bare - 1:+.1%}; {1e3 * LOOP.batch_size / loop:.0f} images/s")
+    print(
+        f"\nTraining, default recipe, 28x28 images, batch {LOOP.batch_size}, a checkpoint every 50 "
+        "steps, ms a step"
+    )
+    print(
+        f"bare step {bare:.1f}, loop {loop:.1f}: {loop / bare - 1:+.1%}; "
+        f"{1e3 * LOOP.batch_size / loop:.0f} images/s"
+    )
     return milliseconds
 
 
 def ceilings_part(config: BenchmarkConfig) -> Ceilings:
     """What the parts for accelerators are compared with."""
     ceilings = measure_ceilings(config.repeats)
-    print(f"\n{ceilings.multiply_adds / 1e12:.3f} T element-wise multiply-adds/s, {ceilings.bytes / 1e9:.0f} GB/s", flush=True)
+    print(
+        f"\n{ceilings.multiply_adds / 1e12:.3f} T element-wise multiply-adds/s, "
+        f"{ceilings.bytes / 1e9:.0f} GB/s",
+        flush=True,
+    )
     return ceilings
 
 
 def accelerator_part(config: BenchmarkConfig) -> Any:
     ceilings = ceilings_part(config)
     loads = accelerator.workloads(config.networks, config.batches)
-    rows = kept(config, "accelerator", accelerator.benchmark_accelerator(loads, ceilings, config.repeats, config.limit))
+    rows = kept(
+        config,
+        "accelerator",
+        accelerator.benchmark_accelerator(loads, ceilings, config.repeats, config.limit),
+    )
     return {"ceilings": ceilings._asdict(), "rows": rows}
 
 
 def torch_part(config: BenchmarkConfig) -> Any:
     ceilings = ceilings_part(config)
     given = config.networks, config.batches, ceilings, config.repeats, config.limit, config.output
-    return {"ceilings": ceilings._asdict(), "rows": kept(config, "torch", accelerator.benchmark_torch(*given))}
+    return {
+        "ceilings": ceilings._asdict(),
+        "rows": kept(config, "torch", accelerator.benchmark_torch(*given)),
+    }
 
 
 def profile_part(config: BenchmarkConfig) -> Any:
-    files = accelerator.profile_step(Widths.parse(config.networks[0]), config.batches[0], config.output)
+    files = accelerator.profile_step(
+        Widths.parse(config.networks[0]), config.batches[0], config.output
+    )
     print(f"\nprofile of the training step: {', '.join(map(str, files))}")
     return [file.name for file in files]
 
@@ -192,7 +239,8 @@ def run(config: BenchmarkConfig, _: str) -> None:
     """Measure the parts asked for, print them, and write benchmark.json and benchmark.png.
 
     Raises:
-        UsageError: there can be no such folder, or the devices cannot share the batch; nothing has been measured.
+        UsageError: there can be no such folder, or the devices cannot share the batch; nothing has
+            been measured.
     """
     start_jax()
     check_folder(config.output)

@@ -1,9 +1,12 @@
-"""What does a pose know? `python -m experiments.equivariance` reads the viewpoint from the class capsules' poses, linearly.
+"""What does a pose know? `python -m experiments.equivariance` reads the viewpoint from the class
+capsules' poses, linearly.
 
-A capsule's pose is meant to move with the object, so that what depends on the viewpoint is in it and the activation does not depend
-on it. Here toys of toynorb are turned, rolled, enlarged and moved, all at once and at random, and a linear map, fitted on the toys
-that the networks were trained on, predicts from a network's last layer how each toy is seen, for toys that neither has met. Of each
-seed there is a record, RUNS/DATASET/equivariance/seed-SEED.json, and beside it what one toy's poses do as it moves.
+A capsule's pose is meant to move with the object, so that what depends on the viewpoint is in it
+and the activation does not depend on it. Here toys of toynorb are turned, rolled, enlarged and
+moved, all at once and at random, and a linear map, fitted on the toys that the networks were
+trained on, predicts from a network's last layer how each toy is seen, for toys that neither has
+met. Of each seed there is a record, RUNS/DATASET/equivariance/seed-SEED.json, and beside it what
+one toy's poses do as it moves.
 """
 
 import dataclasses
@@ -40,8 +43,8 @@ from experiments.runtime.records import Record, save_arrays
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
 
-# From where and how a toy is seen. The networks were trained on all azimuths and elevations, on crops at random places (up to a
-# sixth of the width from the middle), and on no roll and no zoom.
+# From where and how a toy is seen. The networks were trained on all azimuths and elevations, on
+# crops at random places (up to a sixth of the width from the middle), and on no roll and no zoom.
 RANGES = {
     "elevation": (30.0, 70.0),
     "azimuth": (0.0, 360.0),
@@ -54,7 +57,8 @@ SWEPT = (4, ToyNorb.SPLITS["test"][0])  # the toy that is shown: its category an
 SWEEP_STEPS = 9
 QUICK_VIEWS = 4
 
-# What is read from a network, given its intermediates and the classes of the images: `[B, features]`.
+# What is read from a network, given its intermediates and the classes of the images: `[B,
+# features]`.
 LAST_LAYERS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], jax.Array], jax.Array]]] = {
     "capsules": {"pose": lambda intermediates, labels: pose_of(intermediates, labels)},
     "dynamic": {"pose": lambda intermediates, labels: pose_of(intermediates, labels)},
@@ -78,7 +82,10 @@ class EquivarianceCommand(SeedExperiment):
     def __post_init__(self):
         check_positive(self, "num_views")
         if self.study.dataset != ToyNorb.name:
-            raise ValueError(f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got {self.study.dataset}")
+            raise ValueError(
+                f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got "
+                f"{self.study.dataset}"
+            )
         check_networks(self.networks, LAST_LAYERS)
 
     def quick_fields(self) -> dict[str, Any]:
@@ -124,32 +131,55 @@ def random_views(key: jax.Array, number: int) -> View:
 
 
 def sweep_views() -> View:
-    """Views that differ in one field at a time from the middle of all ranges, field by field, `[6 * SWEEP_STEPS]`."""
+    """Views that differ in one field at a time from the middle of all ranges, field by field, `[6 *
+    SWEEP_STEPS]`.
+    """
     middle = {name: (low + high) / 2 for name, (low, high) in RANGES.items()}
-    rows = [middle | {name: value} for name, ends in RANGES.items() for value in np.linspace(*ends, SWEEP_STEPS)]
+    rows = [
+        middle | {name: value}
+        for name, ends in RANGES.items()
+        for value in np.linspace(*ends, SWEEP_STEPS)
+    ]
     return View(**{name: jnp.array([row[name] for row in rows], jnp.float32) for name in RANGES})
 
 
 @functools.cache
 def take_snapshots(num_views: int) -> Snapshots:
     """Random views of all toys, each lit at random; the same every time."""
-    toys = list(product(range(len(CATEGORIES)), sorted(instance for split in ToyNorb.SPLITS.values() for instance in split)))
+    toys = list(
+        product(
+            range(len(CATEGORIES)),
+            sorted(instance for split in ToyNorb.SPLITS.values() for instance in split),
+        )
+    )
 
     def take(which: tuple[int, int]) -> tuple[np.ndarray, View]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), which[0]), which[1])
         view_key, light_key = jax.random.split(key)
         views = random_views(view_key, num_views)
         lightings = jax.random.randint(light_key, (num_views,), 0, len(LIGHTINGS))
-        return np.asarray(snapshots(toy(*which), views, lightings, size=ToyNorb.SIZE)), jax.device_get(views)
+        return np.asarray(
+            snapshots(toy(*which), views, lightings, size=ToyNorb.SIZE)
+        ), jax.device_get(views)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(toys), desc="rendering", unit=" toys") as progress:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(toys), desc="rendering", unit=" toys") as progress,
+    ):
         found = []
         for snapshot in pool.map(take, toys):
             found.append(snapshot)
             progress.update()
     images = np.concatenate([pairs for pairs, _ in found]).transpose(0, 2, 3, 1)
-    labels, instances = (np.repeat(np.array(column, np.int32), num_views) for column in zip(*toys, strict=True))
-    return Snapshots(images, labels, instances, jax.tree.map(lambda *fields: np.concatenate(fields), *(view for _, view in found)))
+    labels, instances = (
+        np.repeat(np.array(column, np.int32), num_views) for column in zip(*toys, strict=True)
+    )
+    return Snapshots(
+        images,
+        labels,
+        instances,
+        jax.tree.map(lambda *fields: np.concatenate(fields), *(view for _, view in found)),
+    )
 
 
 @functools.cache
@@ -160,13 +190,20 @@ def take_sweep() -> np.ndarray:
     return np.asarray(images).transpose(0, 2, 3, 1)
 
 
-def read_network(name: str, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """What each of its `LAST_LAYERS` gives for uint8 images `[N, H, W, C]`, by name, `[N, features]`."""
+def read_network(
+    name: str, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What each of its `LAST_LAYERS` gives for uint8 images `[N, H, W, C]`, by name, `[N,
+    features]`.
+    """
 
     def reader(read: Callable) -> np.ndarray:
         def features(given: tuple[Any, Any], examples: tuple[jax.Array, jax.Array]) -> jax.Array:
             view = evaluation_view(network.config.images, examples[0])
-            return read(network_intermediates(network.config, network.model, given[0], view, given[1]), examples[1])
+            return read(
+                network_intermediates(network.config, network.model, given[0], view, given[1]),
+                examples[1],
+            )
 
         per_device = min(EXAMPLES_PER_DEVICE, len(images))
         on_devices = map_chunks(features, device_mesh(jax.devices()), per_device)
@@ -188,18 +225,26 @@ def known_toys(taken: Snapshots) -> np.ndarray:
 
 
 def principal_components(features: np.ndarray, known: np.ndarray, number: int) -> np.ndarray:
-    """Features along the directions in which those of the known examples vary most, `[N, number]`."""
+    """Features along the directions in which those of the known examples vary most,
+    `[N, number]`.
+    """
     centerd = features.astype(np.float64) - features[known].mean(0)
     _, _, directions = np.linalg.svd(centerd[known], full_matrices=False)
     return centerd @ directions[:number].T
 
 
 def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
-    """R^2 of each target on the toys of the test split, the mean over the categories, each of which has a linear map of its own."""
+    """R^2 of each target on the toys of the test split, the mean over the categories, each of which
+    has a linear map of its own.
+    """
     known, wanted = known_toys(taken), targets(taken.views)
 
     def readings(chosen: np.ndarray) -> Readings:
-        return Readings(features[chosen], {name: values[chosen] for name, values in wanted.items()}, taken.instances[chosen])
+        return Readings(
+            features[chosen],
+            {name: values[chosen] for name, values in wanted.items()},
+            taken.instances[chosen],
+        )
 
     of_categories = [taken.labels == category for category in range(len(CATEGORIES))]
     found = [r_squared(readings(of & known), readings(of & ~known)) for of in of_categories]
@@ -211,7 +256,10 @@ def check(command: EquivarianceCommand, missing: Sequence[int]) -> None:
     for name in command.networks:
         config = command.study.network(name, missing[0])
         if config.scored != "test" or config.factor is not None:
-            raise UsageError(f"{name} must be trained on all views of all toys of the training split; choose other --flags")
+            raise UsageError(
+                f"{name} must be trained on all views of all toys of the training split; choose "
+                "other --flags"
+            )
 
 
 def measure(command: EquivarianceCommand, seed: int) -> Record:
@@ -219,15 +267,30 @@ def measure(command: EquivarianceCommand, seed: int) -> Record:
     taken, shown = take_snapshots(command.num_views), take_sweep()
     images = np.concatenate([taken.images, shown])
     labels = np.concatenate([taken.labels, np.full(len(shown), SWEPT[0], np.int32)])
-    layers, sweeps = {}, {"images": shown, **{f"view_{name}": np.asarray(field) for name, field in sweep_views()._asdict().items()}}
+    layers, sweeps = (
+        {},
+        {
+            "images": shown,
+            **{
+                f"view_{name}": np.asarray(field) for name, field in sweep_views()._asdict().items()
+            },
+        },
+    )
     for name in tqdm(command.networks, desc=f"reading seed {seed}", unit=" networks"):
         network = load_network(command.study, name, seed)
         for layer, of_both in read_network(name, network, images, labels).items():
             features, sweeps[f"{name}: {layer}"] = np.split(of_both, [len(taken.images)])
-            layers[f"{name}: {layer}"] = {"features": features.shape[1], "r_squared": explained(features, taken)}
-            if features.shape[1] > POSE_ENTRIES:  # as many numbers as a pose has, for a fair comparison
+            layers[f"{name}: {layer}"] = {
+                "features": features.shape[1],
+                "r_squared": explained(features, taken),
+            }
+            # As many numbers as a pose has, for a fair comparison.
+            if features.shape[1] > POSE_ENTRIES:
                 components = principal_components(features, known_toys(taken), POSE_ENTRIES)
-                layers[f"{name}: {layer}, components"] = {"features": POSE_ENTRIES, "r_squared": explained(components, taken)}
+                layers[f"{name}: {layer}, components"] = {
+                    "features": POSE_ENTRIES,
+                    "r_squared": explained(components, taken),
+                }
     save_arrays(command.file(seed).with_suffix(".npz"), sweeps)
     return {"layers": layers}
 

@@ -1,4 +1,6 @@
-"""The network of a run as a file for `emcaps.pretrained`: `python -m experiments.export --workdir RUN --out FILE`."""
+"""The network of a run as a file for `emcaps.pretrained`: `python -m experiments.export --workdir
+RUN --out FILE`.
+"""
 
 import dataclasses
 import sys
@@ -46,19 +48,32 @@ def export(command: ExportCommand) -> Classifier:
     """Write the file, and return what is in it.
 
     Raises:
-        UsageError: the run is not one of a finished `CapsNet`, or the file is there already or has no folder to be in.
+        UsageError: the run is not one of a finished `CapsNet`, or the file is there already or has
+            no folder to be in.
         RunnerError: the file cannot be written.
     """
-    config, result = now_at(read_config(command.workdir), command.dataset), read_result(command.workdir)
+    config, result = (
+        now_at(read_config(command.workdir), command.dataset),
+        read_result(command.workdir),
+    )
     if config.model.family != "capsules":
-        raise UsageError(f"only networks of matrix capsules are exported; {command.workdir} holds a {config.model.family}")
+        raise UsageError(
+            f"only networks of matrix capsules are exported; {command.workdir} holds a "
+            f"{config.model.family}"
+        )
     if result is None:
         raise UsageError(f"{command.workdir} is not finished; the command that trains it goes on")
     if command.out.exists():
-        raise UsageError(f"{command.out} is there already, and is not overwritten; choose another --out")
+        raise UsageError(
+            f"{command.out} is there already, and is not overwritten; choose another --out"
+        )
     if not command.out.parent.is_dir():
-        raise UsageError(f"there is no folder {command.out.parent} to write {command.out.name} into")
-    step, state, dataset, model = restore(config, command.workdir, command.data_dir, None, start_jax(1)[:1])
+        raise UsageError(
+            f"there is no folder {command.out.parent} to write {command.out.name} into"
+        )
+    step, state, dataset, model = restore(
+        config, command.workdir, command.data_dir, None, start_jax(1)[:1]
+    )
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
     try:
@@ -68,7 +83,9 @@ def export(command: ExportCommand) -> Classifier:
             view_of(config),
             dataset.test_images.shape[1:],
             dataset.class_names,
-            first_of_each_class(dataset) if command.examples else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
+            first_of_each_class(dataset)
+            if command.examples
+            else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
             {name: result[name] for name in FACTS},
         )
         save_classifier(command.out, classifier)
@@ -91,7 +108,10 @@ def first_of_each_class(dataset: Dataset) -> Examples:
 def run(command: ExportCommand, _: str) -> None:
     """Write the file."""
     classifier = export(command)
-    print(f"{command.out}: {command.out.stat().st_size} bytes, test error {classifier.facts['test_error']:.4%}")
+    print(
+        f"{command.out}: {command.out.stat().st_size} bytes, test error "
+        f"{classifier.facts['test_error']:.4%}"
+    )
 
 
 main = entry_point("experiments.export", ExportCommand, run)

@@ -1,6 +1,8 @@
-"""What a trained network does with an image: `python -m experiments.figures --workdir RUN` draws it, at any checkpoint.
+"""What a trained network does with an image: `python -m experiments.figures --workdir RUN` draws
+it, at any checkpoint.
 
-Of matrix capsules there are `convergence` and `assignments`; of capsules with a decoder, matrices or vectors, `reconstructions`.
+Of matrix capsules there are `convergence` and `assignments`; of capsules with a decoder, matrices
+or vectors, `reconstructions`.
 """
 
 import dataclasses
@@ -44,13 +46,18 @@ def run(command: FiguresCommand, _: str) -> None:
     config = now_at(read_config(command.workdir), command.dataset)
     if config.model.family != "capsules" and not config.model.reconstruction:
         raise UsageError(
-            f"{command.workdir} holds a run of a network ({config.model.family}) with neither EM routing nor a decoder to draw"
+            f"{command.workdir} holds a run of a network ({config.model.family}) with neither EM "
+            "routing nor a decoder to draw"
         )
     devices = start_jax()[:1]
-    step, state, dataset, model = restore(config, command.workdir, command.data_dir, command.step, devices)
+    step, state, dataset, model = restore(
+        config, command.workdir, command.data_dir, command.step, devices
+    )
     there_are, chosen = len(dataset.test_images), command.images
     if not chosen or not all(0 <= image < there_are for image in chosen):
-        raise UsageError(f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}")
+        raise UsageError(
+            f"images must be one or more numbers from 0 to {there_are - 1}; got {list(chosen)}"
+        )
     folder = command.workdir / "figures"
     folder.mkdir(exist_ok=True)
     drawings = routing_drawings(config, model, state.params, step, dataset, chosen)

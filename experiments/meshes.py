@@ -1,9 +1,11 @@
-"""All of emcaps in each of JAX's own ways of sharing a batch: `python -m experiments.meshes --output runs/meshes`.
+"""All of emcaps in each of JAX's own ways of sharing a batch: `python -m experiments.meshes
+--output runs/meshes`.
 
-Every public function of arrays and every module, on simulated devices: by explicit and automatic axes of a mesh, `jax.shard_map`,
-`jax.pmap`, one example at a time by `jax.vmap` (of a whole batch, or of one that is divided), and exported for a batch of any
-size. Values and gradients are compared with one call on one device, and the collectives of the compiled program are counted: a
-result needs none, and a gradient one all-reduce.
+Every public function of arrays and every module, on simulated devices: by explicit and automatic
+axes of a mesh, `jax.shard_map`, `jax.pmap`, one example at a time by `jax.vmap` (of a whole batch,
+or of one that is divided), and exported for a batch of any size. Values and gradients are compared
+with one call on one device, and the collectives of the compiled program are counted: a result needs
+none, and a gradient one all-reduce.
 """
 
 import dataclasses
@@ -30,7 +32,9 @@ class MeshesCommand:
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """How many share the batch."""
     ways: tuple[str, ...] = tuple(WAYS)
-    """Which of explicit, automatic, shard_map, pmap, vmap, explicit-vmap, shard_map-vmap, export."""
+    """Which of explicit, automatic, shard_map, pmap, vmap, explicit-vmap,
+    shard_map-vmap, export.
+    """
     cases: tuple[str, ...] = ()
     """Names of functions and modules as the table has them; none: all."""
     output: Path = Path("runs/meshes")
@@ -40,15 +44,22 @@ class MeshesCommand:
         if not self.ways or not set(self.ways) <= set(WAYS):
             raise ValueError(f"ways must be some of {', '.join(WAYS)}; got {list(self.ways)}")
         if not self.devices or any(number < 1 or BATCH % number for number in self.devices):
-            raise ValueError(f"devices must be divisors of the batch of {BATCH}; got {list(self.devices)}")
+            raise ValueError(
+                f"devices must be divisors of the batch of {BATCH}; got {list(self.devices)}"
+            )
 
 
 def compare_all(command: MeshesCommand) -> list[Record]:
-    """A record for each case, way and number of devices; a case that cannot be run has an error in place of numbers."""
+    """A record for each case, way and number of devices; a case that cannot be run has an error in
+    place of numbers.
+    """
     rows: list[Record] = []
     known = {case.name: case for case in cases()}
     if unknown := set(command.cases) - set(known):
-        raise UsageError(f"cases must be some of {', '.join(map(repr, known))}; got {', '.join(map(repr, sorted(unknown)))}")
+        raise UsageError(
+            f"cases must be some of {', '.join(map(repr, known))}; got "
+            f"{', '.join(map(repr, sorted(unknown)))}"
+        )
     for case in tqdm([known[name] for name in command.cases or known], "comparing"):
         expected = expect(case)
         for name in command.ways:
@@ -63,13 +74,18 @@ def compare_all(command: MeshesCommand) -> list[Record]:
 
 
 def table(rows: Sequence[Record]) -> Table:
-    """A line for each case, a column for each way: the largest difference, the collectives, and what is not right."""
+    """A line for each case, a column for each way: the largest difference, the collectives, and
+    what is not right.
+    """
     ways = list(dict.fromkeys(row["way"] for row in rows))
     cells = []
     for case in dict.fromkeys(row["case"] for row in rows):
         mine = [[row for row in rows if (row["case"], row["way"]) == (case, way)] for way in ways]
         cells.append((case, *map(_cell, mine)))
-    title = "Largest relative difference from one device (bfloat16: from float32), and the collectives of result and gradient"
+    title = (
+        "Largest relative difference from one device (bfloat16: from float32), and the "
+        "collectives of result and gradient"
+    )
     return Table(title, ("", *ways), cells)
 
 
@@ -80,7 +96,11 @@ def _cell(rows: Sequence[Record]) -> str:
         return f"FAILED on {', '.join(failed)}"
     kinds = sorted({f"{runs} {kind}" for row in rows for kind, runs in row["collectives"].items()})
     wrong = "" if all(row["right"] for row in rows) else " NOT RIGHT"
-    return f"{max(row['difference'] for row in rows):.0e}" + (f", {', '.join(kinds)}" if kinds else "") + wrong
+    return (
+        f"{max(row['difference'] for row in rows):.0e}"
+        + (f", {', '.join(kinds)}" if kinds else "")
+        + wrong
+    )
 
 
 def run(command: MeshesCommand, typed: str) -> int:

@@ -1,7 +1,9 @@
-"""How large must a network be? `python -m experiments.parameters` trains capsules and CNNs of several sizes, with several seeds.
+"""How large must a network be? `python -m experiments.parameters` trains capsules and CNNs of
+several sizes, with several seeds.
 
-The paper's claim is that capsules reach the accuracy of a CNN with far fewer parameters. What can be trained is in
-claims/networks.py; each run is a folder as of `experiments.train`, RUNS/DATASET/NETWORK-SEED. `experiments.report` compares them.
+The paper's claim is that capsules reach the accuracy of a CNN with far fewer parameters. What can
+be trained is in claims/networks.py; each run is a folder as of `experiments.train`,
+RUNS/DATASET/NETWORK-SEED. `experiments.report` compares them.
 """
 
 import dataclasses
@@ -31,13 +33,19 @@ def run(command: ParametersCommand, typed: str) -> None:
     command = command.asked()
     study = command.study
     start_jax()
-    runs = {path: config for seed in study.seeds for path, config in study.networks(command.networks, seed).items()}
+    runs = {
+        path: config
+        for seed in study.seeds
+        for path, config in study.networks(command.networks, seed).items()
+    }
     check_runs(runs, study.data_dir)
     shown = ("num_parameters", "seed", "steps", "test_error", "train_seconds")
     results = []
     for path, config in runs.items():
         result = trained(config, path, study.data_dir, typed)
-        results.append({"network": path.name.rpartition("-")[0]} | {field: result[field] for field in shown})
+        results.append(
+            {"network": path.name.rpartition("-")[0]} | {field: result[field] for field in shown}
+        )
     print(table(results))
 
 

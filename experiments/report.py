@@ -1,7 +1,9 @@
-"""The claims and what was found: `python -m experiments.report --runs RUNS` makes one page of all results in a folder.
+"""The claims and what was found: `python -m experiments.report --runs RUNS` makes one page of all
+results in a folder.
 
-It reads what experiments.parameters, .viewpoints, .adversarial, .jumble and .equivariance have left in RUNS (not of `--quick`), and
-writes report.md, report.html and the pictures. The section of each claim is in `experiments/claims`; `gather` puts them together.
+It reads what experiments.parameters, .viewpoints, .adversarial, .jumble and .equivariance have left
+in RUNS (not of `--quick`), and writes report.md, report.html and the pictures. The section of each
+claim is in `experiments/claims`; `gather` puts them together.
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ from experiments.runtime.tables import Table
 
 TITLE = "Capsules and the CNN: the claims, put to the test"
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 "
+    "1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;font-size:.85em}"
     "th,td{border:1px solid #ccc;padding:.2rem .6rem;text-align:left;white-space:nowrap}"
     "caption{text-align:left;font-weight:600}img{max-width:100%}code{font-size:.85em;overflow-wrap:anywhere}"
@@ -57,20 +60,29 @@ def gather(runs: Path) -> list[Section]:
     sections = []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name != "quick"):
         trained = [
-            read_json(path, "model", "test_error") | {"network": path.parent.name.rpartition("-")[0]}
+            read_json(path, "model", "test_error")
+            | {"network": path.parent.name.rpartition("-")[0]}
             for path in sorted(folder.glob("*/result.json"))
         ]
         if trained:
             sections.append(parameters.section(folder.name, trained))
         for views in sorted(folder.glob("viewpoints-*")):
             if records := read_records(views, "networks", "unmatched"):
-                sections.append(viewpoints.section(folder.name, views.name.partition("-")[2], records))
+                sections.append(
+                    viewpoints.section(folder.name, views.name.partition("-")[2], records)
+                )
         if records := read_records(folder / "adversarial", "white_box", "black_box"):
-            sections.append(adversarial.section(folder.name, records, read_examples(folder / "adversarial")))
+            sections.append(
+                adversarial.section(folder.name, records, read_examples(folder / "adversarial"))
+            )
         if records := read_records(folder / "jumble", "rows", same=("networks", "amounts")):
             sections.append(jumble.section(folder.name, records, read_examples(folder / "jumble")))
-        if records := read_records(folder / "equivariance", "layers", same=("networks", "num_views")):
-            sections.append(equivariance.section(folder.name, records, read_examples(folder / "equivariance")))
+        if records := read_records(
+            folder / "equivariance", "layers", same=("networks", "num_views")
+        ):
+            sections.append(
+                equivariance.section(folder.name, records, read_examples(folder / "equivariance"))
+            )
     if not sections:
         names = ".parameters, .viewpoints, .adversarial, .jumble or .equivariance"
         raise UsageError(f"{runs} holds no results of experiments{names}")
@@ -89,12 +101,18 @@ def read_records(folder: Path, *required: str, same: Sequence[str] = ()) -> list
     for path, record in zip(paths, records, strict=True):
         for name in same:
             if record[name] != records[0][name]:
-                raise UsageError(f"{path} cannot be compared with {paths[0]}: {name} {record[name]} and {records[0][name]}")
+                raise UsageError(
+                    f"{path} cannot be compared with {paths[0]}: {name} {record[name]} and "
+                    f"{records[0][name]}"
+                )
     return records
 
 
 def read_examples(folder: Path) -> Any:
-    """The arrays beside the first record; None if there are none. Raises RunnerError if the file is damaged."""
+    """The arrays beside the first record; None if there are none.
+
+    Raises RunnerError if the file is damaged.
+    """
     paths = sorted(folder.glob("seed-*.npz"))
     return read_arrays(paths[0]) if paths else None
 
@@ -108,7 +126,9 @@ def to_markdown(sections: Iterable[Section]) -> str:
     def picture(given: Picture) -> Iterable[str]:
         return [f"![{given.caption}]({given.name}.png)", "", given.caption, ""]
 
-    return "\n".join(page(sections, f"# {TITLE}", "## {}".format, str, table, picture, "- {}".format))
+    return "\n".join(
+        page(sections, f"# {TITLE}", "## {}".format, str, table, picture, "- {}".format)
+    )
 
 
 def to_html(sections: Iterable[Section]) -> str:
@@ -123,7 +143,8 @@ def to_html(sections: Iterable[Section]) -> str:
 
     def picture(given: Picture) -> Iterable[str]:
         caption = html.escape(given.caption)
-        return [f'<figure><img src="{given.name}.png" alt="{caption}"/><figcaption>{caption}</figcaption></figure>']
+        image = f'<img src="{given.name}.png" alt="{caption}"/>'
+        return [f"<figure>{image}<figcaption>{caption}</figcaption></figure>"]
 
     def paragraph(text: str) -> str:
         return f"<p>{html.escape(text)}</p>"
@@ -133,10 +154,22 @@ def to_html(sections: Iterable[Section]) -> str:
         return f"<p><code>{html.escape(command)}</code>{html.escape(rest)}</p>"
 
     heading = lambda text: f"<h2>{html.escape(text)}</h2>"  # noqa: E731
-    body = page(sections, f"<h1>{html.escape(TITLE)}</h1>", heading, paragraph, table, picture, source)
-    head = f'<head><meta charset="utf-8"/><meta name="viewport" content="width=device-width"/><title>{html.escape(TITLE)}</title>'
+    body = page(
+        sections, f"<h1>{html.escape(TITLE)}</h1>", heading, paragraph, table, picture, source
+    )
+    head = (
+        '<head><meta charset="utf-8"/><meta name="viewport" '
+        f'content="width=device-width"/><title>{html.escape(TITLE)}</title>'
+    )
     return "\n".join(
-        ["<!DOCTYPE html>", '<html lang="en">', f"{head}<style>{STYLE}</style></head><body>", *body, "</body></html>", ""]
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            f"{head}<style>{STYLE}</style></head><body>",
+            *body,
+            "</body></html>",
+            "",
+        ]
     )
 
 

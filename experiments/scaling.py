@@ -1,7 +1,8 @@
 """What more devices change, and what not: `python -m experiments.scaling --output runs/scaling`.
 
-Simulated devices of the CPU (and processes of this host) verify that results are the same, and are what programs are compiled for
-whose collectives are counted. What an accelerator's compiler makes of the step says `python -m experiments.aot`.
+Simulated devices of the CPU (and processes of this host) verify that results are the same, and are
+what programs are compiled for whose collectives are counted. What an accelerator's compiler makes
+of the step says `python -m experiments.aot`.
 """
 
 import dataclasses
@@ -24,7 +25,13 @@ from experiments.measurements.training_step import IMAGE_SHAPE, NUM_CLASSES
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.records import Record, check_folder, write_atomically
 from experiments.runtime.tables import Table
-from experiments.verification.step_equality import DIVISIONS, PRECISIONS, Division, arrays_of, differences
+from experiments.verification.step_equality import (
+    DIVISIONS,
+    PRECISIONS,
+    Division,
+    arrays_of,
+    differences,
+)
 
 PARTS = ("equality", "collectives")
 NUM_DEVICES = (1, 2, 4, 8, 16, 32, 64)
@@ -47,8 +54,12 @@ class ScalingCommand:
 
 
 def network_config(width: int, num_devices: int) -> TrainConfig:
-    """A network whose layers all have this width, with an example for each device: collectives do not depend on how many."""
-    model = ModelConfig(conv_channels=width, primary_capsules=width, conv_capsules=(width, width), routing=TRAINABLE)
+    """A network whose layers all have this width, with an example for each device: collectives do
+    not depend on how many.
+    """
+    model = ModelConfig(
+        conv_channels=width, primary_capsules=width, conv_capsules=(width, width), routing=TRAINABLE
+    )
     images = ImageConfig(max_shift=0)
     return TrainConfig(model=model, dataset="smallnorb", images=images, batch_size=num_devices)
 
@@ -66,12 +77,16 @@ def compare() -> list[Record]:
 
 
 def count() -> list[Record]:
-    """The collectives of the paper's network on more and more devices, and with its parent types divided."""
+    """The collectives of the paper's network on more and more devices, and with its parent types
+    divided.
+    """
     rows = []
     executions = [(number, 1) for number in NUM_DEVICES] + [(8, axis) for axis in SHARED_BY]
     for number, model_axis in tqdm(executions, "compiling"):
         config = network_config(WIDTH, number // model_axis)
-        compiled = compiled_step(config, Execution(jax.devices()[:number], "jit", model_axis), IMAGE_SHAPE, NUM_CLASSES)
+        compiled = compiled_step(
+            config, Execution(jax.devices()[:number], "jit", model_axis), IMAGE_SHAPE, NUM_CLASSES
+        )
         found = totals(collectives(compiled.as_text()))
         rows.append({"devices": number, "model_axis": model_axis, "collectives": found})
     return rows
@@ -81,7 +96,13 @@ def equality_table(rows: Sequence[Record]) -> Table:
     """Relative differences."""
     parts = ("losses", "gradient", "params")
     header = ("division", *(f"{part}, {precision}" for precision in PRECISIONS for part in parts))
-    cells = [(row["division"], *(f"{row[precision][part]:.0e}" for precision in PRECISIONS for part in parts)) for row in rows]
+    cells = [
+        (
+            row["division"],
+            *(f"{row[precision][part]:.0e}" for precision in PRECISIONS for part in parts),
+        )
+        for row in rows
+    ]
     return Table("Largest relative differences from one device, after five steps", header, cells)
 
 
@@ -94,7 +115,12 @@ def collectives_table(rows: Sequence[Record]) -> Table:
         sent = sum(found["megabytes_sent"] for found in kinds.values())
         cells.append((str(row["devices"]), str(row["model_axis"]), runs, f"{sent:.2f}"))
     header = ("devices", "share parent types", "collectives in a step", "MB sent by a device")
-    return Table("Collectives of the compiled step of the paper's network, an example for each group of devices", header, cells)
+    return Table(
+        "Collectives of the compiled step of the paper's network, an example for each group of "
+        "devices",
+        header,
+        cells,
+    )
 
 
 def run(command: ScalingCommand, typed: str) -> None:

@@ -1,4 +1,5 @@
-"""Train a capsule network: `python -m experiments.train --workdir RUN`; see runs/flags.py for what can be set.
+"""Train a capsule network: `python -m experiments.train --workdir RUN`; see runs/flags.py for what
+can be set.
 
 The same command continues a run that was stopped, or killed.
 """
@@ -16,7 +17,10 @@ from experiments.runtime.command_line import entry_point
 
 
 def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
-    """What is to be trained, by folder. Raises UsageError if a folder cannot be used, or there is nothing to do."""
+    """What is to be trained, by folder.
+
+    Raises UsageError if a folder cannot be used, or there is nothing to do.
+    """
     workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
     runs = {workdir: command.config}
     if command.baseline:
@@ -35,11 +39,26 @@ def run(command: TrainCommand, typed: str) -> None:
     if len(runs) > 1:  # of one alone its training begins with the same
         check_runs(runs, command.data_dir, command.hardware, command.resume)
     results = [
-        trained(config, workdir, command.data_dir, typed, command.hardware, command.resume, command.fall_back)
+        trained(
+            config,
+            workdir,
+            command.data_dir,
+            typed,
+            command.hardware,
+            command.resume,
+            command.fall_back,
+        )
         for workdir, config in runs.items()
     ]
     same = {"command": typed} if len(results) > 1 else {}
-    announce(table([{name: value for name, value in result.items() if name not in same} for result in results]))
+    announce(
+        table(
+            [
+                {name: value for name, value in result.items() if name not in same}
+                for result in results
+            ]
+        )
+    )
 
 
 main = entry_point("experiments.train", TrainCommand, run, default_command)

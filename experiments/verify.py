@@ -1,7 +1,9 @@
-"""Is everything right on this hardware? `python -m experiments.verify`: to be run first where emcaps has not run before.
+"""Is everything right on this hardware? `python -m experiments.verify`: to be run first where
+emcaps has not run before.
 
-On the devices that are there it compares routing with float64 on the host, the training step with the CPU's, and scratch memory
-with what emcaps promises. It prints what it finds as it goes, leaves it in verify.json, and exits with 1 if anything is off.
+On the devices that are there it compares routing with float64 on the host, the training step with
+the CPU's, and scratch memory with what emcaps promises. It prints what it finds as it goes, leaves
+it in verify.json, and exits with 1 if anything is off.
 """
 
 import dataclasses
@@ -21,12 +23,19 @@ from experiments.runtime.fields import check_positive
 from experiments.runtime.records import check_folder, write_atomically
 from experiments.runtime.tables import line
 from experiments.verification.memory import check_memory
-from experiments.verification.routing import Finding, check_divided, check_precision, check_routing, failed
+from experiments.verification.routing import (
+    Finding,
+    check_divided,
+    check_precision,
+    check_routing,
+    failed,
+)
 from experiments.verification.step_equality import Division, as_arrays, differences, take_steps
 
 Check = Literal["routing", "precision", "divided", "steps", "memory"]
 STEPS = 10
-# After ten steps of Adam, which divides gradients by their size: where one is rounding noise, so is a part of the learning rate.
+# After ten steps of Adam, which divides gradients by their size: where one is rounding noise, so is
+# a part of the learning rate.
 STEP_BOUNDS = {"losses": 1e-3, "gradient": 1e-3, "params": 1e-2}
 
 WIDTHS = (-10, -92, 9, 9, -10, -4, 0)  # of the table's columns
@@ -46,30 +55,45 @@ class VerifyCommand:
     def __post_init__(self):
         check_positive(self, "seconds")
         if not self.checks:
-            raise ValueError(f"checks must be one or more of {', '.join(get_args(Check))}; got none")
+            raise ValueError(
+                f"checks must be one or more of {', '.join(get_args(Check))}; got none"
+            )
 
 
 def check_steps(number: int = STEPS) -> Iterator[list[Finding]]:
-    """Training steps on all devices against the same on one of the CPU: losses, the first gradient, the parameters at the end."""
+    """Training steps on all devices against the same on one of the CPU: losses, the first gradient,
+    the parameters at the end.
+    """
     host = jax.devices("cpu")[0]
-    devices = 1 << (min(8, len(jax.devices())).bit_length() - 1)  # a power of 2, which divides the batch and the types
+    # A power of 2, which divides the batch and the types.
+    devices = 1 << (min(8, len(jax.devices())).bit_length() - 1)
 
     def steps_on(execution: Execution, precision: str | None = "highest") -> Any:
         with jax.default_device(host), jax.default_matmul_precision(precision):
             return as_arrays(take_steps(execution, "float32", number))
 
     expected = steps_on(Execution([host]))
-    divisions = [Division(devices), Division(devices, "pmap")] + [Division(devices, model_axis=devices)] * (devices > 1)
+    divisions = [Division(devices), Division(devices, "pmap")] + [
+        Division(devices, model_axis=devices)
+    ] * (devices > 1)
     for division in divisions:
         name = f"{number} steps, {division}"
         try:
-            arrays = steps_on(Execution(jax.devices()[:devices], division.parallel, division.model_axis))
+            arrays = steps_on(
+                Execution(jax.devices()[:devices], division.parallel, division.model_axis)
+            )
         except Exception as error:
             yield [failed("steps", name, error)]
             continue
         found = differences(arrays, expected)
-        findings = [Finding("steps", f"{name}: {part}", found[part], bound) for part, bound in STEP_BOUNDS.items()]
-        yield [*findings, Finding("steps", f"{name}: compiled", float(arrays[".programs"]), 1, "programs")]
+        findings = [
+            Finding("steps", f"{name}: {part}", found[part], bound)
+            for part, bound in STEP_BOUNDS.items()
+        ]
+        yield [
+            *findings,
+            Finding("steps", f"{name}: compiled", float(arrays[".programs"]), 1, "programs"),
+        ]
     if jax.devices()[0].platform != "cpu":
         found = differences(steps_on(Execution(jax.devices()[:devices]), None), expected)
         note = "as the runner computes convolutions here"
@@ -88,19 +112,28 @@ CHECKED: dict[Check, Callable[[], Iterator[list[Finding]]]] = {
 
 
 def findings(command: VerifyCommand) -> Iterator[Finding]:
-    """What the checks find, as they find it; an error in one is a finding that has not passed, and does not stop the others."""
+    """What the checks find, as they find it; an error in one is a finding that has not passed, and
+    does not stop the others.
+    """
     end = time.monotonic() + command.seconds
     for check in CHECKED:
         if check not in command.checks:
             continue
         if time.monotonic() > end:
-            yield Finding(check, "not looked at", None, note=f"the {command.seconds} seconds were over")
+            yield Finding(
+                check, "not looked at", None, note=f"the {command.seconds} seconds were over"
+            )
             continue
         try:
             for found in CHECKED[check]():
                 yield from found
                 if time.monotonic() > end:
-                    yield Finding(check, "the rest of it", None, note=f"the {command.seconds} seconds were over")
+                    yield Finding(
+                        check,
+                        "the rest of it",
+                        None,
+                        note=f"the {command.seconds} seconds were over",
+                    )
                     break
         except Exception as error:
             yield failed(check, "the check itself", error)
@@ -115,10 +148,12 @@ def cells(finding: Finding) -> tuple[str, ...]:
 
 
 def run(command: VerifyCommand, _: str) -> int:
-    """Make the checks, print what they find, and write verify.json after each. Returns 1 if anything is off, otherwise 0.
+    """Make the checks, print what they find, and write verify.json after each. Returns 1 if
+    anything is off, otherwise 0.
 
     Raises:
-        UsageError: there can be no such folder, or no CPU to compare with; nothing has been looked at.
+        UsageError: there can be no such folder, or no CPU to compare with; nothing has been looked
+            at.
     """
     start_jax()
     all_devices("cpu")
@@ -140,7 +175,10 @@ def run(command: VerifyCommand, _: str) -> int:
         record["seconds"] = time.monotonic() - start
         write_atomically(command.output / "verify.json", json.dumps(record, indent=2) + "\n")
     off = sum(not found["passed"] for found in record["findings"])
-    print(f"{f'{off} off' if off else 'all as it should be'}, after {record['seconds']:.0f} s; written to {command.output}")
+    print(
+        f"{f'{off} off' if off else 'all as it should be'}, after {record['seconds']:.0f} s; "
+        f"written to {command.output}"
+    )
     return int(off > 0)
 
 

@@ -1,11 +1,15 @@
-"""Objects from new viewpoints: `python -m experiments.viewpoints --factor azimuth`, the paper's section 5.1.
+"""Objects from new viewpoints: `python -m experiments.viewpoints --factor azimuth`, the paper's
+section 5.1.
 
-Capsules and the paper's CNN are trained on a third of the views and tested, on objects not trained on, from these familiar views
-and from the new ones. Networks of different accuracy would not show which one generalizes better, so both are compared when their
-errors on familiar views are equal: the one that is better at its end is trained again, and stopped at the step at which it is as
-good as the other one is at its end. (In the paper it is always the capsules that are stopped.) Nothing is chosen by the new views.
+Capsules and the paper's CNN are trained on a third of the views and tested, on objects not trained
+on, from these familiar views and from the new ones. Networks of different accuracy would not show
+which one generalizes better, so both are compared when their errors on familiar views are equal:
+the one that is better at its end is trained again, and stopped at the step at which it is as good
+as the other one is at its end. (In the paper it is always the capsules that are stopped.) Nothing
+is chosen by the new views.
 
-Any data set with a factor will do: `--dataset affnist --factor affine` asks the same of shifted and transformed digits.
+Any data set with a factor will do: `--dataset affnist --factor affine` asks the same of shifted and
+transformed digits.
 """
 
 import dataclasses
@@ -35,8 +39,11 @@ from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.records import Record
 
-NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}  # 300, 320 .. 40 degrees; the three lowest
-FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {"affnist": {"affine": (0,)}}
+# 300, 320 .. 40 degrees; the three lowest.
+NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}
+FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {
+    "affnist": {"affine": (0,)}
+}
 MATCH_EVERY = 5  # steps between two looks at whether a network is as good as the other one
 
 
@@ -48,7 +55,9 @@ class ViewpointsCommand(SeedExperiment):
     factor: str = "azimuth"
     """The factor of the data set that says from where an object is seen."""
     train_values: tuple[int, ...] = ()
-    """Its familiar values; the default is the paper's for azimuth and elevation of smallnorb and toynorb."""
+    """Its familiar values; the default is the paper's for azimuth and elevation of smallnorb and
+    toynorb.
+    """
     capsules: str = "capsules"
     """Which capsules the CNN is compared with: a name of `experiments.claims.networks.NETWORKS`."""
 
@@ -59,10 +68,15 @@ class ViewpointsCommand(SeedExperiment):
 
     @property
     def familiar(self) -> tuple[int, ...]:
-        """The values that are trained on. Raises UsageError if neither the user nor the paper says so."""
+        """The values that are trained on.
+
+        Raises UsageError if neither the user nor the paper says so.
+        """
         values = self.train_values or FAMILIAR.get(self.study.dataset, {}).get(self.factor, ())
         if not values:
-            raise UsageError(f"which values of {self.factor} are familiar? Give them by --train-values")
+            raise UsageError(
+                f"which values of {self.factor} are familiar? Give them by --train-values"
+            )
         return values
 
     @property
@@ -81,7 +95,9 @@ class ViewpointsCommand(SeedExperiment):
         choice = {"factor": self.factor, "train_values": self.familiar}
         networks = {"capsules": self.capsules, "cnn": "cnn"}
         return {
-            self.workdir(name, seed): dataclasses.replace(self.study.network(network, seed), **choice)
+            self.workdir(name, seed): dataclasses.replace(
+                self.study.network(network, seed), **choice
+            )
             for name, network in networks.items()
         }
 
@@ -90,22 +106,31 @@ def check(command: ViewpointsCommand, missing: Sequence[int]) -> None:
     """Raise UsageError unless the data set has these familiar views, and others."""
     study = command.study
     load_data(next(iter(command.runs(missing[0]).values())), study.data_dir)
-    values = np.unique(loading.load(study.dataset, study.data_dir).test_factors[command.factor]).tolist()
+    values = np.unique(
+        loading.load(study.dataset, study.data_dir).test_factors[command.factor]
+    ).tolist()
     if set(values) <= set(command.familiar):
-        raise UsageError(f"there are no new views: the test images have no {command.factor} but {values}")
+        raise UsageError(
+            f"there are no new views: the test images have no {command.factor} but {values}"
+        )
 
 
 def measure(command: ViewpointsCommand, seed: int, typed: str) -> Record:
-    """Match the networks of a seed, of which one may have to be trained again, and score them, by value of the factor."""
+    """Match the networks of a seed, of which one may have to be trained again, and score them, by
+    value of the factor.
+    """
     data_dir, runs = command.study.data_dir, command.runs(seed)
     workdirs = {name: command.workdir(name, seed) for name in PAIR}
-    errors = {name: finished(workdir)["test_error"] for name, workdir in workdirs.items()}  # of the familiar views
+    # Of the familiar views.
+    errors = {name: finished(workdir)["test_error"] for name, workdir in workdirs.items()}
     at_end = {name: score(runs[workdir], workdir, data_dir) for name, workdir in workdirs.items()}
     matched, stopped = dict(at_end), None
     better, worse = sorted(errors, key=errors.__getitem__)
     if errors[worse] - errors[better] > TARGET_TOLERANCE:
         stopped = better
-        config = dataclasses.replace(runs[workdirs[better]], target_error=errors[worse], eval_every=MATCH_EVERY)
+        config = dataclasses.replace(
+            runs[workdirs[better]], target_error=errors[worse], eval_every=MATCH_EVERY
+        )
         workdir = command.folder / f"{better}-{seed}-stopped"
         trained(config, workdir, data_dir, typed)
         matched[better] = score(config, workdir, data_dir)
@@ -125,14 +150,28 @@ def score(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Record:
     wrong, number = {}, {}
     for value in np.unique(seen_at).tolist():
         chosen = seen_at == value
-        scores = evaluate(restored.state.params, dataset.test_images[chosen], dataset.test_labels[chosen], restored.step)
+        scores = evaluate(
+            restored.state.params,
+            dataset.test_images[chosen],
+            dataset.test_labels[chosen],
+            restored.step,
+        )
         wrong[value], number[value] = scores.num_examples - scores.num_correct, scores.num_examples
     new = [value for value in wrong if value not in config.train_values]
-    found = {"num_parameters": result["num_parameters"], "steps": result["steps"], "train_seconds": result["train_seconds"]}
+    found = {
+        "num_parameters": result["num_parameters"],
+        "steps": result["steps"],
+        "train_seconds": result["train_seconds"],
+    }
     for name, values in (("familiar", wrong.keys() - set(new)), ("new", new)):
         examples = sum(number[value] for value in values)
-        found |= {f"{name}_error": sum(wrong[value] for value in values) / examples, f"{name}_examples": examples}
-    return found | {"errors_by_value": {str(value): wrong[value] / number[value] for value in wrong}}
+        found |= {
+            f"{name}_error": sum(wrong[value] for value in values) / examples,
+            f"{name}_examples": examples,
+        }
+    return found | {
+        "errors_by_value": {str(value): wrong[value] / number[value] for value in wrong}
+    }
 
 
 def finished(workdir: Path) -> Record:
@@ -146,7 +185,10 @@ def rows(record: Record) -> list[dict[str, Any]]:
     """What the command prints of a seed."""
     shown = ("steps", "familiar_error", "new_error")
     return [
-        {"seed": record["seed"], "network": f"{name}{', stopped' if name == record['stopped'] else ''}"}
+        {
+            "seed": record["seed"],
+            "network": f"{name}{', stopped' if name == record['stopped'] else ''}",
+        }
         | {field: found[field] for field in shown}
         | {"matched": record["matched"]}
         for name, found in record["networks"].items()

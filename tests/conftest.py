@@ -1,8 +1,9 @@
 """The test session: a CPU that shows itself as two devices, and both float precisions at once.
 
-Nearly all of the time goes into compiling. So programs are compiled without the optimizations that take longest (of the code of
-each kernel; which kernels there are stays the same), unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set, and are kept
-for the session, for all processes of it together, in a folder that is deleted after it.
+Nearly all of the time goes into compiling. So programs are compiled without the optimizations that
+take longest (of the code of each kernel; which kernels there are stays the same), unless
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set, and are kept for the session, for all processes of it
+together, in a folder that is deleted after it.
 """
 
 import os
@@ -10,10 +11,13 @@ import shutil
 import tempfile
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers of pytest-xdist have that of the process that started them
+# The workers of pytest-xdist have that of the process that started them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="emcaps-tests-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 else:
@@ -32,7 +36,9 @@ def pytest_unconfigure():
 
 @pytest.fixture
 def optimized():
-    """The test runs its programs for longer than it compiles them, so these are worth all optimizations."""
+    """The test runs its programs for longer than it compiles them, so these are worth all
+    optimizations.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield

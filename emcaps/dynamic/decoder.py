@@ -1,4 +1,6 @@
-"""Images from class capsules: the decoder of "Dynamic Routing Between Capsules", for vectors and for matrices alike."""
+"""Images from class capsules: the decoder of "Dynamic Routing Between Capsules", for vectors and
+for matrices alike.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +11,14 @@ import jax
 from emcaps.checks import check_floating, check_labels, check_shapes, check_sizes
 
 RECONSTRUCTION_WEIGHT = 0.0005
-"""Of the squared error, `reconstruction_loss`, beside a margin loss, from that paper's section 4.1."""
+"""Of the squared error, `reconstruction_loss`, beside a margin loss, from that paper's
+section 4.1.
+"""
 
 
 class Decoder(nn.Module):
-    """Three dense layers, ReLU, ReLU and sigmoid, from the pose of one class capsule to an image; the other poses count as 0.
+    """Three dense layers, ReLU, ReLU and sigmoid, from the pose of one class capsule to an image;
+    the other poses count as 0.
 
     Attributes:
         image_shape: (height, width, channels).
@@ -29,15 +34,17 @@ class Decoder(nn.Module):
 
         Args:
             poses: of the class capsules, `[B, J, ...]`, floating: vectors or matrices.
-            chosen: integers `[B]` in [0, J), the class whose pose counts: in training the label, otherwise the class with the
-                highest activation. Checked where they are known.
+            chosen: integers `[B]` in [0, J), the class whose pose counts: in training the label,
+                otherwise the class with the highest activation. Checked where they are known.
 
         Returns:
             Images in (0, 1), `[B, *image_shape]`.
 
         Raises:
-            TypeError: poses are not floating point, or `chosen` not integers; an attribute is not of ints.
-            ValueError: shapes do not match, or a known class is out of range; an attribute is not of ints of at least 1.
+            TypeError: poses are not floating point, or `chosen` not integers; an attribute is not
+                of ints.
+            ValueError: shapes do not match, or a known class is out of range; an attribute is not
+                of ints of at least 1.
         """
         check_sizes("image_shape", self.image_shape, 3)
         check_sizes("hidden_units", self.hidden_units)
@@ -49,17 +56,23 @@ class Decoder(nn.Module):
 
 
 def masked(poses: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Poses `[B, J, ...]` with 0 for all but the chosen class of each example, `[B]`. Errors as `Decoder`."""
+    """Poses `[B, J, ...]` with 0 for all but the chosen class of each example, `[B]`.
+
+    Errors as `Decoder`.
+    """
     check_floating("poses", poses)
     if poses.ndim < 3 or 0 in poses.shape:
-        raise ValueError(f"poses must have shape [B, J, ...], no axis empty; got shape {list(poses.shape)}")
+        raise ValueError(
+            f"poses must have shape [B, J, ...], no axis empty; got shape {list(poses.shape)}"
+        )
     chosen = check_labels("chosen", chosen, poses.shape[:1], poses.shape[1])
     kept = jax.nn.one_hot(chosen, poses.shape[1], dtype=poses.dtype)
     return poses * kept.reshape(*kept.shape, *(1,) * (poses.ndim - 2))
 
 
 def reconstruction_loss(images: jax.Array, reconstructed: jax.Array) -> jax.Array:
-    """The sum of squared differences over the pixels of each image, `[B]`; both are `[B, height, width, channels]`, floating.
+    """The sum of squared differences over the pixels of each image, `[B]`; both are `[B, height,
+    width, channels]`, floating.
 
     Raises:
         TypeError: an argument is not floating point.

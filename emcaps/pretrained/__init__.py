@@ -1,4 +1,6 @@
-"""Networks that are trained, each with all that it takes to use it, in one file: two that come with the package, and others."""
+"""Networks that are trained, each with all that it takes to use it, in one file: two that come with
+the package, and others.
+"""
 
 from emcaps.pretrained.classifier import (
     PRETRAINED,

@@ -1,4 +1,6 @@
-"""A trained network with all that it takes to use it, in one file of plain arrays; two of them come with the package."""
+"""A trained network with all that it takes to use it, in one file of plain arrays; two of them come
+with the package.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +26,9 @@ from emcaps.sharding import is_sharded
 WEIGHTS = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"
 PRETRAINED = ("mnist", "toynorb")
-"""The classifiers that come with the package, by name; README.md says how they were trained and what errors they make."""
+"""The classifiers that come with the package, by name; README.md says how they were trained and
+what errors they make.
+"""
 
 AT_ONCE = 128  # images that are classified in one call of the compiled program
 LARGEST_FILE = 2**30  # bytes
@@ -36,7 +40,8 @@ class Prediction(NamedTuple):
     Attributes:
         classes: int32 `[N]`, the most active class; `Classifier.class_names` has their names.
         activations: of all class capsules, float32 `[N, J]` in [0, 1].
-        poses: of all class capsules, float32 `[N, J, 4, 4]`; that of the winner is `poses[n, classes[n]]`.
+        poses: of all class capsules, float32 `[N, J, 4, 4]`; that of the winner is `poses[n,
+            classes[n]]`.
     """
 
     classes: jax.Array
@@ -45,7 +50,9 @@ class Prediction(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A few test images that come with a classifier, or none: uint8 `[N, H, W, C]`, and their classes, int32 `[N]`."""
+    """A few test images that come with a classifier, or none: uint8 `[N, H, W, C]`, and their
+    classes, int32 `[N]`.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -56,14 +63,16 @@ class Classifier:
     """A trained network, and what it was trained for.
 
     Attributes:
-        model: the network. Its lists are kept as tuples, arrays among its settings as Python's numbers, and `routing` as
-            that of each layer.
+        model: the network. Its lists are kept as tuples, arrays among its settings as Python's
+            numbers, and `routing` as that of each layer.
         params: its parameters: it is applied as `model.apply({"params": params}, view(images))`.
         view: what the network sees of an image.
-        image_shape: `(H, W, C)` of the images that it takes; given as a tuple, list or array, and kept as a tuple.
+        image_shape: `(H, W, C)` of the images that it takes; given as a tuple, list or array, and
+            kept as a tuple.
         class_names: strings, one for each class; likewise.
         examples: a few images of the test set; there may be none.
-        facts: where it comes from, in terms of JSON: the data set, the error on its test set, the command that trained it.
+        facts: where it comes from, in terms of JSON: the data set, the error on its test set, the
+            command that trained it.
 
     Raises:
         TypeError, ValueError: an attribute is not as above, or they do not fit together.
@@ -89,11 +98,13 @@ class Classifier:
     def predict(self, images: jax.Array | np.ndarray) -> Prediction:
         """Classify images, as many as there are.
 
-        What is compiled is for 1, 2, 4, ... or 128 images, whatever N is: more are taken 128 at a time, and fewer are filled up.
-        Images that are sharded over explicit axes of a mesh are taken all at once, as they are, each by the device where it is.
+        What is compiled is for 1, 2, 4, ... or 128 images, whatever N is: more are taken 128 at a
+        time, and fewer are filled up. Images that are sharded over explicit axes of a mesh are
+        taken all at once, as they are, each by the device where it is.
 
         Args:
-            images: `[N, H, W, C]` of `image_shape`, uint8, or floating in [0, 1] (checked where they are known).
+            images: `[N, H, W, C]` of `image_shape`, uint8, or floating in [0, 1] (checked where
+                they are known).
 
         Returns:
             A `Prediction` of all N; for N = 0 an empty one.
@@ -118,12 +129,18 @@ class Classifier:
         if not isinstance(images, jax.Array | np.ndarray):
             raise TypeError(f"images must be an array; got {type(images).__name__}")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(f"images must be uint8, or floating point in [0, 1]; got {images.dtype}")
+            raise TypeError(
+                f"images must be uint8, or floating point in [0, 1]; got {images.dtype}"
+            )
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
-            channels_first = images.ndim == 4 and (*images.shape[2:], images.shape[1]) == self.image_shape
+            channels_first = (
+                images.ndim == 4 and (*images.shape[2:], images.shape[1]) == self.image_shape
+            )
             hint = ": do channels come first? They must be last" if channels_first else ""
-            raise ValueError(f"images must have shape [N, {expected}]; got shape {list(images.shape)}{hint}")
+            raise ValueError(
+                f"images must have shape [N, {expected}]; got shape {list(images.shape)}{hint}"
+            )
         if images.dtype != np.uint8:
             check_range("images", images, 0, 1)
 
@@ -141,9 +158,10 @@ def load_classifier(name: str | Path) -> Classifier:
     """A classifier that comes with the package, or that `save_classifier` has written.
 
     Args:
-        name: `"mnist"` or `"toynorb"`; or the path of a file, which ends in `.safetensors`. Files may come from anywhere: they hold
-            arrays and JSON, nothing in them is run, and what does not fit together is refused. How the parameters of its network
-            start, which older files say, is ignored.
+        name: `"mnist"` or `"toynorb"`; or the path of a file, which ends in `.safetensors`. Files
+            may come from anywhere: they hold arrays and JSON, nothing in them is run, and what does
+            not fit together is refused. How the parameters of its network start, which older files
+            say, is ignored.
 
     Raises:
         TypeError: the name is neither a string nor a path.
@@ -154,10 +172,14 @@ def load_classifier(name: str | Path) -> Classifier:
         raise TypeError(f"name must be a string or a path; got {name!r}")
     if name not in PRETRAINED and Path(name).suffix != SUFFIX:
         known = ", ".join(map(repr, PRETRAINED))
-        raise ValueError(f"name must be one of {known}, or a path that ends in {SUFFIX}; got {str(name)!r}")
+        raise ValueError(
+            f"name must be one of {known}, or a path that ends in {SUFFIX}; got {str(name)!r}"
+        )
     path = WEIGHTS / f"{name}{SUFFIX}" if name in PRETRAINED else Path(name)
     if (size := path.stat().st_size) > LARGEST_FILE:
-        raise ValueError(f"{path} is no classifier: it has {size} bytes, and at most {LARGEST_FILE} are read")
+        raise ValueError(
+            f"{path} is no classifier: it has {size} bytes, and at most {LARGEST_FILE} are read"
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             described = json.loads((file.metadata() or {})["emcaps"])
@@ -170,11 +192,12 @@ def load_classifier(name: str | Path) -> Classifier:
 def save_classifier(path: str | Path, classifier: Classifier) -> None:
     """Write a classifier into a new file, of arrays and JSON, for `load_classifier`.
 
-    It is read back, and counts as saved if it is the same. Otherwise, or if it cannot be written, no file is left.
+    It is read back, and counts as saved if it is the same. Otherwise, or if it cannot be written,
+    no file is left.
 
     Raises:
-        TypeError, ValueError: it is not a classifier, or its facts are not JSON; the path does not end in `.safetensors`; the file
-            does not hold the same.
+        TypeError, ValueError: it is not a classifier, or its facts are not JSON; the path does not
+            end in `.safetensors`; the file does not hold the same.
         FileExistsError: there is a file already.
         OSError: the file cannot be written.
     """
@@ -196,22 +219,39 @@ def save_classifier(path: str | Path, classifier: Classifier) -> None:
             raise
 
 
-def _check_holds(path: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def _check_holds(
+    path: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
     """Raise ValueError unless a file holds the classifier of this description and these arrays."""
     loaded = load_classifier(path)
     found, found_arrays = _described(loaded), _arrays(loaded)
     wrong = [key for key in described if found[key] != described[key]]
-    wrong += [key for key in arrays.keys() | found_arrays.keys() if not _equal(arrays.get(key), found_arrays.get(key))]
+    wrong += [
+        key
+        for key in arrays.keys() | found_arrays.keys()
+        if not _equal(arrays.get(key), found_arrays.get(key))
+    ]
     if wrong:
-        raise ValueError(f"{path} cannot hold this classifier: read back, it has another {', '.join(sorted(wrong))}")
+        raise ValueError(
+            f"{path} cannot hold this classifier: read back, it has another "
+            f"{', '.join(sorted(wrong))}"
+        )
 
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is not None and other is not None and one.dtype == other.dtype and np.array_equal(one, other)
+    return (
+        one is not None
+        and other is not None
+        and one.dtype == other.dtype
+        and np.array_equal(one, other)
+    )
 
 
 def _described(classifier: Classifier) -> dict[str, Any]:
-    """All of a classifier but its arrays, in terms of JSON. Raises TypeError or ValueError if its facts are not."""
+    """All of a classifier but its arrays, in terms of JSON.
+
+    Raises TypeError or ValueError if its facts are not.
+    """
     model = classifier.model
     return {
         "model": {
@@ -238,19 +278,33 @@ def _described(classifier: Classifier) -> dict[str, Any]:
 def _arrays(classifier: Classifier) -> dict[str, np.ndarray]:
     """All arrays of a classifier, by name."""
     arrays = {f"params/{key}": np.asarray(value) for key, value in flat(classifier.params).items()}
-    return arrays | {f"examples/{key}": np.asarray(value) for key, value in classifier.examples._asdict().items()}
+    return arrays | {
+        f"examples/{key}": np.asarray(value) for key, value in classifier.examples._asdict().items()
+    }
 
 
 def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Classifier:
-    """The classifier of a file. Raises KeyError, TypeError or ValueError if the file's parts do not fit together."""
+    """The classifier of a file.
+
+    Raises KeyError, TypeError or ValueError if the file's parts do not fit together.
+    """
     settings = dict(described["model"])
-    settings["routing"] = tuple(RoutingOptions(**EARLIER | routing) for routing in settings["routing"])
-    settings.pop("capsule_init", None)  # of older files: how parameters start, which is no part of what is trained
+    settings["routing"] = tuple(
+        RoutingOptions(**EARLIER | routing) for routing in settings["routing"]
+    )
+    # Of older files: how parameters start, which is no part of what is trained.
+    settings.pop("capsule_init", None)
     settings.setdefault("dtype", None)  # older ones still say nothing of it
-    params = {key.removeprefix("params/"): array for key, array in arrays.items() if key.startswith("params/")}
+    params = {
+        key.removeprefix("params/"): array
+        for key, array in arrays.items()
+        if key.startswith("params/")
+    }
     return Classifier(
         CapsNet(**settings),
-        traverse_util.unflatten_dict({key: _as_it_is(key, array) for key, array in params.items()}, sep="/"),
+        traverse_util.unflatten_dict(
+            {key: _as_it_is(key, array) for key, array in params.items()}, sep="/"
+        ),
         View(**described["view"]),
         tuple(described["image_shape"]),
         # In older files a number can be where a name was one: 0.0 for 0.
@@ -263,5 +317,8 @@ def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Cl
 def _as_it_is(name: str, array: np.ndarray) -> jax.Array:
     """An array as JAX's. Raises ValueError if it would be one of less precision."""
     if (kept := jnp.asarray(array)).dtype != array.dtype:
-        raise ValueError(f"params/{name} is {array.dtype}, which JAX would make {kept.dtype}; enable jax_enable_x64 to read it")
+        raise ValueError(
+            f"params/{name} is {array.dtype}, which JAX would make {kept.dtype}; enable "
+            "jax_enable_x64 to read it"
+        )
     return kept

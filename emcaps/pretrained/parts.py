@@ -1,4 +1,6 @@
-"""The parts of a classifier: what they must be, how they are kept, and what they are in terms of JSON."""
+"""The parts of a classifier: what they must be, how they are kept, and what they are in terms of
+JSON.
+"""
 
 import dataclasses
 import math
@@ -17,17 +19,31 @@ from emcaps.pretrained.views import View
 
 
 def entries(name: str, value: Any) -> tuple[Any, ...]:
-    """The entries of a tuple, list or array as a tuple, NumPy's scalars as Python's. Raises TypeError if it is none."""
-    if not isinstance(value, tuple | list | np.ndarray | jax.Array) or getattr(value, "ndim", 1) != 1:
+    """The entries of a tuple, list or array as a tuple, NumPy's scalars as Python's.
+
+    Raises TypeError if it is none.
+    """
+    if (
+        not isinstance(value, tuple | list | np.ndarray | jax.Array)
+        or getattr(value, "ndim", 1) != 1
+    ):
         raise TypeError(f"{name} must be a tuple, list or array of one axis; got {value!r}")
     listed = np.asarray(value) if isinstance(value, jax.Array) else value
     return tuple(entry.item() if isinstance(entry, np.generic) else entry for entry in listed)
 
 
 def check_parts(
-    model: Any, params: Any, view: Any, image_shape: tuple[Any, ...], class_names: tuple[Any, ...], examples: Any, facts: Any
+    model: Any,
+    params: Any,
+    view: Any,
+    image_shape: tuple[Any, ...],
+    class_names: tuple[Any, ...],
+    examples: Any,
+    facts: Any,
 ) -> None:
-    """Raise TypeError or ValueError unless these are the parts of a `Classifier`, and fit together."""
+    """Raise TypeError or ValueError unless these are the parts of a `Classifier`, and
+    fit together.
+    """
     if not isinstance(view, View):
         raise TypeError(f"view must be a View; got {type(view).__name__}")
     check_sizes("image_shape", image_shape, 3)
@@ -46,9 +62,14 @@ def check_parts(
     ):
         raise TypeError(f"examples must be Examples(images, labels), both arrays; got {examples!r}")
     images, labels = examples
-    if images.dtype != np.uint8 or images.shape[1:] != image_shape or labels.shape != images.shape[:1]:
+    if (
+        images.dtype != np.uint8
+        or images.shape[1:] != image_shape
+        or labels.shape != images.shape[:1]
+    ):
         raise ValueError(
-            f"examples must be uint8 images [N, {', '.join(map(str, image_shape))}] and their labels [N]; "
+            f"examples must be uint8 images [N, {', '.join(map(str, image_shape))}] and their "
+            "labels [N]; "
             f"got {images.dtype} {list(images.shape)} and {list(labels.shape)}"
         )
     check_labels("labels of examples", labels, images.shape[:1], model.num_classes)
@@ -62,7 +83,8 @@ def flat(params: Any) -> dict[str, Any]:
 
 
 def settled(model: CapsNet) -> CapsNet:
-    """The same network with tuples for lists, and Python's numbers for arrays of one: programs are found again by its hash.
+    """The same network with tuples for lists, and Python's numbers for arrays of one: programs are
+    found again by its hash.
 
     How its parameters would start is forgotten, since it is no part of what is trained.
     """
@@ -80,19 +102,34 @@ def settled(model: CapsNet) -> CapsNet:
 
 
 def _with_numbers(options: Any) -> Any:
-    """A record of options with Python's numbers for arrays of one. Raises TypeError if they are not known."""
+    """A record of options with Python's numbers for arrays of one.
+
+    Raises TypeError if they are not known.
+    """
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     for name, value in given.items():
         if isinstance(value, Tracer):
-            raise TypeError(f"{name} of a classifier's network must be a known number; it is being traced")
+            raise TypeError(
+                f"{name} of a classifier's network must be a known number; it is being traced"
+            )
         if np.ndim(value):
-            raise TypeError(f"{name} of a classifier's network must be one number; got shape {list(np.shape(value))}")
-    arrays = {name: value for name, value in given.items() if isinstance(value, np.generic | np.ndarray | jax.Array)}
+            raise TypeError(
+                f"{name} of a classifier's network must be one number; got shape "
+                f"{list(np.shape(value))}"
+            )
+    arrays = {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, np.generic | np.ndarray | jax.Array)
+    }
     return dataclasses.replace(options, **{name: value.item() for name, value in arrays.items()})
 
 
 def plain(name: str, value: Any) -> Any:
-    """A value in terms of JSON: NumPy's and JAX's scalars as Python's, tuples as lists. Raises TypeError or ValueError if not."""
+    """A value in terms of JSON: NumPy's and JAX's scalars as Python's, tuples as lists.
+
+    Raises TypeError or ValueError if not.
+    """
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.shape == ():
         value = value.item()
     if isinstance(value, Mapping):

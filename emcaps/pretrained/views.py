@@ -1,4 +1,6 @@
-"""From stored images to what a network sees of them: pure functions, to be jitted by their callers."""
+"""From stored images to what a network sees of them: pure functions, to be jitted by
+their callers.
+"""
 
 import dataclasses
 import math
@@ -9,32 +11,43 @@ import jax.numpy as jnp
 from emcaps.checks import check_bool, check_positive_int
 
 
-def prepare_images(images: jax.Array, *, downsample: int = 1, standardize: bool = False) -> jax.Array:
-    """Whole images as numbers of the size of 1: `[B, H, W, C]` to `[B, H / downsample, W / downsample, C]`, float32.
+def prepare_images(
+    images: jax.Array, *, downsample: int = 1, standardize: bool = False
+) -> jax.Array:
+    """Whole images as numbers of the size of 1: `[B, H, W, C]` to `[B, H / downsample, W /
+    downsample, C]`, float32.
 
     Args:
-        images: uint8, or floating in [0, 1], by which the result can be differentiated: 1 is the 255 of uint8.
-        downsample: the factor by which height and width become smaller: each pixel is the mean of so many squared.
-        standardize: each image to mean 0 and variance 1 over its pixels and channels; an image that is the same everywhere is 0.
-            Otherwise values are in [0, 1].
+        images: uint8, or floating in [0, 1], by which the result can be differentiated: 1 is the
+            255 of uint8.
+        downsample: the factor by which height and width become smaller: each pixel is the mean of
+            so many squared.
+        standardize: each image to mean 0 and variance 1 over its pixels and channels; an image that
+            is the same everywhere is 0. Otherwise values are in [0, 1].
 
     Raises:
         ValueError: height or width cannot be divided by `downsample`.
     """
     batch, height, width, channels = images.shape
     if height % downsample or width % downsample:
-        raise ValueError(f"downsample must divide the images' height and width, {height}x{width}; got {downsample}")
+        raise ValueError(
+            f"downsample must divide the images' height and width, {height}x{width}; got "
+            f"{downsample}"
+        )
     if jnp.issubdtype(images.dtype, jnp.integer):
         images = images.astype(jnp.float32) / 255
     if downsample > 1:
         images = images.reshape(batch, height // downsample, downsample, width, channels).mean(2)
-        images = images.reshape(batch, height // downsample, width // downsample, downsample, channels).mean(3)
+        images = images.reshape(
+            batch, height // downsample, width // downsample, downsample, channels
+        ).mean(3)
     if standardize:
         images -= images.mean((1, 2, 3), keepdims=True)
         variance = (images**2).mean((1, 2, 3), keepdims=True)
         deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1))  # at 0 the root has no slope
         numbers = math.prod(images.shape[1:])
-        images /= jnp.maximum(deviation, 1 / 255 / numbers**0.5)  # what one pixel off by one gray level would make
+        # What one pixel off by one gray level would make.
+        images /= jnp.maximum(deviation, 1 / 255 / numbers**0.5)
     return images
 
 
@@ -62,11 +75,17 @@ class View:
             check_positive_int("crop", self.crop)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """From images `[B, H, W, C]` to `[B, crop, crop, C]`. Raises ValueError if they are smaller than that."""
+        """From images `[B, H, W, C]` to `[B, crop, crop, C]`.
+
+        Raises ValueError if they are smaller than that.
+        """
         images = prepare_images(images, downsample=self.downsample, standardize=self.standardize)
         if self.crop is None:
             return images
         if min(images.shape[1:3]) < self.crop:
-            raise ValueError(f"crop must be at most the images' height and width, {images.shape[1:3]}; got {self.crop}")
+            raise ValueError(
+                f"crop must be at most the images' height and width, {images.shape[1:3]}; got "
+                f"{self.crop}"
+            )
         row, column = (round((size - self.crop) / 2) for size in images.shape[1:3])
         return images[:, row : row + self.crop, column : column + self.crop]

@@ -1,1 +1,3 @@
-"""What happens inside a network: attacks, convergence, assignments, agreement, decoded and read-out poses."""
+"""What happens inside a network: attacks, convergence, assignments, agreement, decoded and read-out
+poses.
+"""

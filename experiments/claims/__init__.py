@@ -1,1 +1,3 @@
-"""Claims made for capsules, put to the test: what studies share, and for each claim its section; report.py puts them together."""
+"""Claims made for capsules, put to the test: what studies share, and for each claim its section;
+report.py puts them together.
+"""

@@ -37,17 +37,25 @@ def section(dataset: str, records: Sequence[Record], examples: Any) -> Section:
     pictures = [
         Picture(
             f"{dataset}-attacks",
-            "Accuracy against the largest change of a pixel; lines are means, dots seeds, dotted is chance.",
+            "Accuracy against the largest change of a pixel; lines are means, dots seeds, dotted "
+            "is chance.",
             attack_curves(dataset, records, 1 / num_classes(examples)),
         )
     ]
     if examples is not None:
-        caption = "Images made by BIM on the logits of each network, with the class that it sees (red: wrong)."
-        pictures.append(Picture(f"{dataset}-examples", caption, adversarial_examples(examples, PAIR)))
+        caption = (
+            "Images made by BIM on the logits of each network, with the class that it sees (red: "
+            "wrong)."
+        )
+        pictures.append(
+            Picture(f"{dataset}-examples", caption, adversarial_examples(examples, PAIR))
+        )
     return Section(
         f"Adversarial attacks: {dataset}",
-        "Capsules are far less vulnerable to white-box attacks: against FGSM the paper's CNN falls below chance (20%) at a change "
-        "of 0.2 where capsules never do; images made for a CNN fool capsules no less than another CNN.",
+        "Capsules are far less vulnerable to white-box attacks: against FGSM the paper's CNN falls "
+        "below chance (20%) at a change "
+        "of 0.2 where capsules never do; images made for a CNN fool capsules no less than another "
+        "CNN.",
         tables,
         pictures,
         sources(records, "seconds"),
@@ -60,9 +68,11 @@ def num_classes(examples: Any) -> int:
 
 
 def white_box(records: Sequence[Record], epsilons: Sequence[float], targeted: bool) -> Table:
-    """Accuracy under each attack, or the success of those that want a certain class; a verdict for each epsilon.
+    """Accuracy under each attack, or the success of those that want a certain class; a verdict for
+    each epsilon.
 
-    There is none on an objective of which some network has no gradient for many images: that only looks like robustness.
+    There is none on an objective of which some network has no gradient for many images: that only
+    looks like robustness.
     """
     field = "success" if targeted else "accuracy"
 
@@ -77,17 +87,44 @@ def white_box(records: Sequence[Record], epsilons: Sequence[float], targeted: bo
         }
 
     rows = []
-    kinds = dict.fromkeys((row["objective"], row["attack"]) for row in records[0]["white_box"] if row["targeted"] == targeted)
+    kinds = dict.fromkeys(
+        (row["objective"], row["attack"])
+        for row in records[0]["white_box"]
+        if row["targeted"] == targeted
+    )
     for kind in kinds:
         for network in PAIR:
-            rows.append((*kind, network, *(percent(list(found(kind, network, epsilon).values())) for epsilon in epsilons)))
+            rows.append(
+                (
+                    *kind,
+                    network,
+                    *(
+                        percent(list(found(kind, network, epsilon).values()))
+                        for epsilon in epsilons
+                    ),
+                )
+            )
         verdicts = []
         for epsilon in epsilons:
             capsules, cnn = (found(kind, network, epsilon) for network in PAIR)
             verdicts.append(compared(cnn, capsules)[1] if targeted else compared(capsules, cnn)[1])
-        blind = [record["networks"][network]["gradients"][kind[0]]["blind_share"] for record in records for network in PAIR]
-        rows.append((*kind, "claim", *(["gradients masked"] * len(epsilons) if max(blind) > MASKED else verdicts)))
-    what = "Targeted: how many are taken for the class wanted, %" if targeted else "Untargeted: accuracy, %"
+        blind = [
+            record["networks"][network]["gradients"][kind[0]]["blind_share"]
+            for record in records
+            for network in PAIR
+        ]
+        rows.append(
+            (
+                *kind,
+                "claim",
+                *(["gradients masked"] * len(epsilons) if max(blind) > MASKED else verdicts),
+            )
+        )
+    what = (
+        "Targeted: how many are taken for the class wanted, %"
+        if targeted
+        else "Untargeted: accuracy, %"
+    )
     return Table(what, ("objective", "attack", "network", *map("{:g}".format, epsilons)), rows)
 
 
@@ -97,12 +134,22 @@ def black_box(records: Sequence[Record], epsilons: Sequence[float]) -> Table:
     for source in PAIR:
         for victim in PAIR:
             chosen = [
-                row for record in records for row in record["black_box"] if (row["source"], row["victim"]) == (source, victim)
+                row
+                for record in records
+                for row in record["black_box"]
+                if (row["source"], row["victim"]) == (source, victim)
             ]
             if chosen:
-                accuracies = [[row["accuracy"] for row in chosen if row["epsilon"] == epsilon] for epsilon in epsilons]
+                accuracies = [
+                    [row["accuracy"] for row in chosen if row["epsilon"] == epsilon]
+                    for epsilon in epsilons
+                ]
                 rows.append((source, f"another seed's {victim}", *map(percent, accuracies)))
-    return Table("Black box (BIM on logits): accuracy, %", ("made for", "tried on", *map("{:g}".format, epsilons)), rows)
+    return Table(
+        "Black box (BIM on logits): accuracy, %",
+        ("made for", "tried on", *map("{:g}".format, epsilons)),
+        rows,
+    )
 
 
 def gradients(records: Sequence[Record]) -> Table:
@@ -111,25 +158,53 @@ def gradients(records: Sequence[Record]) -> Table:
     for network in PAIR:
         for objective in records[0]["networks"][network]["gradients"]:
             found = [record["networks"][network]["gradients"][objective] for record in records]
-            shares = (percent([statistic[name] for statistic in found]) for name in ("zero_share", "blind_share"))
-            rows.append((network, objective, *shares, f"{statistics.mean(statistic['mean_size'] for statistic in found):.2g}"))
-    header = ("network", "objective", "exactly zero %", "images without any gradient %", "mean size")
+            shares = (
+                percent([statistic[name] for statistic in found])
+                for name in ("zero_share", "blind_share")
+            )
+            rows.append(
+                (
+                    network,
+                    objective,
+                    *shares,
+                    f"{statistics.mean(statistic['mean_size'] for statistic in found):.2g}",
+                )
+            )
+    header = (
+        "network",
+        "objective",
+        "exactly zero %",
+        "images without any gradient %",
+        "mean size",
+    )
     return Table("Gradients of the objective by pixels, before any attack", header, rows)
 
 
 def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Figure:
-    """Accuracy against epsilon: untargeted white-box attacks, an objective a row, and images made for another network."""
+    """Accuracy against epsilon: untargeted white-box attacks, an objective a row, and images made
+    for another network.
+    """
     objectives = list(dict.fromkeys(row["objective"] for row in records[0]["white_box"]))
     attacks = list(dict.fromkeys(row["attack"] for row in records[0]["white_box"]))
-    figure = Figure(figsize=(3 * (len(attacks) + 1), 2.8 * len(objectives) + 0.5), layout="constrained")
-    figure.suptitle(f"{plain(dataset)}: accuracy against the largest change of a pixel (of 1), seeds: {len(records)}")
+    figure = Figure(
+        figsize=(3 * (len(attacks) + 1), 2.8 * len(objectives) + 0.5), layout="constrained"
+    )
+    figure.suptitle(
+        f"{plain(dataset)}: accuracy against the largest change of a pixel (of 1), seeds: "
+        f"{len(records)}"
+    )
     panels = figure.subplots(len(objectives), len(attacks) + 1, sharey=True, squeeze=False)
     epsilons = records[0]["epsilons"]
     for row, objective in zip(panels, objectives, strict=True):
         for axes, attack in zip(row, attacks, strict=False):
             for network in PAIR:
                 color = COLORS[network]
-                chosen = {"network": network, "objective": objective, "attack": attack, "targeted": False}
+                chosen = {
+                    "network": network,
+                    "objective": objective,
+                    "attack": attack,
+                    "targeted": False,
+                }
                 draw_accuracy(axes, records, "white_box", chosen, color, NAMES[network])
             axes.set_title(f"{attack.upper()} on {objective}", fontsize=9)
         row[0].set_ylabel("accuracy (%)")
@@ -138,13 +213,23 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
         for victim in PAIR:
             color = COLORS[victim]
             label = f"{NAMES[victim]}, made for {NAMES[source]}"
-            draw_accuracy(axes, records, "black_box", {"source": source, "victim": victim}, color, label, style)
+            draw_accuracy(
+                axes,
+                records,
+                "black_box",
+                {"source": source, "victim": victim},
+                color,
+                label,
+                style,
+            )
     axes.set_title("black box: BIM for another network", fontsize=9)
     for axes in panels[1:, -1]:
         axes.axis("off")
     for axes in (*panels[:, :-1].flat, panels[0, -1]):
         axes.axhline(100 * chance, color="black", linestyle=":", linewidth=1)
-        axes.set_xticks(range(len(epsilons)), labels=[f"{epsilon:g}" for epsilon in epsilons], fontsize=7)
+        axes.set_xticks(
+            range(len(epsilons)), labels=[f"{epsilon:g}" for epsilon in epsilons], fontsize=7
+        )
         axes.grid(alpha=0.3)
         axes.set(ylim=(0, 101))
         axes.legend(fontsize=6)
@@ -153,9 +238,17 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
 
 
 def draw_accuracy(
-    axes: Axes, records: Sequence[Record], part: str, chosen: Mapping[str, Any], color: str, label: str, style: str = "-"
+    axes: Axes,
+    records: Sequence[Record],
+    part: str,
+    chosen: Mapping[str, Any],
+    color: str,
+    label: str,
+    style: str = "-",
 ) -> None:
-    """The mean over seeds as a line, and a dot for each; of those rows of a part of the records that are as `chosen`."""
+    """The mean over seeds as a line, and a dot for each; of those rows of a part of the records
+    that are as `chosen`.
+    """
     found: list[list[float]] = [[] for _ in records[0]["epsilons"]]
     for record in records:
         for row in record[part]:
@@ -180,15 +273,25 @@ def adversarial_examples(arrays: Mapping[str, np.ndarray], networks: Sequence[st
     for index in shown:
         for name in networks:
             label = f"{NAMES[name]}\n{epsilons[index]:g}"
-            rows.append((label, arrays[f"{name}_images"][index], arrays[f"{name}_predictions"][index]))
+            rows.append(
+                (label, arrays[f"{name}_images"][index], arrays[f"{name}_predictions"][index])
+            )
     number, height, width, channels = arrays["images"].shape
     aspect = width / height * (2 if channels == 2 else 1)
-    figure = Figure(figsize=(1.3 * aspect * number + 0.9, 1.5 * len(rows) + 0.4), layout="constrained")
-    figure.suptitle("Adversarial images and what the network that they were made for takes them for")
-    for line, (label, images, classes) in zip(figure.subplots(len(rows), number, squeeze=False), rows, strict=True):
+    figure = Figure(
+        figsize=(1.3 * aspect * number + 0.9, 1.5 * len(rows) + 0.4), layout="constrained"
+    )
+    figure.suptitle(
+        "Adversarial images and what the network that they were made for takes them for"
+    )
+    for line, (label, images, classes) in zip(
+        figure.subplots(len(rows), number, squeeze=False), rows, strict=True
+    ):
         for axes, image, true, found in zip(line, images, arrays["labels"], classes, strict=True):
             draw_image(axes, np.round(255 * image).astype(np.uint8))
             color = TRUE if found == true else PREDICTED
             axes.set_title(plain(str(arrays["class_names"][found])), fontsize=8, color=color)
-        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        line[0].text(
+            -0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8
+        )
     return figure

@@ -1,4 +1,6 @@
-"""Trained networks under attack: what the attacks are to change, the attacks as they are tried, and their compiled programs."""
+"""Trained networks under attack: what the attacks are to change, the attacks as they are tried, and
+their compiled programs.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -21,13 +23,19 @@ MARGIN = 0.9  # of the spread loss, as at the end of the training
 
 
 def activations_loss(model: Network, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The spread loss of activations, of a CNN's probabilities, `[B]`: 0, and without a slope, where the label wins clearly."""
-    activations = jax.nn.softmax(logits) if isinstance(model, BaselineCNN) else jax.nn.sigmoid(logits)
+    """The spread loss of activations, of a CNN's probabilities, `[B]`: 0, and without a slope,
+    where the label wins clearly.
+    """
+    activations = (
+        jax.nn.softmax(logits) if isinstance(model, BaselineCNN) else jax.nn.sigmoid(logits)
+    )
     return emcaps.spread_loss(activations, labels, MARGIN)
 
 
 def logits_loss(model: Network, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The cross-entropy of a softmax over the logits, `[B]`, of capsules too: it has a slope everywhere."""
+    """The cross-entropy of a softmax over the logits, `[B]`, of capsules too: it has a slope
+    everywhere.
+    """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -45,8 +53,13 @@ class Attack(NamedTuple):
 
 OBJECTIVES = {"logits": logits_loss, "activations": activations_loss}
 ATTACKS = {
-    "fgsm": Attack(lambda objective, images, epsilon, keys: fgsm(objective, images, epsilon), (False, True)),
-    "bim": Attack(lambda objective, images, epsilon, keys: bim(objective, images, epsilon, num_steps=10), (False, True)),
+    "fgsm": Attack(
+        lambda objective, images, epsilon, keys: fgsm(objective, images, epsilon), (False, True)
+    ),
+    "bim": Attack(
+        lambda objective, images, epsilon, keys: bim(objective, images, epsilon, num_steps=10),
+        (False, True),
+    ),
     "pgd": Attack(functools.partial(pgd, num_steps=10, num_restarts=2), (False,)),
 }
 
@@ -106,7 +119,10 @@ def make_programs(victim: TrainedNetwork, devices: Devices, num_images: int) -> 
 
     def objective_of(goal: Goal, labels: Any) -> Callable[[jax.Array], jax.Array]:
         losses = [functools.partial(loss, victim.model) for loss in OBJECTIVES.values()]
-        return lambda images: goal.sign * jax.lax.switch(goal.objective, losses, logits(goal.params, goal.step, images), labels)
+        return lambda images: (
+            goal.sign
+            * jax.lax.switch(goal.objective, losses, logits(goal.params, goal.step, images), labels)
+        )
 
     def classify(network: tuple[Any, Any], images: jax.Array) -> jax.Array:
         return logits(*network, images).argmax(-1)
@@ -116,9 +132,13 @@ def make_programs(victim: TrainedNetwork, devices: Devices, num_images: int) -> 
 
     def change(attack: Attack, goal: Goal, examples: Any) -> jax.Array:
         keys = jax.random.wrap_key_data(examples.key_data)
-        return attack.change(objective_of(goal, examples.labels), examples.images, goal.epsilon, keys)
+        return attack.change(
+            objective_of(goal, examples.labels), examples.images, goal.epsilon, keys
+        )
 
     per_device = min(EXAMPLES_PER_DEVICE, -(-num_images // len(devices)))
     on_devices = functools.partial(map_chunks, mesh=device_mesh(devices), per_device=per_device)
-    attacks = {name: on_devices(functools.partial(change, attack)) for name, attack in ATTACKS.items()}
+    attacks = {
+        name: on_devices(functools.partial(change, attack)) for name, attack in ATTACKS.items()
+    }
     return Programs(on_devices(classify), on_devices(differentiate), attacks)

@@ -1,4 +1,6 @@
-"""Commands about the networks of a study: what `--quick` makes of them, and records of each seed, that are measured once."""
+"""Commands about the networks of a study: what `--quick` makes of them, and records of each seed,
+that are measured once.
+"""
 
 import abc
 import dataclasses
@@ -77,13 +79,21 @@ def is_measured(path: Path, settings: dict[str, Any]) -> bool:
         return False
     record, settings = read_record(path), json.loads(json.dumps(settings))
     if different := [name for name, value in settings.items() if record.get(name) != value]:
-        there = ", ".join(f"{name}: {record.get(name)} there, {settings[name]} here" for name in different)
-        raise UsageError(f"{path} was measured with other settings ({there}) and is not overwritten; choose another --runs")
+        there = ", ".join(
+            f"{name}: {record.get(name)} there, {settings[name]} here" for name in different
+        )
+        raise UsageError(
+            f"{path} was measured with other settings ({there}) and is not overwritten; choose "
+            "another --runs"
+        )
     return True
 
 
-def measured_once(path: Path, settings: dict[str, Any], typed: str, measure: Callable[[], Record]) -> Record:
-    """What an experiment with these settings has found: read from a file, or else measured and written to it.
+def measured_once(
+    path: Path, settings: dict[str, Any], typed: str, measure: Callable[[], Record]
+) -> Record:
+    """What an experiment with these settings has found: read from a file, or else measured and
+    written to it.
 
     Args:
         path: of a JSON file, that begins with the settings.
@@ -111,21 +121,30 @@ def run_seeds(
     check: Callable[[Experiment, list[int]], None],
     measure: Callable[[Experiment, int], Record],
 ) -> list[Record]:
-    """The record of each seed of what was asked for. Nothing is trained before all that is missing has been checked.
+    """The record of each seed of what was asked for. Nothing is trained before all that is missing
+    has been checked.
 
     Args:
         command: what was typed, as flags,
         typed: and as text, for the records.
-        check: of the command and the seeds that are missing, one or more; raises UsageError unless they can be measured.
+        check: of the command and the seeds that are missing, one or more; raises UsageError unless
+            they can be measured.
         measure: from the command and a seed, whose runs are finished, to what was found.
     """
     command = command.asked()
     start_jax()
     data_dir = command.study.data_dir
-    missing = [seed for seed in command.study.seeds if not is_measured(command.file(seed), command.settings(seed))]
+    missing = [
+        seed
+        for seed in command.study.seeds
+        if not is_measured(command.file(seed), command.settings(seed))
+    ]
     if missing:
         check(command, missing)
-        check_runs({path: config for seed in missing for path, config in command.runs(seed).items()}, data_dir)
+        check_runs(
+            {path: config for seed in missing for path, config in command.runs(seed).items()},
+            data_dir,
+        )
 
     def train_and_measure(seed: int) -> Record:
         for path, config in command.runs(seed).items():
@@ -133,6 +152,11 @@ def run_seeds(
         return measure(command, seed)
 
     return [
-        measured_once(command.file(seed), command.settings(seed), typed, functools.partial(train_and_measure, seed))
+        measured_once(
+            command.file(seed),
+            command.settings(seed),
+            typed,
+            functools.partial(train_and_measure, seed),
+        )
         for seed in command.study.seeds
     ]

@@ -11,7 +11,11 @@ def confidence_interval(values: Sequence[float]) -> float:
     """Half the width of the 95% interval of the mean, by Student's t; infinite for one value."""
     if len(values) < 2:
         return math.inf
-    return float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return (
+        float(scipy.stats.t.ppf(0.975, len(values) - 1))
+        * statistics.stdev(values)
+        / math.sqrt(len(values))
+    )
 
 
 def verdict(differences: Sequence[float]) -> str:
@@ -23,6 +27,8 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def percent(fractions: Sequence[float]) -> str:
-    """For example `14.0 ± 2.1`: mean and interval of fractions of 1, in per cent or points; one value has no interval."""
+    """For example `14.0 ± 2.1`: mean and interval of fractions of 1, in per cent or points; one
+    value has no interval.
+    """
     mean, half = 100 * statistics.mean(fractions), 100 * confidence_interval(fractions)
     return f"{mean:.1f}" if math.isinf(half) else f"{mean:.1f} ± {half:.1f}"

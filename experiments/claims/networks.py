@@ -1,13 +1,15 @@
-"""The networks that the paper's claims are about: recipes, each of which makes of a data set's default config its own.
+"""The networks that the paper's claims are about: recipes, each of which makes of a data set's
+default config its own.
 
     python -m experiments.parameters --networks NAME --dataset DATASET
 
-trains them. Each size of capsules has a CNN of about its size beside it, whose learning rate was chosen on held-out toys of
-toynorb.
+trains them. Each size of capsules has a CNN of about its size beside it, whose learning rate was
+chosen on held-out toys of toynorb.
 
-What a recipe promises: parameters are counted for toynorb, and tested; errors are those on the test set, mean and 95% interval of
-seeds 0 to 2, in batches of 64 (`--flags="--batch-size 64"`), and times those of a run on two cores of an Intel Xeon. These are from
-experiments/README.md; of a recipe without an error none has been measured.
+What a recipe promises: parameters are counted for toynorb, and tested; errors are those on the test
+set, mean and 95% interval of seeds 0 to 2, in batches of 64 (`--flags="--batch-size 64"`), and
+times those of a run on two cores of an Intel Xeon. These are from experiments/README.md; of a
+recipe without an error none has been measured.
 """
 
 import dataclasses
@@ -25,15 +27,18 @@ def with_model(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 def capsules(config: TrainConfig) -> TrainConfig:
-    """Our default: 68,619 parameters. What toynorb's run takes and what it reaches is in the README."""
+    """Our default: 68,619 parameters.
+
+    What toynorb's run takes and what it reaches is in the README.
+    """
     return config
 
 
 def capsules_25k(config: TrainConfig) -> TrainConfig:
     """Narrower: 25,099 parameters.
 
-    With two soft iterations, `--num-iterations 2 --assignment-temperature-rate 0 --schedule cosine`: 15.3 ± 8.9% after 1,000 steps
-    of toynorb, 183 s.
+    With two soft iterations, `--num-iterations 2 --assignment-temperature-rate 0 --schedule
+    cosine`: 15.3 ± 8.9% after 1,000 steps of toynorb, 183 s.
     """
     return with_model(config, conv_channels=32, conv_capsules=(8, 8))
 
@@ -51,29 +56,38 @@ def capsules_decoder(config: TrainConfig) -> TrainConfig:
 def with_decoder(config: TrainConfig) -> TrainConfig:
     """The same with a decoder, whose images are in [0, 1]: not standardized."""
     model = dataclasses.replace(config.model, reconstruction=True)
-    return dataclasses.replace(config, model=model, images=dataclasses.replace(config.images, standardize=False))
+    return dataclasses.replace(
+        config, model=model, images=dataclasses.replace(config.images, standardize=False)
+    )
 
 
 def dynamic(config: TrainConfig) -> TrainConfig:
     """Dynamic routing at a quarter of its paper's widths, three iterations: 669,952 parameters.
 
-    24.4 ± 2.1% after 1,000 steps of toynorb, 481 s beside other work; 1.48 ± 0.11% after 1,000 of MNIST, two minutes.
+    24.4 ± 2.1% after 1,000 steps of toynorb, 481 s beside other work; 1.48 ± 0.11% after 1,000 of
+    MNIST, two minutes.
     """
     return with_model(as_dynamic(config), dynamic_channels=64, dynamic_capsules=8)
 
 
 def dynamic_once(config: TrainConfig) -> TrainConfig:
-    """The same with one iteration: 669,952 parameters; 1.65 ± 0.09% after 1,000 steps of MNIST, two minutes."""
+    """The same with one iteration: 669,952 parameters; 1.65 ± 0.09% after 1,000 steps of MNIST, two
+    minutes.
+    """
     return with_model(dynamic(config), dynamic_iterations=1)
 
 
 def dynamic_decoder(config: TrainConfig) -> TrainConfig:
-    """Three iterations and a decoder: 3,335,936 parameters; 1.48 ± 0.11% after 1,000 steps of MNIST, two minutes."""
+    """Three iterations and a decoder: 3,335,936 parameters; 1.48 ± 0.11% after 1,000 steps of
+    MNIST, two minutes.
+    """
     return with_decoder(dynamic(config))
 
 
 def dynamic_once_decoder(config: TrainConfig) -> TrainConfig:
-    """One iteration and a decoder: 3,335,936 parameters; 1.65 ± 0.13% after 1,000 steps of MNIST, two minutes."""
+    """One iteration and a decoder: 3,335,936 parameters; 1.65 ± 0.13% after 1,000 steps of MNIST,
+    two minutes.
+    """
     return with_decoder(dynamic_once(config))
 
 
@@ -122,4 +136,6 @@ NETWORKS: dict[str, Recipe] = {
 def check_networks(networks: Sequence[str], known: Collection[str] = NETWORKS.keys()) -> None:
     """Raise ValueError unless these are one or more of the known names, each once."""
     if not networks or not set(networks) <= set(known) or len(set(networks)) < len(networks):
-        raise ValueError(f"networks must be of {', '.join(known)}, each once; got {', '.join(networks)}")
+        raise ValueError(
+            f"networks must be of {', '.join(known)}, each once; got {', '.join(networks)}"
+        )

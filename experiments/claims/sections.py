@@ -48,7 +48,9 @@ def by_seed(records: Iterable[Record], value: Callable[[Record], float]) -> dict
 
 
 def compared(better: dict[int, float], worse: dict[int, float]) -> tuple[str, str]:
-    """By how much the first numbers exceed the second, and whether they do, over the seeds that both have."""
+    """By how much the first numbers exceed the second, and whether they do, over the seeds that
+    both have.
+    """
     differences = [better[seed] - worse[seed] for seed in better if seed in worse]
     return (percent(differences), verdict(differences)) if differences else ("", "undecided")
 

@@ -1,4 +1,6 @@
-"""What the experiments about the paper's claims have in common: networks, trained with several seeds, and each only once."""
+"""What the experiments about the paper's claims have in common: networks, trained with several
+seeds, and each only once.
+"""
 
 import dataclasses
 import json
@@ -22,7 +24,9 @@ QUICK_STEPS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What the experiments have in common; what is finished in the folder `runs` is not repeated."""
+    """What the experiments have in common; what is finished in the folder `runs` is not
+    repeated.
+    """
 
     dataset: str = "toynorb"
     """Data set, as of `experiments.train`."""
@@ -33,7 +37,9 @@ class Study:
     flags: str = ""
     """More flags of `experiments.train`, for every network."""
     quick: bool = False
-    """Only see that everything works, in at most three minutes: one seed, few steps, few images, into RUNS/quick."""
+    """Only see that everything works, in at most three minutes: one seed, few steps, few images,
+    into RUNS/quick.
+    """
     runs: Path = Path("runs/claims")
     """The folder of all results."""
     data_dir: Path | None = None
@@ -75,7 +81,13 @@ class Study:
     def settings(self, experiment: str, seed: int) -> dict[str, Any]:
         """What the networks of a seed are, for the record of an experiment with them."""
         config, dataset = self.network("capsules", seed), Path(self.dataset).stem
-        given = {"experiment": experiment, "dataset": dataset, "seed": seed, "steps": config.steps, "flags": self.flags}
+        given = {
+            "experiment": experiment,
+            "dataset": dataset,
+            "seed": seed,
+            "steps": config.steps,
+            "flags": self.flags,
+        }
         return given | {"capsules": json.loads(to_json(config))}
 
 
@@ -101,4 +113,6 @@ def load_network(study: Study, name: str, seed: int) -> TrainedNetwork:
     """A network of the study, from the newest checkpoint of its finished run."""
     config, folder = study.network(name, seed), study.workdir(name, seed)
     restored = restore(config, folder, study.data_dir, None, jax.devices())
-    return TrainedNetwork(config, restored.model, restored.state.params, restored.step, read_result(folder) or {})
+    return TrainedNetwork(
+        config, restored.model, restored.state.params, restored.step, read_result(folder) or {}
+    )

@@ -1,7 +1,9 @@
-"""Programs for accelerators that are not here: the vendors' own compilers need a description of a device, and no device.
+"""Programs for accelerators that are not here: the vendors' own compilers need a description of a
+device, and no device.
 
-NVIDIA's is in JAX's CUDA plugin, Google's in libtpu; see `INSTALL`. What they make is what such a device would run, but for choices
-that are tuned on the device itself, of algorithms of library calls.
+NVIDIA's is in JAX's CUDA plugin, Google's in libtpu; see `INSTALL`. What they make is what such a
+device would run, but for choices that are tuned on the device itself, of algorithms of library
+calls.
 """
 
 import contextlib
@@ -16,8 +18,11 @@ from jax.experimental import topologies
 
 from experiments.runtime.errors import RunnerError, first_line
 
-INSTALL = {extra: f'pip install "jax[{extra}]=={jax.__version__}"' for extra in ("cuda13-local", "tpu")}
-# An H100 SXM as XLA describes it (openxla/xla, xla/backends/gpu/target_config/specs), where it decides about kernels.
+INSTALL = {
+    extra: f'pip install "jax[{extra}]=={jax.__version__}"' for extra in ("cuda13-local", "tpu")
+}
+# An H100 SXM as XLA describes it (openxla/xla, xla/backends/gpu/target_config/specs), where it
+# decides about kernels.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -49,7 +54,8 @@ SLICES = {
     "v5p": {1: "1x1x1", 4: "2x2x1", 8: "2x2x2"},
     "v6e": {1: "1x1", 4: "2x2", 8: "2x4"},
 }
-# Without these libtpu asks a Google Cloud machine which TPU it has, and lets only one process in, as if it were to use it.
+# Without these libtpu asks a Google Cloud machine which TPU it has, and lets only one process in,
+# as if it were to use it.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -71,25 +77,38 @@ def described_devices(accelerator: str, chips: int = 1) -> Sequence[Any]:
     try:
         if accelerator == "h100":
             extra = "cuda13-local"
-            return topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x{chips}x1").devices
+            return topologies.get_topology_desc(
+                "h100", "cuda", target_config=H100, topology=f"1x{chips}x1"
+            ).devices
         extra = "tpu"
         for variable, value in TPU_ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
-        return topologies.get_topology_desc(f"{accelerator}:{SLICES[accelerator][chips]}", "tpu").devices
+        return topologies.get_topology_desc(
+            f"{accelerator}:{SLICES[accelerator][chips]}", "tpu"
+        ).devices
     except (RuntimeError, NotImplementedError) as error:
-        raise RunnerError(f"no compiler for {accelerator} here ({first_line(error)}); it comes with: {INSTALL[extra]}") from error
+        raise RunnerError(
+            f"no compiler for {accelerator} here ({first_line(error)}); it comes with: "
+            f"{INSTALL[extra]}"
+        ) from error
 
 
 def compile_for(device: Any, function: Callable, *arguments: Any) -> Any:
-    """Compile `function(*arguments)` for one described device; of the arguments, arrays or not, only shapes and dtypes count."""
+    """Compile `function(*arguments)` for one described device; of the arguments, arrays or not,
+    only shapes and dtypes count.
+    """
     sharding = jax.sharding.SingleDeviceSharding(device)
-    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arguments)
+    given = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arguments
+    )
     return jax.jit(function).lower(*given).compile()
 
 
 @contextlib.contextmanager
 def kernels_for_h100() -> Iterator[None]:
-    """Within this context hand-written kernels can be lowered: newer JAX asks the backend which GPU that is for."""
+    """Within this context hand-written kernels can be lowered: newer JAX asks the backend which GPU
+    that is for.
+    """
     triton: Any = importlib.import_module("jax.experimental.pallas.triton")
     if not hasattr(triton, "get_gpu_info_from_version"):  # older JAX does not ask
         yield

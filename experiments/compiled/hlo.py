@@ -1,4 +1,6 @@
-"""A compiled XLA program as text: its computations, how often its loops run, and how much it launches."""
+"""A compiled XLA program as text: its computations, how often its loops run, and how much it
+launches.
+"""
 
 import functools
 import re
@@ -10,9 +12,21 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"index=(\d+)")
-_CALLED = re.compile(r"(?:to_apply|calls|(?:true|false)_computation|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
+_CALLED = re.compile(
+    r"(?:to_apply|calls|(?:true|false)_computation|branch_computations)=\{?(%[\w.\-]+(?:, "
+    r"%[\w.\-]+)*)"
+)
 # What is there for the compiler's sake.
-_NOT_LAUNCHED = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "opt-barrier")
+_NOT_LAUNCHED = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "add-dependency",
+    "opt-barrier",
+)
 
 
 class Instruction(NamedTuple):
@@ -21,7 +35,8 @@ class Instruction(NamedTuple):
     Attributes:
         opcode: `fusion`, `while`, ...
         shapes: of its result, as they are written.
-        given: what is between its parentheses: of a constant its value, otherwise names of instructions.
+        given: what is between its parentheses: of a constant its value, otherwise names of
+            instructions.
         line: all of it.
         trips: how often a `while` runs; None if nobody knows, or it is none.
     """
@@ -45,7 +60,9 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """Other computations that it names: of a fusion, a call, a reduction, the branches of a conditional."""
+        """Other computations that it names: of a fusion, a call, a reduction, the branches of a
+        conditional.
+        """
         return [name for names in _CALLED.findall(self.line) for name in _NAME.findall(names)]
 
 
@@ -78,33 +95,54 @@ def parse_program(text: str) -> Program:
     for computation in computations.values():
         for name, instruction in computation.items():
             if instruction.opcode == "while":
-                computation[name] = instruction._replace(trips=_trips(instruction, computation, computations))
+                computation[name] = instruction._replace(
+                    trips=_trips(instruction, computation, computations)
+                )
     return Program(entry, computations)
 
 
-def _trips(loop: Instruction, around: Computation, computations: dict[str, Computation]) -> int | None:
-    """How often a `while` runs: as the compiler says or, where it does not (TPU), as JAX counts, by ones up to a limit."""
+def _trips(
+    loop: Instruction, around: Computation, computations: dict[str, Computation]
+) -> int | None:
+    """How often a `while` runs: as the compiler says or, where it does not (TPU), as JAX counts, by
+    ones up to a limit.
+    """
     if said := _TRIPS.search(loop.line):
         return int(said[1])
     condition = computations.get(loop.loop[0], {})
-    test = next((one for one in condition.values() if one.opcode == "compare" and "direction=LT" in one.line), None)
+    test = next(
+        (
+            one
+            for one in condition.values()
+            if one.opcode == "compare" and "direction=LT" in one.line
+        ),
+        None,
+    )
     start = around.get(loop.operands[0])
     if test is None or start is None or start.opcode != "tuple":
         return None
     counter, limit = (condition[name] for name in test.operands)
-    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or not (index := _INDEX.search(counter.line)):
+    if (
+        counter.opcode != "get-tuple-element"
+        or limit.opcode != "constant"
+        or not (index := _INDEX.search(counter.line))
+    ):
         return None
     first = around.get(start.operands[int(index[1])])
     while first is not None and first.opcode == "copy":
         first = around.get(first.operands[0])
-    return None if first is None or first.opcode != "constant" else int(limit.given) - int(first.given)
+    return (
+        None if first is None or first.opcode != "constant" else int(limit.given) - int(first.given)
+    )
 
 
 def count_launches(text: str) -> int:
-    """How many operations a program runs, each loop's as often as it does: on a GPU kernels, library calls, copies, collectives.
+    """How many operations a program runs, each loop's as often as it does: on a GPU kernels,
+    library calls, copies, collectives.
 
-    A loop and a conditional count as one more each, for their control; of the branches of a conditional the largest is counted.
-    What is started in one place and waited for in another counts once.
+    A loop and a conditional count as one more each, for their control; of the branches of a
+    conditional the largest is counted. What is started in one place and waited for in another
+    counts once.
 
     Raises:
         ValueError: nobody knows how often a loop runs.

@@ -1,4 +1,6 @@
-"""Reading files that may come from anywhere: no code in them is run, and no header is believed that claims more than there is."""
+"""Reading files that may come from anywhere: no code in them is run, and no header is believed that
+claims more than there is.
+"""
 
 import gzip
 import math
@@ -11,9 +13,13 @@ from typing import IO
 
 import numpy as np
 
-LARGEST = 8 * 2**30  # bytes that the contents of a file may take in memory: nine times those of smallNORB
+# Bytes that the contents of a file may take in memory: nine times those of smallNORB.
+LARGEST = 8 * 2**30
 PIECE = 2**20  # bytes read at once: memory is taken for what is there, not for what a header says
-NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class NotPlain(ValueError):
@@ -33,7 +39,9 @@ def read_exactly(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
     while piece := file.read(min(PIECE, size - len(contents))):
         contents += piece
     if len(contents) < size:
-        raise ValueError(f"its header says that {size} bytes follow; there are only {len(contents)}")
+        raise ValueError(
+            f"its header says that {size} bytes follow; there are only {len(contents)}"
+        )
     return bytes(contents)
 
 
@@ -47,7 +55,8 @@ def read_array(file: IO[bytes], available: int) -> np.ndarray:
     """The array in NumPy's format that starts here, of at most so many bytes.
 
     Raises:
-        NotPlain: it holds Python objects, which could run any code, or is in a newer version of the format.
+        NotPlain: it holds Python objects, which could run any code, or is in a newer version of the
+            format.
         ValueError: it is not in this format, or claims more bytes.
     """
     start = file.tell()
@@ -57,22 +66,31 @@ def read_array(file: IO[bytes], available: int) -> np.ndarray:
     shape, _, dtype = NPY_HEADERS[version](file)
     if dtype.hasobject:
         raise NotPlain("an array holds Python objects")
-    if min(shape, default=0) < 0 or file.tell() - start + math.prod(shape) * dtype.itemsize > available:
-        raise ValueError(f"an array says that it is {dtype} {list(shape)}, for which its {available} bytes are too few")
+    if (
+        min(shape, default=0) < 0
+        or file.tell() - start + math.prod(shape) * dtype.itemsize > available
+    ):
+        raise ValueError(
+            f"an array says that it is {dtype} {list(shape)}, for which its {available} bytes are "
+            "too few"
+        )
     file.seek(start)
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The plain arrays of an .npz file, by name. Arrays that are not plain play no part, nor do members that are no arrays.
+    """The plain arrays of an .npz file, by name. Arrays that are not plain play no part, nor do
+    members that are no arrays.
 
     Args:
         path: of the file.
         needed: names of arrays that must be plain if they are there.
 
     Raises:
-        OSError, ValueError, RuntimeError, zipfile.BadZipFile: as they come, for a file that is no .npz file, or has more than
-            `LARGEST` bytes in it; ValueError for one in which an array, which is named, is damaged, or needed and not plain.
+        OSError, ValueError, RuntimeError, zipfile.BadZipFile: as they come, for a file that is no
+        .npz file, or has more than
+            `LARGEST` bytes in it; ValueError for one in which an array, which is named, is damaged,
+            or needed and not plain.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive:
@@ -84,7 +102,8 @@ def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
             if not member.filename.endswith(".npy"):
                 continue
             name = member.filename.removesuffix(".npy")
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+            # Others unpack without a bound.
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{name} is compressed in a way that NumPy does not use")
             try:
                 with archive.open(member) as file:
@@ -96,11 +115,14 @@ def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
 
 
 def read_tar(path: Path, names: Sequence[str]) -> list[bytes]:
-    """The contents of plain files in a gzipped tar archive, by their exact names. None is written anywhere.
+    """The contents of plain files in a gzipped tar archive, by their exact names. None is written
+    anywhere.
 
     Raises:
-        OSError, ValueError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that is no such archive, lacks one of
-            the names, or has something else (such as a link, which could lead anywhere) by that name.
+        OSError, ValueError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that
+        is no such archive, lacks one of
+            the names, or has something else (such as a link, which could lead anywhere) by that
+            name.
     """
     contents: dict[str, bytes] = {}
     unpacked = 0
@@ -123,8 +145,8 @@ def read_tar(path: Path, names: Sequence[str]) -> list[bytes]:
 def next_member(file: gzip.GzipFile) -> tarfile.TarInfo | None:
     """The header of the next member of a tar archive; None at its end.
 
-    `tarfile.open` would read what extends a header, such as a long name, to whatever length that claims. Here it is a member like
-    any other, and passed over: what is looked for has none.
+    `tarfile.open` would read what extends a header, such as a long name, to whatever length that
+    claims. Here it is a member like any other, and passed over: what is looked for has none.
     """
     block = read_exactly(file, tarfile.BLOCKSIZE)
     return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape") if any(block) else None

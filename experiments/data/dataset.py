@@ -1,4 +1,6 @@
-"""Names of data sets; one in memory; and its divisions: images held out, instances held out, values of a factor."""
+"""Names of data sets; one in memory; and its divisions: images held out, instances held out, values
+of a factor.
+"""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -34,7 +36,8 @@ class Dataset(NamedTuple):
         train_labels: int32 `[N]`.
         test_images: uint8, for another N.
         test_labels: int32.
-        train_factors: what else is known of the images, by name, such as the azimuth: each int32 `[N]`.
+        train_factors: what else is known of the images, by name, such as the azimuth: each int32
+            `[N]`.
         test_factors: the same factors of the test images.
     """
 
@@ -49,10 +52,11 @@ class Dataset(NamedTuple):
 
 
 def hold_out(dataset: Dataset, number: int) -> Dataset:
-    """The data set with `number` of its training images in place of the test set; 0 changes nothing.
+    """The data set with `number` of its training images in place of the test set; 0 changes
+    nothing.
 
-    Each class gives its share, to a whole number, and keeps at least one image (see stratified.py): of a class with few images it
-    may be that none is held out.
+    Each class gives its share, to a whole number, and keeps at least one image (see stratified.py):
+    of a class with few images it may be that none is held out.
 
     Raises:
         UsageError: of a class nothing would be left to train on.
@@ -62,7 +66,10 @@ def hold_out(dataset: Dataset, number: int) -> Dataset:
     sizes = np.bincount(dataset.train_labels, minlength=len(dataset.class_names))
     most = (sizes - 1).clip(0)
     if number > most.sum():
-        raise UsageError(f"holdout must leave an image of each class to train on: it is at most {most.sum()}; got {number}")
+        raise UsageError(
+            f"holdout must leave an image of each class to train on: it is at most {most.sum()}; "
+            f"got {number}"
+        )
     held_out = of_each_class(dataset.train_labels, shares(sizes, number, most))
     return divided(dataset, ~held_out, held_out)
 
@@ -75,32 +82,50 @@ def hold_out_instances(dataset: Dataset, instances: Sequence[int]) -> Dataset:
         instances: numbers of objects, the same in every class.
 
     Raises:
-        UsageError: there is no such factor, none or not all of the objects are there, or nothing would be left to train on.
+        UsageError: there is no such factor, none or not all of the objects are there, or nothing
+            would be left to train on.
     """
     if "instance" not in dataset.train_factors:
-        raise UsageError(f"{dataset.name} does not say which object an image shows (no factor `instance`), so none can be held out")
+        raise UsageError(
+            f"{dataset.name} does not say which object an image shows (no factor `instance`), so "
+            "none can be held out"
+        )
     numbers = dataset.train_factors["instance"]
     there_are = np.unique(numbers).tolist()
     if not instances or not set(instances) < set(there_are):
-        raise UsageError(f"held-out instances must be some, but not all, of the training set's {there_are}; got {list(instances)}")
+        raise UsageError(
+            f"held-out instances must be some, but not all, of the training set's {there_are}; got "
+            f"{list(instances)}"
+        )
     held_out = np.isin(numbers, list(instances))
     return divided(dataset, ~held_out, held_out)
 
 
 def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset:
-    """The images, of both splits, that have one of these values for a factor; `experiments.viewpoints` scores the others.
+    """The images, of both splits, that have one of these values for a factor;
+    `experiments.viewpoints` scores the others.
 
     Raises:
-        UsageError: there is no such factor; no training image, or no test image, has one of the values.
+        UsageError: there is no such factor; no training image, or no test image, has one of the
+            values.
     """
     if factor not in dataset.train_factors:
         there_are = ", ".join(dataset.train_factors) or "none"
         raise UsageError(f"{dataset.name} has no factor `{factor}`; its factors: {there_are}")
-    train, test = (np.isin(factors[factor], list(values)) for factors in (dataset.train_factors, dataset.test_factors))
-    for split, chosen, factors in (("training", train, dataset.train_factors), ("test", test, dataset.test_factors)):
+    train, test = (
+        np.isin(factors[factor], list(values))
+        for factors in (dataset.train_factors, dataset.test_factors)
+    )
+    for split, chosen, factors in (
+        ("training", train, dataset.train_factors),
+        ("test", test, dataset.test_factors),
+    ):
         if not chosen.any():
             there_are = np.unique(factors[factor]).tolist()
-            raise UsageError(f"values of {factor} must be some of the {split} images' {there_are}; got {list(values)}")
+            raise UsageError(
+                f"values of {factor} must be some of the {split} images' {there_are}; got "
+                f"{list(values)}"
+            )
     return Dataset(
         dataset.name,
         dataset.class_names,
@@ -114,7 +139,9 @@ def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset
 
 
 def divided(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> Dataset:
-    """The data set with some of its training images to train on and others, in place of the test set, to test."""
+    """The data set with some of its training images to train on and others, in place of the test
+    set, to test.
+    """
     return dataset._replace(
         train_images=dataset.train_images[train],
         train_labels=dataset.train_labels[train],

@@ -18,7 +18,10 @@ def cached(name: str, folder: Path, read: Callable[[], Arrays]) -> Arrays:
 
     The name of the cached file tells apart data sets, and files that have changed since.
     """
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    stamps = [
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(folder.iterdir())
+    ]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emcaps"
     path = cache / f"{name}-{digest}.arrays"
@@ -39,7 +42,8 @@ def cached(name: str, folder: Path, read: Callable[[], Arrays]) -> Arrays:
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write the names of the arrays and then the arrays, in NumPy's own format one after the other.
 
-    An .npz file would hold the same, but a zip archive is read ten times as slowly: seconds for smallNORB's 900 MB.
+    An .npz file would hold the same, but a zip archive is read ten times as slowly: seconds for
+    smallNORB's 900 MB.
     """
     with open(path, "wb") as file:
         for array in (np.array(list(arrays)), *arrays.values()):
@@ -47,7 +51,10 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """What `write_arrays` has written. Raises OSError or ValueError if the file is not there or not whole."""
+    """What `write_arrays` has written.
+
+    Raises OSError or ValueError if the file is not there or not whole.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         return {str(name): read_array(file, size - file.tell()) for name in read_array(file, size)}

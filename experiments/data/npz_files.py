@@ -5,12 +5,14 @@
     class_names   optional: strings [num_classes]
     split         optional: strings [N], "train" or "test"
 
-Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Arrays of other types or shapes, such as masks or
-Python objects (which are never read), are neither labels nor factors and play no part.
+Every further array of integers [N] is a factor (`instance`, `azimuth`, ...). Arrays of other types
+or shapes, such as masks or Python objects (which are never read), are neither labels nor factors
+and play no part.
 
-Without `split`, what is tested depends on the file alone. Where there is a factor `instance`, which tells apart the objects of a
-class, it is the upper half of each class's instances (of five, the upper two): objects that are not trained on. Otherwise it is
-a fifth of the images of each class, rounded down: always the same ones of that many labels, whatever order they are in.
+Without `split`, what is tested depends on the file alone. Where there is a factor `instance`, which
+tells apart the objects of a class, it is the upper half of each class's instances (of five, the
+upper two): objects that are not trained on. Otherwise it is a fifth of the images of each class,
+rounded down: always the same ones of that many labels, whatever order they are in.
 """
 
 import zipfile
@@ -24,7 +26,8 @@ from experiments.data.stratified import of_each_class
 from experiments.runtime.errors import RunnerError, UsageError, first_line
 
 SUFFIX = ".npz"
-NAMED = ("image", "label", "class_names", "split", "instance")  # what has a meaning of its own, and is not passed over
+# What has a meaning of its own, and is not passed over.
+NAMED = ("image", "label", "class_names", "split", "instance")
 MOST_CHANNELS = 4  # of an image file; fewer rows than a kernel has, so that no image has so few
 TESTED_FRACTION = 5  # one image of so many is tested
 Arrays = dict[str, np.ndarray]
@@ -52,19 +55,28 @@ def read_npz(path: Path) -> NpzData:
     """Read and check a file.
 
     Raises:
-        UsageError: it is not there, is not as this module says, or has nothing to train on or nothing to test.
+        UsageError: it is not there, is not as this module says, or has nothing to train on or
+            nothing to test.
         RunnerError: it cannot be read.
     """
     arrays = read_arrays(path)
     try:
         images, labels = checked_images(arrays), checked_labels(arrays)
         factors = {
-            name: int32(name, array) for name, array in arrays.items() if name != "label" and is_integers(array, len(labels))
+            name: int32(name, array)
+            for name, array in arrays.items()
+            if name != "label" and is_integers(array, len(labels))
         }
         if "instance" in arrays and "instance" not in factors:
-            raise ValueError(f"instance must be integers [{len(labels)}]; it is {described(arrays['instance'])}")
+            raise ValueError(
+                f"instance must be integers [{len(labels)}]; it is {described(arrays['instance'])}"
+            )
         class_names = checked_class_names(arrays, labels)
-        tested = checked_split(arrays, len(labels)) if "split" in arrays else default_split(labels, factors.get("instance"))
+        tested = (
+            checked_split(arrays, len(labels))
+            if "split" in arrays
+            else default_split(labels, factors.get("instance"))
+        )
         if tested.all() or not tested.any():
             missing = "test" if not tested.any() else "train on"
             raise ValueError(f"there is nothing to {missing}; an array `split` says what is")
@@ -78,23 +90,31 @@ def read_arrays(path: Path) -> Arrays:
 
     Raises:
         UsageError: there is no such file.
-        RunnerError: an array cannot be read; or one of `NAMED` holds Python objects, which could run any code.
+        RunnerError: an array cannot be read; or one of `NAMED` holds Python objects, which could
+            run any code.
     """
     try:
         return bounded_reading.read_npz(path, NAMED)
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}") from error
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise RunnerError(f"{path} cannot be read as an .npz file of plain arrays: {first_line(error)}") from error
+        raise RunnerError(
+            f"{path} cannot be read as an .npz file of plain arrays: {first_line(error)}"
+        ) from error
 
 
 def checked_images(arrays: Arrays) -> np.ndarray:
     """The images, uint8 `[N, H, W, C]`. Raises ValueError."""
     images = required(arrays, "image")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
-        raise ValueError(f"image must be uint8 [N, H, W, C] or [N, H, W]; it is {described(images)}")
+        raise ValueError(
+            f"image must be uint8 [N, H, W, C] or [N, H, W]; it is {described(images)}"
+        )
     if images.ndim == 4 and images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
-        raise ValueError(f"image must be uint8 [N, H, W, C]; it is {described(images)}: do channels come first? They must be last")
+        raise ValueError(
+            f"image must be uint8 [N, H, W, C]; it is {described(images)}: do channels come first? "
+            "They must be last"
+        )
     return images if images.ndim == 4 else images[..., np.newaxis]
 
 
@@ -104,13 +124,18 @@ def checked_labels(arrays: Arrays) -> np.ndarray:
     if not is_integers(labels, size):
         last = " (the last axis of image is as long: do images come last? They must be first)"
         hint = last if labels.shape == arrays["image"].shape[-1:] else ""
-        raise ValueError(f"label must be integers [{size}], one for each image; it is {described(labels)}{hint}")
+        raise ValueError(
+            f"label must be integers [{size}], one for each image; it is {described(labels)}{hint}"
+        )
     there_are = np.unique(labels)
     if there_are[0] < 0:
         raise ValueError(f"label must not be negative; got {there_are[0]}")
     if there_are[-1] >= len(there_are):
         gap = np.flatnonzero(there_are != np.arange(len(there_are)))[0]
-        raise ValueError(f"label must be all of 0 to num_classes - 1; the highest is {there_are[-1]}, and no image has {gap}")
+        raise ValueError(
+            f"label must be all of 0 to num_classes - 1; the highest is {there_are[-1]}, and no "
+            f"image has {gap}"
+        )
     return labels.astype(np.int32)
 
 
@@ -145,7 +170,9 @@ def default_split(labels: np.ndarray, instances: np.ndarray | None) -> np.ndarra
 def required(arrays: Arrays, name: str) -> np.ndarray:
     """The array of this name. Raises ValueError if there is none."""
     if name not in arrays:
-        raise ValueError(f"there is no array `{name}`; the file has {', '.join(sorted(arrays)) or 'none'}")
+        raise ValueError(
+            f"there is no array `{name}`; the file has {', '.join(sorted(arrays)) or 'none'}"
+        )
     return arrays[name]
 
 
@@ -165,7 +192,9 @@ def int32(name: str, array: np.ndarray) -> np.ndarray:
     """Integers as int32. Raises ValueError if some are too large."""
     limits = np.iinfo(np.int32)
     if array.min() < limits.min or array.max() > limits.max:
-        raise ValueError(f"{name} must fit into 32 bits; it goes from {array.min()} to {array.max()}")
+        raise ValueError(
+            f"{name} must fit into 32 bits; it goes from {array.min()} to {array.max()}"
+        )
     return array.astype(np.int32)
 
 

@@ -1,8 +1,9 @@
 """TFDS builders that prepare data without TensorFlow.
 
-TFDS reads prepared data without TensorFlow, but its own builders need it to unpack downloads and to encode images. These
-subclasses read the original files themselves. Everything else is the stock builder's: name, version, features, the registered
-checksums of the files; the stock `tfds.data_source` reads what they write.
+TFDS reads prepared data without TensorFlow, but its own builders need it to unpack downloads and to
+encode images. These subclasses read the original files themselves. Everything else is the stock
+builder's: name, version, features, the registered checksums of the files; the stock
+`tfds.data_source` reads what they write.
 """
 
 import contextlib
@@ -31,9 +32,13 @@ IDX_FILES = {
 }
 NORB_FILES = {
     split: tuple(
-        f"https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/smallnorb-{stem}-{kind}.mat.gz" for kind in ("dat", "cat", "info")
+        f"https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/smallnorb-{stem}-{kind}.mat.gz"
+        for kind in ("dat", "cat", "info")
     )
-    for split, stem in (("train", "5x46789x9x18x6x2x96x96-training"), ("test", "5x01235x9x18x6x2x96x96-testing"))
+    for split, stem in (
+        ("train", "5x46789x9x18x6x2x96x96-training"),
+        ("test", "5x01235x9x18x6x2x96x96-testing"),
+    )
 }
 NORB_TYPES = {0x1E3D4C55: "u1", 0x1E3D4C54: "<i4"}
 NORB_RANK = 8  # more axes than any of its files has
@@ -43,7 +48,8 @@ class Layout:
     """Which features of a TFDS example become what of `Dataset`.
 
     Attributes:
-        image_features: images of one shape; their channels, one after the other, are those of the data set's images.
+        image_features: images of one shape; their channels, one after the other, are those of the
+            data set's images.
         label_feature: the label.
         factor_features: the feature of each factor.
         stand_in: what to do where the data cannot be had, in a line for the user; may be empty.
@@ -64,12 +70,17 @@ class Mnist(Layout, mnist.MNIST, skip_registration=True):
 
     def _split_generators(self, dl_manager: Any) -> Any:
         urls = {split: [self.URL + file for file in files] for split, files in IDX_FILES.items()}
-        return {split: self._generate_examples(*paths) for split, paths in dl_manager.download(urls).items()}
+        return {
+            split: self._generate_examples(*paths)
+            for split, paths in dl_manager.download(urls).items()
+        }
 
     def _generate_examples(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Path, labels: Path
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (image, label) in enumerate(zip(read_idx(images), read_idx(labels), strict=True)):
+        for index, (image, label) in enumerate(
+            zip(read_idx(images), read_idx(labels), strict=True)
+        ):
             yield index, {"image": encode_png(image), "label": int(label)}
 
 
@@ -89,7 +100,8 @@ class NorbLayout(Layout):
     image_features = ("image", "image2")
     label_feature = "label_category"
     factor_features = MappingProxyType(
-        {"instance": "instance"} | {factor: f"label_{factor}" for factor in ("elevation", "azimuth", "lighting")}
+        {"instance": "instance"}
+        | {factor: f"label_{factor}" for factor in ("elevation", "azimuth", "lighting")}
     )
 
 
@@ -102,13 +114,20 @@ class Smallnorb(NorbLayout, smallnorb.Builder, skip_registration=True):
     stand_in = "--dataset toynorb is a stand-in of the same structure, which needs no download."
 
     def _split_generators(self, dl_manager: Any) -> Any:
-        return {split: self._generate_examples(*paths) for split, paths in dl_manager.download(NORB_FILES).items()}
+        return {
+            split: self._generate_examples(*paths)
+            for split, paths in dl_manager.download(NORB_FILES).items()
+        }
 
     def _generate_examples(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Path, categories: Path, factors: Path
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        examples = zip(read_norb(images), read_norb(categories), read_norb(factors).tolist(), strict=True)
-        for index, ((left, right), category, (instance, elevation, azimuth, lighting)) in enumerate(examples):
+        examples = zip(
+            read_norb(images), read_norb(categories), read_norb(factors).tolist(), strict=True
+        )
+        for index, ((left, right), category, (instance, elevation, azimuth, lighting)) in enumerate(
+            examples
+        ):
             yield (
                 index,
                 {
@@ -138,21 +157,30 @@ class Cifar10(Layout, cifar.Cifar10, skip_registration=True):
         features["label"].names = names.decode().split()
         splits = {"train": contents.train_files, "test": contents.test_files}
         return {
-            split: self._generate_examples(split, archive, [contents.prefix + file for file in files])
+            split: self._generate_examples(
+                split, archive, [contents.prefix + file for file in files]
+            )
             for split, files in splits.items()
         }
 
     def _generate_examples(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, split: str, archive: Path, files: Sequence[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        records = np.frombuffer(b"".join(read_members(archive, files)), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        records = np.frombuffer(b"".join(read_members(archive, files)), np.uint8).reshape(
+            -1, 1 + 3 * 32 * 32
+        )
         for index, record in enumerate(records):
             image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-            yield index, {"id": f"{split}_{index:05d}", "image": encode_png(image), "label": int(record[0])}
+            yield (
+                index,
+                {"id": f"{split}_{index:05d}", "image": encode_png(image), "label": int(record[0])},
+            )
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in a gzipped IDX file: a magic number (0, 0, type, rank), the sizes, big-endian, and the data."""
+    """The uint8 array in a gzipped IDX file: a magic number (0, 0, type, rank), the sizes,
+    big-endian, and the data.
+    """
     with damage_named(path), gzip.open(path) as file:
         zeros, dtype, rank = struct.unpack(">HBB", file.read(4))
         if zeros != 0 or dtype != 0x08:
@@ -164,7 +192,9 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_norb(path: Path) -> np.ndarray:
-    """The uint8 or int32 array in a gzipped NORB matrix: a magic number, the rank, 3 or more sizes, and the data; little-endian."""
+    """The uint8 or int32 array in a gzipped NORB matrix: a magic number, the rank, 3 or more sizes,
+    and the data; little-endian.
+    """
     with damage_named(path), gzip.open(path) as file:
         magic, rank = struct.unpack("<2I", file.read(8))
         if magic not in NORB_TYPES or rank > NORB_RANK:
@@ -178,7 +208,10 @@ def read_norb(path: Path) -> np.ndarray:
 
 
 def read_members(archive: Path, names: Sequence[str]) -> list[bytes]:
-    """The contents of plain files in a gzipped tar archive. Raises ValueError if it is none, or lacks one."""
+    """The contents of plain files in a gzipped tar archive.
+
+    Raises ValueError if it is none, or lacks one.
+    """
     with damage_named(archive):
         return read_tar(archive, names)
 
@@ -188,7 +221,15 @@ def damage_named(path: Path) -> Iterator[None]:
     """Whatever may be wrong with the contents of a file is a ValueError that names it."""
     try:
         yield
-    except (ValueError, EOFError, KeyError, struct.error, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+    except (
+        ValueError,
+        EOFError,
+        KeyError,
+        struct.error,
+        zlib.error,
+        gzip.BadGzipFile,
+        tarfile.TarError,
+    ) as error:
         raise ValueError(f"{path}: {first_line(error)}") from error
 
 

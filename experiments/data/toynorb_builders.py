@@ -27,7 +27,8 @@ class Sweep(NamedTuple):
 
 
 class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """24,300 + 24,300 stereo pairs of 50 toys; features, factors and split are smallNORB's, the images are 48 x 48.
+    """24,300 + 24,300 stereo pairs of 50 toys; features, factors and split are smallNORB's, the
+    images are 48 x 48.
 
     Subclasses may change the attributes below, together with the name.
 
@@ -58,7 +59,9 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     "image": tfds.features.Image(**image),
                     "image2": tfds.features.Image(**image),
                     "label_category": tfds.features.ClassLabel(names=list(CATEGORIES)),
-                    "instance": tfds.features.ClassLabel(num_classes=max(INSTANCES, 1 + max(self.SPLITS["test"]))),
+                    "instance": tfds.features.ClassLabel(
+                        num_classes=max(INSTANCES, 1 + max(self.SPLITS["test"]))
+                    ),
                     "label_elevation": tfds.features.ClassLabel(num_classes=len(ELEVATIONS)),
                     "label_azimuth": tfds.features.ClassLabel(num_classes=len(AZIMUTHS)),
                     "label_lighting": tfds.features.ClassLabel(num_classes=len(LIGHTINGS)),
@@ -75,7 +78,9 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         key = 0
         for sweep, pngs in self.render_split(split):
-            for azimuth, lighting in product(range(len(self.AZIMUTH_LABELS)), range(len(LIGHTINGS))):
+            for azimuth, lighting in product(
+                range(len(self.AZIMUTH_LABELS)), range(len(LIGHTINGS))
+            ):
                 left, right = pngs[azimuth][lighting]
                 labels = {
                     "label_category": sweep.category,
@@ -89,10 +94,15 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def sweeps(self, split: str) -> list[Sweep]:
         """What is to be rendered, in this order."""
-        return [Sweep(*labels) for labels in product(range(len(CATEGORIES)), self.SPLITS[split], self.ELEVATION_LABELS)]
+        return [
+            Sweep(*labels)
+            for labels in product(range(len(CATEGORIES)), self.SPLITS[split], self.ELEVATION_LABELS)
+        ]
 
     def render_split(self, split: str) -> Iterator[tuple[Sweep, list[Any]]]:
-        """Render sweep by sweep, as many at a time as there are processors; yields PNG files [azimuth][lighting][left, right]."""
+        """Render sweep by sweep, as many at a time as there are processors; yields PNG files
+        [azimuth][lighting][left, right].
+        """
         workers = os.cpu_count() or 1
         sweeps = self.sweeps(split)
         pairs = len(self.AZIMUTH_LABELS) * len(LIGHTINGS)
@@ -123,7 +133,9 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """The PNG files of a sweep, [azimuth][lighting][left, right]."""
         azimuths = jnp.array([AZIMUTHS[label] for label in self.AZIMUTH_LABELS], jnp.float32)
         elevations = jnp.full_like(azimuths, ELEVATIONS[sweep.elevation])
-        images = photograph(toy(sweep.category, sweep.instance), elevations, azimuths, size=self.SIZE)
+        images = photograph(
+            toy(sweep.category, sweep.instance), elevations, azimuths, size=self.SIZE
+        )
         return [[[encode_png(eye) for eye in pair] for pair in view] for view in np.asarray(images)]
 
 
@@ -135,13 +147,21 @@ class ToyNorb96(ToyNorb, skip_registration=True):
 
 
 class ToyNorbTuning(ToyNorb, skip_registration=True):
-    """What to choose hyper-parameters on: toynorb's training toys, and in place of its test toys others of the same kinds.
+    """What to choose hyper-parameters on: toynorb's training toys, and in place of its test toys
+    others of the same kinds.
 
     Of these there are three elevations only, so that many networks can be scored.
     """
 
     name = "toynorb_tuning"
-    SPLITS = {"train": ToyNorb.SPLITS["train"], "test": tuple(10 + instance for instance in ToyNorb.SPLITS["test"])}  # noqa: RUF012
+    SPLITS = {  # noqa: RUF012
+        "train": ToyNorb.SPLITS["train"],
+        "test": tuple(10 + instance for instance in ToyNorb.SPLITS["test"]),
+    }
 
     def sweeps(self, split: str) -> list[Sweep]:
-        return [sweep for sweep in ToyNorb.sweeps(self, split) if split == "train" or sweep.elevation in (1, 4, 7)]
+        return [
+            sweep
+            for sweep in ToyNorb.sweeps(self, split)
+            if split == "train" or sweep.elevation in (1, 4, 7)
+        ]

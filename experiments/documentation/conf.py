@@ -1,8 +1,10 @@
-"""The site, which Sphinx makes of the docstrings, the tutorials, and pages of text that have their place elsewhere.
+"""The site, which Sphinx makes of the docstrings, the tutorials, and pages of text that have their
+place elsewhere.
 
     python -m sphinx -W --keep-going -b html experiments/documentation OUT
 
-with the extra `docs`, from the top of the repository. Nothing here imports Sphinx, so that tests can read it without.
+with the extra `docs`, from the top of the repository. Nothing here imports Sphinx, so that tests
+can read it without.
 """
 
 import ast
@@ -44,27 +46,51 @@ html_theme = "furo"
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+]
 templates_path = ["_templates"]
 default_role = "code"
-autodoc_default_options = {"members": True, "special-members": "__call__", "member-order": "bysource", "no-value": True}
+autodoc_default_options = {
+    "members": True,
+    "special-members": "__call__",
+    "member-order": "bysource",
+    "no-value": True,
+}
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
-napoleon_use_param = False  # with it, of names that share a description all but the last would be taken for types
+# With it, of names that share a description all but the last would be taken for types.
+napoleon_use_param = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 
 
 def public_names() -> dict[str, str]:
-    """Every public name, and where it is: `{"em_routing": "emcaps.em_routing", "squash": "emcaps.dynamic.squash", ...}`."""
-    modules = [getattr(emcaps, name) for name in emcaps.__all__ if inspect.ismodule(getattr(emcaps, name))]
-    found = [(name, f"{module.__name__}.{name}") for module in (emcaps, *modules) for name in module.__all__]
-    return {name: place for name, place in found if not inspect.ismodule(getattr(emcaps, name, None))}
+    """Every public name, and where it is: `{"em_routing": "emcaps.em_routing", "squash":
+    "emcaps.dynamic.squash", ...}`.
+    """
+    modules = [
+        getattr(emcaps, name) for name in emcaps.__all__ if inspect.ismodule(getattr(emcaps, name))
+    ]
+    found = [
+        (name, f"{module.__name__}.{name}")
+        for module in (emcaps, *modules)
+        for name in module.__all__
+    ]
+    return {
+        name: place for name, place in found if not inspect.ismodule(getattr(emcaps, name, None))
+    }
 
 
 def reference_names() -> list[str]:
-    """The names in the groups of reference.rst, as often as they are there, each with the module that is current."""
+    """The names in the groups of reference.rst, as often as they are there, each with the module
+    that is current.
+    """
     module, found = "", []
     for line in (HERE / "reference.rst").read_text(encoding="utf-8").splitlines():
         if given := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
@@ -75,27 +101,44 @@ def reference_names() -> list[str]:
 
 
 def check_reference() -> None:
-    """Raise ValueError unless every public name is in one group of reference.rst, and nothing else is."""
+    """Raise ValueError unless every public name is in one group of reference.rst, and nothing else
+    is.
+    """
     found, public = sorted(reference_names()), sorted(public_names().values())
     if found != public:
         missing, unknown = (sorted(set(a) - set(b)) for a, b in ((public, found), (found, public)))
         twice = sorted({name for name in found if found.count(name) > 1})
-        raise ValueError(f"reference.rst must have each public name once; {missing=}, {unknown=}, {twice=}")
+        raise ValueError(
+            f"reference.rst must have each public name once; {missing=}, {unknown=}, {twice=}"
+        )
 
 
 def constant(name: str) -> tuple[str, str]:
-    """The string below the assignment of a public constant, and the assignment itself. Empty if there is none."""
+    """The string below the assignment of a public constant, and the assignment itself.
+
+    Empty if there is none.
+    """
     for path in Path(inspect.getfile(emcaps)).parent.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         for statement, below in itertools.pairwise(ast.parse(source).body):
-            if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
-                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                    return inspect.cleandoc(below.value.value), ast.get_source_segment(source, statement) or ""
+            if isinstance(statement, ast.Assign) and [
+                ast.unparse(target) for target in statement.targets
+            ] == [name]:
+                if (
+                    isinstance(below, ast.Expr)
+                    and isinstance(below.value, ast.Constant)
+                    and isinstance(below.value.value, str)
+                ):
+                    return inspect.cleandoc(below.value.value), ast.get_source_segment(
+                        source, statement
+                    ) or ""
     return "", ""
 
 
 def restructured(docstring: str, link: Mapping[str, str]) -> str:
-    """A docstring in the words of napoleon and reStructuredText, with links to these public names where they are."""
+    """A docstring in the words of napoleon and reStructuredText, with links to these public names
+    where they are.
+    """
     # Names that share a description, and need more than a line.
     docstring = re.sub(r"^( +\w+(?:, \w+)*,)\n +", r"\1 ", docstring, flags=re.MULTILINE)
     # What stands before the first colon would be taken for a type.
@@ -111,12 +154,20 @@ def process_docstring(app, what: str, name: str, obj, options, lines: list[str])
     text = "\n".join(lines)
     if what == "data":
         text, assignment = constant(public)
-        text += "\n\n.. code-block:: python\n\n" + re.sub("^", "    ", assignment, flags=re.MULTILINE)
-    lines[:] = restructured(text, {name: place for name, place in public_names().items() if name != public}).splitlines()
+        text += "\n\n.. code-block:: python\n\n" + re.sub(
+            "^", "    ", assignment, flags=re.MULTILINE
+        )
+    lines[:] = restructured(
+        text, {name: place for name, place in public_names().items() if name != public}
+    ).splitlines()
 
 
-def process_signature(app, what: str, name: str, obj, options, signature: str | None, returns: str | None):
-    """Without the arguments that Flax gives every module, and without what defaults spell out on a page of their own."""
+def process_signature(
+    app, what: str, name: str, obj, options, signature: str | None, returns: str | None
+):
+    """Without the arguments that Flax gives every module, and without what defaults spell out on a
+    page of their own.
+    """
     if signature is None:
         return None
     signature = re.sub(r", parent: .*_Sentinel.*\)$", ")", signature)
@@ -130,17 +181,25 @@ def brief(record) -> str:
     """A record as it is written where fields have their defaults."""
     given = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     defaults = {field.name: field.default for field in dataclasses.fields(record)}
-    changed = ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name])
+    changed = ", ".join(
+        f"{name}={value!r}" for name, value in given.items() if value != defaults[name]
+    )
     return f"{type(record).__name__}({changed})"
 
 
 def skip_member(app, what: str, name: str, obj, skip: bool, options) -> bool | None:
-    """Fields of named tuples are described under Attributes; their own docstrings only say which number they have."""
-    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+    """Fields of named tuples are described under Attributes; their own docstrings only say which
+    number they have.
+    """
+    return (
+        True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+    )
 
 
 def tutorial_page(script: str) -> str:
-    """A tutorial as Markdown: its docstring, then of each cell the comment that it starts with, and the code."""
+    """A tutorial as Markdown: its docstring, then of each cell the comment that it starts with, and
+    the code.
+    """
     head, *cells = re.split(r"^# %%.*\n", script, flags=re.MULTILINE)
     title, _, rest = (ast.get_docstring(ast.parse(head)) or "").partition("\n")
     page = [f"# {title.rstrip('.')}", rest]
@@ -148,7 +207,10 @@ def tutorial_page(script: str) -> str:
         lines = cell.strip().splitlines()
         prose = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
         code = "\n".join(lines[len(prose) :]).strip("\n")
-        page += ["\n".join(re.sub("^# ?", "", line) for line in prose), f"```python\n{code}\n```" if code else ""]
+        page += [
+            "\n".join(re.sub("^# ?", "", line) for line in prose),
+            f"```python\n{code}\n```" if code else "",
+        ]
     return "\n\n".join(page)
 
 
@@ -163,12 +225,16 @@ def write_pages() -> None:
     pages = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
     for there, here in SITE_LINKS.items():
         pages = {name: text.replace(f"]({there}", f"]({here}") for name, text in pages.items()}
-    pages |= {f"tutorials/{path.stem}": tutorial_page(path.read_text(encoding="utf-8")) for path in TUTORIALS.glob("*.py")}
+    pages |= {
+        f"tutorials/{path.stem}": tutorial_page(path.read_text(encoding="utf-8"))
+        for path in TUTORIALS.glob("*.py")
+    }
     pages["shapes"] = f"# Shapes and their letters\n\n{emcaps.types.__doc__}"
     for name, text in pages.items():
         file = GENERATED / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists() or file.read_text(encoding="utf-8") != text:  # what is as it was, Sphinx need not read again
+        # What is as it was, Sphinx need not read again.
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
 
 

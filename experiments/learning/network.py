@@ -1,4 +1,6 @@
-"""The network of a configuration, and what it makes of images: intermediates, logits, poses, temperatures."""
+"""The network of a configuration, and what it makes of images: intermediates, logits, poses,
+temperatures.
+"""
 
 import dataclasses
 import functools
@@ -23,12 +25,17 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
         ValueError: a `parent_axis` of a network without convolutional capsule layers.
     """
     if parent_axis is not None and config.family != "capsules":
-        raise ValueError(f"{FAMILIES[config.family]} no parent types that a model axis of devices could share")
+        raise ValueError(
+            f"{FAMILIES[config.family]} no parent types that a model axis of devices could share"
+        )
     if config.family == "cnn":
         return BaselineCNN(num_classes, config.cnn_channels, config.cnn_hidden_units)
     if config.family == "dynamic":
         return emcaps.dynamic.DynamicCapsNet(
-            num_classes, config.dynamic_channels, config.dynamic_capsules, num_iterations=config.dynamic_iterations
+            num_classes,
+            config.dynamic_channels,
+            config.dynamic_capsules,
+            num_iterations=config.dynamic_iterations,
         )
     return emcaps.CapsNet(
         num_classes,
@@ -44,7 +51,8 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
 
 
 def class_logits(intermediates: Mapping[str, Any]) -> jax.Array:
-    """What the loss is of: the activation logits of the class capsules, or the CNN's logits, `[B, num_classes]`.
+    """What the loss is of: the activation logits of the class capsules, or the CNN's logits, `[B,
+    num_classes]`.
 
     Args:
         intermediates: of `network_intermediates`.
@@ -52,16 +60,20 @@ def class_logits(intermediates: Mapping[str, Any]) -> jax.Array:
     if "class_caps" not in intermediates:
         return intermediates["classes"]
     logits = intermediates["class_caps"].activation_logits
-    return logits.reshape(len(logits), -1)  # class capsules with matrices are on a map of one position
+    # Class capsules with matrices are on a map of one position.
+    return logits.reshape(len(logits), -1)
 
 
 def class_poses(intermediates: Mapping[str, Any]) -> jax.Array:
-    """The poses of the class capsules, row by row, `[B, num_classes, entries]`; arguments as `class_logits`."""
+    """The poses of the class capsules, row by row, `[B, num_classes, entries]`; arguments as
+    `class_logits`.
+    """
     return intermediates["class_caps"].poses.reshape(*class_logits(intermediates).shape, -1)
 
 
 def decode(params: Any, poses: jax.Array, chosen: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Images `[B, *shape]` as the decoder sees them in poses `[B, num_classes, entries]` of the chosen classes `[B]`.
+    """Images `[B, *shape]` as the decoder sees them in poses `[B, num_classes, entries]` of the
+    chosen classes `[B]`.
 
     Args:
         params: of a network with `reconstruction`.
@@ -74,15 +86,23 @@ def decode(params: Any, poses: jax.Array, chosen: jax.Array, shape: tuple[int, .
 
 
 def log_activations(model: Network, logits: jax.Array) -> jax.Array:
-    """Logarithms of what the network says of each class: of activations, or of the CNN's probabilities."""
-    return jax.nn.log_softmax(logits) if isinstance(model, BaselineCNN) else jax.nn.log_sigmoid(logits)
+    """Logarithms of what the network says of each class: of activations, or of the CNN's
+    probabilities.
+    """
+    return (
+        jax.nn.log_softmax(logits) if isinstance(model, BaselineCNN) else jax.nn.log_sigmoid(logits)
+    )
 
 
 def routing_diagnostics(
     config: TrainConfig, model: Network, params: Any, images: jax.Array, step: jax.Array | int
 ) -> dict[str, emcaps.diagnostics.RoutingDiagnostics]:
-    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for other networks."""
-    return emcaps.diagnostics.diagnose_layers(network_intermediates(config, model, params, images, step))
+    """How each capsule layer routes float images `[B, H, W, C]` after `step` steps; empty for other
+    networks.
+    """
+    return emcaps.diagnostics.diagnose_layers(
+        network_intermediates(config, model, params, images, step)
+    )
 
 
 def network_intermediates(
@@ -93,7 +113,8 @@ def network_intermediates(
     step: jax.Array | int,
     dropout_keys: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """What each stage of the network makes of images after `step` steps; see `CapsNet`, `DynamicCapsNet` and `BaselineCNN`.
+    """What each stage of the network makes of images after `step` steps; see `CapsNet`,
+    `DynamicCapsNet` and `BaselineCNN`.
 
     Args:
         config: of the run.
@@ -109,7 +130,9 @@ def network_intermediates(
 
 
 def learned_temperatures(model: Network, params: Any) -> dict[str, dict[str, jax.Array]]:
-    """The temperatures that the layers of a network have learned, scalars by name and layer; empty if it learns none."""
+    """The temperatures that the layers of a network have learned, scalars by name and layer; empty
+    if it learns none.
+    """
     found: dict[str, dict[str, jax.Array]] = {}
     if isinstance(model, emcaps.CapsNet):
         for layer, routing in zip(model.layer_names(), model.layer_routing(), strict=True):
@@ -120,14 +143,20 @@ def learned_temperatures(model: Network, params: Any) -> dict[str, dict[str, jax
 
 
 def make_temperatures(model: Network) -> Callable[[Any], dict[str, Any]]:
-    """The function `temperatures(params)`: the `learned_temperatures` of a network in terms of JSON."""
+    """The function `temperatures(params)`: the `learned_temperatures` of a network in terms of
+    JSON.
+    """
     compiled = jax.jit(functools.partial(learned_temperatures, model))
     return lambda params: jax.tree.map(float, jax.device_get(compiled(params)))
 
 
 def network_at(config: TrainConfig, model: Network, step: jax.Array | int) -> Network:
-    """The network as it is after `step` steps, where the config lets the temperatures of routing move during the training."""
-    if not isinstance(model, emcaps.CapsNet) or not (config.assignment_temperature_end or config.inverse_temperature_start):
+    """The network as it is after `step` steps, where the config lets the temperatures of routing
+    move during the training.
+    """
+    if not isinstance(model, emcaps.CapsNet) or not (
+        config.assignment_temperature_end or config.inverse_temperature_start
+    ):
         return model
     progress = jnp.clip(jnp.asarray(step) / config.steps, 0, 1)
 

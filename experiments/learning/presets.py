@@ -1,4 +1,6 @@
-"""How capsule layers start, as numbers that a command line and a file can hold; and the constants of others."""
+"""How capsule layers start, as numbers that a command line and a file can hold; and the constants
+of others.
+"""
 
 import dataclasses
 from typing import Any
@@ -13,12 +15,16 @@ from emcaps.checks import check_number
 
 @dataclasses.dataclass(frozen=True)
 class NormalInit:
-    """An initializer: normal numbers of this mean and standard deviation; two with the same are equal."""
+    """An initializer: normal numbers of this mean and standard deviation; two with the same are
+    equal.
+    """
 
     mean: float
     stddev: float
 
-    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> jax.Array:
         return self.mean + self.stddev * jax.random.normal(key, shape, dtype)
 
 
@@ -27,7 +33,8 @@ class CapsuleInit:
     """How the parameters of a capsule layer start; the defaults are those of the modules.
 
     Attributes:
-        identity: transforms are this times the identity, so that at first parents agree with children,
+        identity: transforms are this times the identity, so that at first parents agree with
+            children,
         transform_stddev: + normal(0, this).
         beta_u: the mean of the cost of one unit of data and pose entry,
         beta_u_stddev: and its standard deviation.
@@ -47,7 +54,11 @@ class CapsuleInit:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_number(field.name, getattr(self, field.name), 0 if field.name.endswith("stddev") else -np.inf)
+            check_number(
+                field.name,
+                getattr(self, field.name),
+                0 if field.name.endswith("stddev") else -np.inf,
+            )
 
     def initializers(self) -> dict[str, Any]:
         """The attributes of `emcaps.CapsNet` for them."""
@@ -61,8 +72,12 @@ class CapsuleInit:
 PRESETS = {
     "paper": (PAPER, CapsuleInit(identity=0.0, transform_stddev=0.3)),
     "ibm": (
-        dataclasses.replace(PAPER, num_iterations=2, field_mass=100.0, min_variance=1e-9, mass_epsilon=1e-9),
+        dataclasses.replace(
+            PAPER, num_iterations=2, field_mass=100.0, min_variance=1e-9, mass_epsilon=1e-9
+        ),
         CapsuleInit(identity=0.0, transform_stddev=1.0, beta_a=-1000.0, beta_a_stddev=500.0),
     ),
 }
-"""The constants of the paper and of IBM for all layers, with the initial values that belong to them; see BUILD_NOTES.md."""
+"""The constants of the paper and of IBM for all layers, with the initial values that belong to
+them; see BUILD_NOTES.md.
+"""

@@ -1,7 +1,9 @@
-"""The benchmark on an accelerator: the paper's two networks at several batch sizes, each formulation beside the multiply-add floor.
+"""The benchmark on an accelerator: the paper's two networks at several batch sizes, each
+formulation beside the multiply-add floor.
 
-`python -m experiments.benchmark --parts accelerator torch profile`. What takes time here is compiling: all programs are compiled
-side by side, what matters most first, and what is not done in time is left out and named.
+`python -m experiments.benchmark --parts accelerator torch profile`. What takes time here is
+compiling: all programs are compiled side by side, what matters most first, and what is not done in
+time is left out and named.
 """
 
 import gzip
@@ -27,7 +29,8 @@ from experiments.runtime.records import Record, read_lines
 from experiments.runtime.tables import lines
 
 TASKS = ("step", "layer, gradient", "layer, forward")
-# In the order in which they are compiled; dense, which is slowest and largest, is the last. On an accelerator fused is streamed.
+# In the order in which they are compiled; dense, which is slowest and largest, is the last. On an
+# accelerator fused is streamed.
 ORDER = ("kernels", "streamed", "textbook", "dense")
 TORCH_MODES = ("eager", "compile")
 PROFILED_STEPS = 3
@@ -54,12 +57,18 @@ class Workload(NamedTuple):
         if self.task == "step":
             return steps(self.widths)
         functions = routings(self.widths.first_layer(self.batch))
-        return {name: with_gradient(f) for name, f in functions.items()} if self.task == "layer, gradient" else functions
+        return (
+            {name: with_gradient(f) for name, f in functions.items()}
+            if self.task == "layer, gradient"
+            else functions
+        )
 
     def arguments(self) -> tuple:
         """Of each of its functions."""
         return (
-            step_arguments(self.widths, self.batch) if self.task == "step" else layer_arguments(self.widths.first_layer(self.batch))
+            step_arguments(self.widths, self.batch)
+            if self.task == "step"
+            else layer_arguments(self.widths.first_layer(self.batch))
         )
 
     def multiply_adds(self) -> int:
@@ -72,22 +81,44 @@ class Workload(NamedTuple):
 
     def row(self, contender: str, ceilings: Ceilings, seconds: float, **more: Any) -> Record:
         """What was measured of one contender."""
-        where = {"network": str(self.widths), "batch": self.batch, "task": self.task, "contender": contender}
+        where = {
+            "network": str(self.widths),
+            "batch": self.batch,
+            "task": self.task,
+            "contender": contender,
+        }
         floor = self.multiply_adds() / ceilings.multiply_adds
-        found = {"seconds": seconds, "times_floor": seconds / floor, "images_per_second": self.batch / seconds}
+        found = {
+            "seconds": seconds,
+            "times_floor": seconds / floor,
+            "images_per_second": self.batch / seconds,
+        }
         return {**where, **found, **more}
 
     def missing(self, contender: str, why: str) -> Record:
         """Why one contender was not measured."""
-        return {"network": str(self.widths), "batch": self.batch, "task": self.task, "contender": contender, "missing": why}
+        return {
+            "network": str(self.widths),
+            "batch": self.batch,
+            "task": self.task,
+            "contender": contender,
+            "missing": why,
+        }
 
 
 def workloads(networks: Sequence[str], batches: Sequence[int]) -> list[Workload]:
     """All of them, in the order of the batch sizes."""
-    return [Workload(Widths.parse(widths), batch, task) for batch in batches for widths in networks for task in TASKS]
+    return [
+        Workload(Widths.parse(widths), batch, task)
+        for batch in batches
+        for widths in networks
+        for task in TASKS
+    ]
 
 
-def benchmark_accelerator(loads: Sequence[Workload], ceilings: Ceilings, repeats: int, limit: float) -> Iterator[list[Record]]:
+def benchmark_accelerator(
+    loads: Sequence[Workload], ceilings: Ceilings, repeats: int, limit: float
+) -> Iterator[list[Record]]:
     """The rows of each workload, as they are measured.
 
     Args:
@@ -115,14 +146,20 @@ def benchmark_accelerator(loads: Sequence[Workload], ceilings: Ceilings, repeats
                 rows.append(load.missing(name, why))
         try:
             measured = time_in_turns(programs, repeats)
-            rows += [load.row(name, ceilings, **found._asdict()) for name, found in measured.items()]
+            rows += [
+                load.row(name, ceilings, **found._asdict()) for name, found in measured.items()
+            ]
         except RuntimeError as error:  # what others left in memory may be too much after all
             rows += [load.missing(name, first_line(error)) for name in programs]
         yield rows
 
 
-def start_compiling(pool: ThreadPoolExecutor, function: Callable, arguments: tuple) -> Future[Program]:
-    """Trace here, which threads cannot do side by side, and compile there; an error is part of the result."""
+def start_compiling(
+    pool: ThreadPoolExecutor, function: Callable, arguments: tuple
+) -> Future[Program]:
+    """Trace here, which threads cannot do side by side, and compile there; an error is part of the
+    result.
+    """
     try:
         return pool.submit(lower(function, arguments).compile)
     except Exception as error:
@@ -146,9 +183,15 @@ def why_not(compiling: Future[Program] | None) -> str | None:
 
 
 def benchmark_torch(
-    networks: Sequence[str], batches: Sequence[int], ceilings: Ceilings, repeats: int, limit: float, folder: Path
+    networks: Sequence[str],
+    batches: Sequence[int],
+    ceilings: Ceilings,
+    repeats: int,
+    limit: float,
+    folder: Path,
 ) -> Iterator[list[Record]]:
-    """The textbook's formulation in PyTorch, in processes of their own: their memory and their crashes are their own.
+    """The textbook's formulation in PyTorch, in processes of their own: their memory and their
+    crashes are their own.
 
     Args:
         networks, batches: see `workloads`.
@@ -162,25 +205,48 @@ def benchmark_torch(
         file.unlink(missing_ok=True)
         words = ["--mode", mode, "--networks", *networks, "--batches", *map(str, batches)]
         words += ["--repeats", str(repeats), "--output", str(file)]
-        command = [sys.executable, "-c", "from experiments.measurements.torch_peer import main; main()", *words]
+        command = [
+            sys.executable,
+            "-c",
+            "from experiments.measurements.torch_peer import main; main()",
+            *words,
+        ]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         with (folder / f"torch-{mode}.log").open("w", encoding="utf-8") as log:
             try:
-                code = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment).returncode
+                code = subprocess.run(
+                    command, stdout=log, stderr=log, timeout=limit, env=environment
+                ).returncode
             except subprocess.TimeoutExpired:
                 code = "time over"
-        by_place = {(r["network"], r["batch"], r["task"]): r for r in read_lines(file)} if file.exists() else {}
+        by_place = (
+            {(r["network"], r["batch"], r["task"]): r for r in read_lines(file)}
+            if file.exists()
+            else {}
+        )
         name = f"PyTorch, {mode}"
         rows = []
         for load in workloads(networks, batches):
-            found = by_place.get((str(load.widths), load.batch, load.task), {"missing": f"not measured ({code})"})
-            given = {key: value for key, value in found.items() if key not in ("network", "batch", "task")}
-            rows.append(load.missing(name, found["missing"]) if "missing" in found else load.row(name, ceilings, **given))
+            found = by_place.get(
+                (str(load.widths), load.batch, load.task), {"missing": f"not measured ({code})"}
+            )
+            given = {
+                key: value
+                for key, value in found.items()
+                if key not in ("network", "batch", "task")
+            }
+            rows.append(
+                load.missing(name, found["missing"])
+                if "missing" in found
+                else load.row(name, ceilings, **given)
+            )
         yield rows
 
 
 def profile_step(widths: Widths, batch: int, folder: Path) -> list[Path]:
-    """A profile of some steps (for XProf or TensorBoard) and the compiled program's text, packed files in a folder."""
+    """A profile of some steps (for XProf or TensorBoard) and the compiled program's text, packed
+    files in a folder.
+    """
     arguments = step_arguments(widths, batch)
     program = lower(steps(widths)["kernels"], arguments).compile()
     program.sample(PROFILED_STEPS)
@@ -200,10 +266,15 @@ def report(rows: Sequence[Record]) -> None:
     places = dict.fromkeys((row["network"], row["batch"], row["task"]) for row in rows)
     for place in places:
         here = [row for row in rows if (row["network"], row["batch"], row["task"]) == place]
-        textbook = next((row["seconds"] for row in here if row["contender"] == "textbook" and "seconds" in row), None)
+        textbook = next(
+            (row["seconds"] for row in here if row["contender"] == "textbook" and "seconds" in row),
+            None,
+        )
         network, batch, task = place
         print(f"\n{network}, batch {batch}, {task}")
-        table: list[tuple[str, ...]] = [("", "ms", "x textbook", "x floor", "images/s", "scratch MB", "compile s")]
+        table: list[tuple[str, ...]] = [
+            ("", "ms", "x textbook", "x floor", "images/s", "scratch MB", "compile s")
+        ]
         for row in here:
             if "missing" in row:
                 table.append((row["contender"], *[""] * 6, f"   {row['missing']}"))

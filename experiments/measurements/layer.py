@@ -1,4 +1,5 @@
-"""How fast is one layer: formulations side by side, the parts of one against their multiply-adds, and how its cost grows.
+"""How fast is one layer: formulations side by side, the parts of one against their multiply-adds,
+and how its cost grows.
 
 `python -m experiments.benchmark --parts layer kernels sweeps`.
 """
@@ -22,7 +23,8 @@ from experiments.measurements import textbook
 from experiments.measurements.timing import Measurement, measure, multiply_adds, small_numbers
 from experiments.runtime.fields import check_positive
 
-# How devices share a layer's arguments; of its results, the poses and activations are shared as those, and so are gradients.
+# How devices share a layer's arguments; of its results, the poses and activations are shared as
+# those, and so are gradients.
 ARGUMENT_SPECS = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
 
 
@@ -78,12 +80,15 @@ class Costs(NamedTuple):
 
 
 def costs(iterations: int) -> Costs:
-    """A vote costs 64 multiply-adds, and each operator 32 more; the gradient of the votes 16 for each of its 2T - 1 terms and 128
-    for its two products. The whole has 2T - 1 operators forward, as many back, and one gradient of the votes.
+    """A vote costs 64 multiply-adds, and each operator 32 more; the gradient of the votes 16 for
+    each of its 2T - 1 terms and 128 for its two products. The whole has 2T - 1 operators forward,
+    as many back, and one gradient of the votes.
     """
     operators = terms = 2 * iterations - 1
     operator, vote_gradient = 64 + 32, 64 + 16 * terms + 128
-    return Costs(operator, vote_gradient, operators * operator, 2 * operators * operator + vote_gradient)
+    return Costs(
+        operator, vote_gradient, operators * operator, 2 * operators * operator + vote_gradient
+    )
 
 
 def layer_arguments(layer: Layer) -> tuple[jax.Array, ...]:
@@ -101,7 +106,9 @@ def layer_arguments(layer: Layer) -> tuple[jax.Array, ...]:
 
 
 def routings(layer: Layer) -> dict[str, Callable]:
-    """The textbook's formulation and emcaps' implementations, each from a layer's arguments to `(poses, activations)`."""
+    """The textbook's formulation and emcaps' implementations, each from a layer's arguments to
+    `(poses, activations)`.
+    """
     static = {"stride": layer.stride, "num_iterations": layer.iterations}
 
     def ours(implementation: str, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,7 +130,9 @@ def with_gradient(routing: Callable) -> Callable:
 
 
 def on_all_devices(function: Callable) -> Callable:
-    """A layer function with the batch divided among the devices; gradients of what they share are summed."""
+    """A layer function with the batch divided among the devices; gradients of what they share are
+    summed.
+    """
 
     def local(*arguments: jax.Array) -> tuple[jax.Array, ...]:
         poses, activations, *shared = function(*arguments)
@@ -132,7 +141,9 @@ def on_all_devices(function: Callable) -> Callable:
     def mapped(*arguments: jax.Array) -> Any:
         out_specs = ARGUMENT_SPECS[: len(jax.eval_shape(function, *arguments))]
         mesh = device_mesh(jax.devices())
-        return jax.shard_map(local, mesh=mesh, in_specs=ARGUMENT_SPECS, out_specs=out_specs, check_vma=False)(*arguments)
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=ARGUMENT_SPECS, out_specs=out_specs, check_vma=False
+        )(*arguments)
 
     return mapped
 
@@ -144,24 +155,35 @@ def place_on_all_devices(arguments: tuple[jax.Array, ...]) -> tuple[jax.Array, .
 
 
 def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measurement]]:
-    """One layer, forward and with the gradient, each formulation on one device, streamed on all of them as well."""
+    """One layer, forward and with the gradient, each formulation on one device, streamed on all of
+    them as well.
+    """
     arguments = layer_arguments(layer)
     results = {}
     for direction, transform in (("forward", lambda routing: routing), ("gradient", with_gradient)):
-        contenders = {name: (transform(routing), arguments) for name, routing in routings(layer).items()}
+        contenders = {
+            name: (transform(routing), arguments) for name, routing in routings(layer).items()
+        }
         streamed = contenders["streamed"][0]
-        contenders["streamed, all devices"] = (on_all_devices(streamed), place_on_all_devices(arguments))
+        contenders["streamed, all devices"] = (
+            on_all_devices(streamed),
+            place_on_all_devices(arguments),
+        )
         results[direction] = measure(contenders, repeats)
     return results
 
 
 def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]:
-    """The parts of a streamed routing on one device, for one block of the batch, in ns per pair beside their `costs`."""
+    """The parts of a streamed routing on one device, for one block of the batch, in ns per pair
+    beside their `costs`.
+    """
     block = max(1, implementations.CHUNKED_COLUMNS // layer.positions)
     small = dataclasses.replace(layer, batch=block)
     arguments = layer_arguments(small)
     poses, _, transforms, *_ = arguments
-    field = emcaps.ReceptiveField((small.size, small.size), (small.kernel, small.kernel), small.stride)
+    field = emcaps.ReceptiveField(
+        (small.size, small.size), (small.kernel, small.kernel), small.stride
+    )
     num_children, columns = small.kernel**2 * small.children, small.positions * block
     votes = StreamedVotes(
         field.gather(poses.transpose(3, 4, 5, 1, 2, 0)).reshape(num_children, 4, 4, columns),
@@ -176,7 +198,9 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
 
     groups = terms(small.iterations, weights[:, 0]), terms(small.iterations - 1, None)
     needed = costs(small.iterations)
-    procedure = Procedure(field, small.iterations, False, "all", "reachable", damping=0.0, assignment_gradient=True)
+    procedure = Procedure(
+        field, small.iterations, False, "all", "reachable", damping=0.0, assignment_gradient=True
+    )
     chain, chain_cost = multiply_adds()
     whole = routings(small)["streamed"]
     contenders = {
@@ -202,13 +226,19 @@ def benchmark_kernels(layer: Layer, repeats: int) -> dict[str, dict[str, float]]
     for name, cost in floors.items():
         nanoseconds = 1e9 * results[name].seconds / small.pairs
         floor = 1e9 * cost / rate
-        rows[name] = {"ns_per_pair": nanoseconds, "floor_ns": floor, "times_floor": nanoseconds / floor if cost else 0.0}
+        rows[name] = {
+            "ns_per_pair": nanoseconds,
+            "floor_ns": floor,
+            "times_floor": nanoseconds / floor if cost else 0.0,
+        }
     rows["multiply-adds"] = {"per_second": rate}
     return rows
 
 
 def benchmark_sweeps(layer: Layer, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of a streamed layer with its gradient, on one device, while one size at a time grows."""
+    """Seconds of a streamed layer with its gradient, on one device, while one size at a
+    time grows.
+    """
     sizes = {
         "batch": [8, 16, 32, 64, 128, 256],
         "children": [2, 4, 8, 16, 32],
@@ -221,7 +251,10 @@ def benchmark_sweeps(layer: Layer, repeats: int) -> dict[str, dict[str, list[flo
         contenders, amounts = {}, []
         for value in values:
             grown = dataclasses.replace(layer, **{name: value})
-            contenders[str(value)] = (with_gradient(routings(grown)["streamed"]), layer_arguments(grown))
+            contenders[str(value)] = (
+                with_gradient(routings(grown)["streamed"]),
+                layer_arguments(grown),
+            )
             amounts.append(grown.positions if name == "size" else value)
         results = measure(contenders, repeats)
         seconds = [results[str(value)].seconds for value in values]

@@ -1,4 +1,6 @@
-"""What a run costs beside its steps: the loop against the bare step, in turns; `python -m experiments.benchmark --parts loop`."""
+"""What a run costs beside its steps: the loop against the bare step, in turns; `python -m
+experiments.benchmark --parts loop`.
+"""
 
 import tempfile
 import time
@@ -27,15 +29,18 @@ CONFIG = TrainConfig(dataset="mnist", images=ImageConfig(), steps=STEPS, eval_ev
 def noise(number: int) -> tuple[np.ndarray, np.ndarray]:
     """Images like MNIST's, and labels."""
     random = np.random.default_rng(0)
-    return random.integers(0, 256, (number, 28, 28, 1), np.uint8), random.integers(0, 10, number, np.int32)
+    return random.integers(0, 256, (number, 28, 28, 1), np.uint8), random.integers(
+        0, 10, number, np.int32
+    )
 
 
 def benchmark_loop(repeats: int) -> dict[str, Any]:
     """Milliseconds of a step of the default recipe at MNIST's size, on all devices.
 
     Returns:
-        Of each repeat, `bare`: one compiled step after the other on one batch that is there already; and `loop`: a whole run, with
-        its batches drawn and its metrics logged, from its first checkpoint to its last step.
+        Of each repeat, `bare`: one compiled step after the other on one batch that is there
+        already; and `loop`: a whole run, with its batches drawn and its metrics logged, from its
+        first checkpoint to its last step.
     """
     dataset = Dataset("mnist", tuple("0123456789"), *noise(20_000), *noise(2))
     execution = Execution(choose_devices(CONFIG.batch_size))
@@ -56,7 +61,10 @@ def benchmark_loop(repeats: int) -> dict[str, Any]:
 
             workdir = Path(folder, str(number))
             train(CONFIG, dataset, workdir, execution=execution)
-            records = {(record["step"], record["split"]): record["seconds"] for record in read_records(workdir)}
+            records = {
+                (record["step"], record["split"]): record["seconds"]
+                for record in read_records(workdir)
+            }
             seconds = records[STEPS, "train"] - records[SAVE_EVERY, "diagnostics"]
             milliseconds["loop"].append(1e3 * seconds / (STEPS - SAVE_EVERY))
     return milliseconds

@@ -1,7 +1,8 @@
 """EM routing as one writes it down first: what the benchmark compares with.
 
-Votes by einsum in memory, batch-first with the pose entries last, scan over the iterations, gradient by automatic differentiation.
-The procedure and the results are those of `emcaps.conv_em_routing`.
+Votes by einsum in memory, batch-first with the pose entries last, scan over the iterations,
+gradient by automatic differentiation. The procedure and the results are those of
+`emcaps.conv_em_routing`.
 """
 
 from typing import Any, NamedTuple
@@ -27,10 +28,12 @@ def conv_em_routing(
     min_variance: float = 5e-4,
     mass_epsilon: float = 1e-7,
 ) -> tuple[jax.Array, jax.Array]:
-    """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of `emcaps.conv_em_routing`.
+    """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of
+    `emcaps.conv_em_routing`.
 
     Args:
-        poses, activations, transforms, beta_u, beta_a, stride, num_iterations, min_variance, mass_epsilon: see there.
+        poses, activations, transforms, beta_u, beta_a, stride, num_iterations, min_variance,
+            mass_epsilon: see there.
         offsets: added to the votes, `[KH, KW, 4, 4]`: coordinate addition.
     """
     kernel = transforms.shape[:2]
@@ -41,7 +44,9 @@ def conv_em_routing(
         return jnp.moveaxis(seen, (-1, -3, -2, 0, 1), (0, 1, 2, 3, 4))
 
     def children_of(seen: jax.Array) -> jax.Array:  # the transpose of patches
-        return jax.linear_transpose(patches, jax.ShapeDtypeStruct(activations.shape, seen.dtype))(seen)[0]
+        return jax.linear_transpose(patches, jax.ShapeDtypeStruct(activations.shape, seen.dtype))(
+            seen
+        )[0]
 
     votes = jnp.einsum("byxuvikl,uvijlm->byxuvijkm", patches(poses), transforms)
     if offsets is not None:
@@ -50,10 +55,13 @@ def conv_em_routing(
     seen_activations = patches(activations)
     reached = field.num_parent_positions()[:, :, None] * transforms.shape[3]
     first = patches(jnp.broadcast_to(1 / reached.clip(1), activations.shape).astype(votes.dtype))
-    inverse_temperatures = jnp.asarray(emcaps.inverse_temperature_schedule(num_iterations), votes.dtype)
+    inverse_temperatures = jnp.asarray(
+        emcaps.inverse_temperature_schedule(num_iterations), votes.dtype
+    )
 
     def m_step(assignments, inverse_temperature):
-        data = (assignments * seen_activations[..., None])[..., None]  # [B, OH, OW, KH, KW, I, J, 1]
+        # [B, OH, OW, KH, KW, I, J, 1].
+        data = (assignments * seen_activations[..., None])[..., None]
         over_children = (3, 4, 5)
         mass = data.sum(over_children)
         total = mass + mass_epsilon
@@ -89,7 +97,9 @@ def class_em_routing(
     coordinates: jax.Array,
     num_iterations: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The classes' poses `[B, 1, 1, J, 4, 4]` and activations `[B, 1, 1, J]`; arguments as of `emcaps.class_em_routing`."""
+    """The classes' poses `[B, 1, 1, J, 4, 4]` and activations `[B, 1, 1, J]`; arguments as of
+    `emcaps.class_em_routing`.
+    """
     height, width = activations.shape[1:3]
     everywhere = jnp.broadcast_to(transforms, (height, width, *transforms.shape))
     offsets = jnp.zeros((height, width, 4, 4), poses.dtype).at[:, :, :2, 3].set(coordinates)
@@ -98,23 +108,33 @@ def class_em_routing(
 
 
 def class_activations(model: emcaps.CapsNet, params: Any, images: jax.Array) -> jax.Array:
-    """`model.apply({"params": params}, images)` with textbook routing of the paper's procedure: activations `[B, J]`."""
+    """`model.apply({"params": params}, images)` with textbook routing of the paper's procedure:
+    activations `[B, J]`.
+    """
     out = nn_conv(images, params["conv"], 2)
-    poses, logits = (nn_conv(jax.nn.relu(out), params["primary"][name], 1) for name in ("poses", "activations"))
+    poses, logits = (
+        nn_conv(jax.nn.relu(out), params["primary"][name], 1) for name in ("poses", "activations")
+    )
     capsules = poses.reshape(*logits.shape, 4, 4), jax.nn.sigmoid(logits)
     iterations = model.layer_routing()[0].num_iterations
     for index, (_, stride) in enumerate(model.layer_geometry()[2:], start=1):
         layer = params[f"conv_caps_{index}"]
         capsules = conv_em_routing(*capsules, **layer, stride=stride, num_iterations=iterations)
-    coordinates = (emcaps.receptive_field_centers(size, model.layer_geometry()) for size in images.shape[1:3])
+    coordinates = (
+        emcaps.receptive_field_centers(size, model.layer_geometry()) for size in images.shape[1:3]
+    )
     rows, columns = np.meshgrid(*coordinates, indexing="ij")
     where = jnp.asarray(np.stack([rows, columns], -1), images.dtype)
-    routed = class_em_routing(*capsules, **params["class_caps"], coordinates=where, num_iterations=iterations)
+    routed = class_em_routing(
+        *capsules, **params["class_caps"], coordinates=where, num_iterations=iterations
+    )
     return routed[1][:, 0, 0]
 
 
 class TextbookNetwork(NamedTuple):
-    """`model` with textbook routing, as the training step of learning/step.py takes a network: it gives class logits."""
+    """`model` with textbook routing, as the training step of learning/step.py takes a network: it
+    gives class logits.
+    """
 
     model: emcaps.CapsNet
 
@@ -125,5 +145,11 @@ class TextbookNetwork(NamedTuple):
 
 def nn_conv(images: jax.Array, layer: Any, stride: int) -> jax.Array:
     """A Flax convolution, with or without bias, without padding."""
-    out = lax.conv_general_dilated(images, layer["kernel"], (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    out = lax.conv_general_dilated(
+        images,
+        layer["kernel"],
+        (stride, stride),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
     return out + layer.get("bias", 0)

@@ -1,4 +1,5 @@
-"""The textbook's formulation, as in textbook.py, in PyTorch: what the benchmark compares with where PyTorch is installed.
+"""The textbook's formulation, as in textbook.py, in PyTorch: what the benchmark compares with where
+PyTorch is installed.
 
 Nothing but PyTorch is called while routing, so that `torch.compile` sees all of it.
 """
@@ -27,16 +28,28 @@ def conv_em_routing(
     min_variance: float = 5e-4,
     mass_epsilon: float = 1e-7,
 ) -> tuple[Any, Any]:
-    """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of textbook.py."""
+    """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of
+    textbook.py.
+    """
     kernel, map_size = transforms.shape[:2], activations.shape[1:3]
-    reach = tuple((size - k) // stride * stride + 1 for size, k in zip(map_size, kernel, strict=True))
+    reach = tuple(
+        (size - k) // stride * stride + 1 for size, k in zip(map_size, kernel, strict=True)
+    )
 
     def patches(children: Any) -> Any:  # [B, H, W, ...] to [B, OH, OW, KH, KW, ...]
         rows = [children[:, u : u + reach[0] : stride] for u in range(kernel[0])]
-        return torch.stack([torch.stack([row[:, :, v : v + reach[1] : stride] for v in range(kernel[1])], 3) for row in rows], 3)
+        return torch.stack(
+            [
+                torch.stack([row[:, :, v : v + reach[1] : stride] for v in range(kernel[1])], 3)
+                for row in rows
+            ],
+            3,
+        )
 
     def children_of(seen: Any) -> Any:  # the transpose of patches, for [B, OH, OW, KH, KW, I]
-        columns = seen.permute(0, 5, 3, 4, 1, 2).reshape(len(seen), -1, seen.shape[1] * seen.shape[2])
+        columns = seen.permute(0, 5, 3, 4, 1, 2).reshape(
+            len(seen), -1, seen.shape[1] * seen.shape[2]
+        )
         return F.fold(columns, map_size, kernel, stride=stride).permute(0, 2, 3, 1)
 
     votes = torch.einsum("byxuvikl,uvijlm->byxuvijkm", patches(poses), transforms)
@@ -74,24 +87,34 @@ def conv_em_routing(
     return mean.unflatten(-1, (4, 4)), logit.sigmoid()
 
 
-def class_activations(params: Mapping[str, Any], images: Any, offsets: Any, num_iterations: int) -> Any:
+def class_activations(
+    params: Mapping[str, Any], images: Any, offsets: Any, num_iterations: int
+) -> Any:
     """As textbook.py's, with the parameters of the Flax network as tensors, and `class_offsets`."""
     out = nn_conv(images, params["conv"], 2)
-    poses, logits = (nn_conv(out.relu(), params["primary"][name], 1) for name in ("poses", "activations"))
+    poses, logits = (
+        nn_conv(out.relu(), params["primary"][name], 1) for name in ("poses", "activations")
+    )
     capsules = poses.reshape(*logits.shape, 4, 4), logits.sigmoid()
     stride = 2
     for name in sorted(params):
         if name.startswith("conv_caps_"):
-            capsules = conv_em_routing(*capsules, **params[name], stride=stride, num_iterations=num_iterations)
+            capsules = conv_em_routing(
+                *capsules, **params[name], stride=stride, num_iterations=num_iterations
+            )
             stride = 1
     layer = dict(params["class_caps"])
     layer["transforms"] = layer["transforms"].expand(*offsets.shape[:2], *layer["transforms"].shape)
-    return conv_em_routing(*capsules, **layer, stride=1, num_iterations=num_iterations, offsets=offsets)[1][:, 0, 0]
+    return conv_em_routing(
+        *capsules, **layer, stride=1, num_iterations=num_iterations, offsets=offsets
+    )[1][:, 0, 0]
 
 
 def class_offsets(model: emcaps.CapsNet, image_size: tuple[int, ...]) -> np.ndarray:
     """What coordinate addition adds to the votes for the class capsules, `[H, W, 4, 4]`."""
-    rows, columns = (emcaps.receptive_field_centers(size, model.layer_geometry()) for size in image_size)
+    rows, columns = (
+        emcaps.receptive_field_centers(size, model.layer_geometry()) for size in image_size
+    )
     offsets = np.zeros((len(rows), len(columns), 4, 4), np.float32)
     offsets[:, :, :2, 3] = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
     return offsets
@@ -99,7 +122,9 @@ def class_offsets(model: emcaps.CapsNet, image_size: tuple[int, ...]) -> np.ndar
 
 def nn_conv(images: Any, layer: Mapping[str, Any], stride: int) -> Any:
     """A Flax convolution, with or without bias, without padding."""
-    out = F.conv2d(images.permute(0, 3, 1, 2), layer["kernel"].permute(3, 2, 0, 1), layer.get("bias"), stride)
+    out = F.conv2d(
+        images.permute(0, 3, 1, 2), layer["kernel"].permute(3, 2, 0, 1), layer.get("bias"), stride
+    )
     return out.permute(0, 2, 3, 1)
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-SAMPLE_SECONDS = 5e-3  # a sample is at least so long: of one short call the clock would see how it is started
+# A sample is at least so long: of one short call the clock would see how it is started.
+SAMPLE_SECONDS = 5e-3
 
 
 class Measurement(NamedTuple):
@@ -51,7 +52,9 @@ class Program(NamedTuple):
     def bytes(self) -> int:
         """All the memory that a call needs, on one device."""
         memory = self.compiled.memory_analysis()
-        return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return (
+            memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        )
 
     def sample(self, calls: int) -> float:
         """Seconds of so many calls, each started while the one before it may still be under way."""
@@ -79,7 +82,9 @@ class Lowered(NamedTuple):
     def compile(self) -> Program:
         """Other threads may go on tracing while this one compiles."""
         start = time.perf_counter()
-        return Program(self.lowered.compile(), self.arguments, self.seconds + time.perf_counter() - start)
+        return Program(
+            self.lowered.compile(), self.arguments, self.seconds + time.perf_counter() - start
+        )
 
 
 def lower(function: Callable, arguments: tuple) -> Lowered:
@@ -89,20 +94,26 @@ def lower(function: Callable, arguments: tuple) -> Lowered:
     return Lowered(lowered, arguments, time.perf_counter() - start)
 
 
-def measure(contenders: Mapping[str, tuple[Callable, tuple]], repeats: int) -> dict[str, Measurement]:
-    """Compile each `function(*arguments)`, one after the other, then time them: see `time_in_turns`.
+def measure(
+    contenders: Mapping[str, tuple[Callable, tuple]], repeats: int
+) -> dict[str, Measurement]:
+    """Compile each `function(*arguments)`, one after the other, then time them: see
+    `time_in_turns`.
 
     Args:
         contenders: from name to function and arguments.
         repeats: samples of each.
     """
-    return time_in_turns({name: lower(*contender).compile() for name, contender in contenders.items()}, repeats)
+    return time_in_turns(
+        {name: lower(*contender).compile() for name, contender in contenders.items()}, repeats
+    )
 
 
 def time_in_turns(programs: Mapping[str, Program], repeats: int) -> dict[str, Measurement]:
     """Time programs in turns, so that what slows the machine slows all of them.
 
-    In its turn a program runs once more than counts: none pays for the caches and the memory that another left.
+    In its turn a program runs once more than counts: none pays for the caches and the memory that
+    another left.
 
     Args:
         programs: by name.
@@ -115,7 +126,12 @@ def time_in_turns(programs: Mapping[str, Program], repeats: int) -> dict[str, Me
             program.sample(1)
             seconds[name].append(program.sample(calls[name]) / calls[name])
     return {
-        name: Measurement(float(np.median(seconds[name])), min(seconds[name]), program.compile_seconds, program.scratch_bytes)
+        name: Measurement(
+            float(np.median(seconds[name])),
+            min(seconds[name]),
+            program.compile_seconds,
+            program.scratch_bytes,
+        )
         for name, program in programs.items()
     }
 
@@ -148,17 +164,25 @@ class Ceilings(NamedTuple):
 
 
 def measure_ceilings(repeats: int) -> Ceilings:
-    """The two rates of the first device, by arrays that fill it: an accelerator in all its cores, a CPU beyond its caches."""
+    """The two rates of the first device, by arrays that fill it: an accelerator in all its cores, a
+    CPU beyond its caches.
+    """
     on_cpu = jax.devices()[0].platform == "cpu"
     size, chain, rounds = (1 << 13, 64, 500) if on_cpu else (1 << 24, 256, 8)
     function, cost = multiply_adds(size, chain, rounds)
     long = jnp.zeros(1 << (24 if on_cpu else 28))
-    found = measure({"chain": (function, (small_numbers(size),)), "copy": (lambda array: array + 1, (long,))}, repeats)
+    found = measure(
+        {"chain": (function, (small_numbers(size),)), "copy": (lambda array: array + 1, (long,))},
+        repeats,
+    )
     return Ceilings(cost / found["chain"].seconds, 2 * long.nbytes / found["copy"].seconds)
 
 
-def multiply_adds(size: int = 1 << 13, chain: int = 64, rounds: int = 500) -> tuple[Callable[[jax.Array], Any], int]:
-    """An element-wise loop with nothing but multiply-adds; the default array stays in a CPU's cache.
+def multiply_adds(
+    size: int = 1 << 13, chain: int = 64, rounds: int = 500
+) -> tuple[Callable[[jax.Array], Any], int]:
+    """An element-wise loop with nothing but multiply-adds; the default array stays in a CPU's
+    cache.
 
     Returns:
         The function, of an array `[size]`, and how many multiply-adds it does.

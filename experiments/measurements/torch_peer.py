@@ -1,6 +1,8 @@
-"""One process of the benchmark: the textbook's formulation in PyTorch, on a GPU if there is one, after a look at its values.
+"""One process of the benchmark: the textbook's formulation in PyTorch, on a GPU if there is one,
+after a look at its values.
 
-`python -m experiments.benchmark --parts torch` calls its `main`, with JAX on the CPU, so that PyTorch has the GPU's memory.
+`python -m experiments.benchmark --parts torch` calls its `main`, with JAX on the CPU, so that
+PyTorch has the GPU's memory.
 """
 
 import dataclasses
@@ -44,7 +46,9 @@ def tensors(tree: Any, grad: bool = True) -> Any:
 
     def tensor(array: Any) -> Any:
         array = np.asarray(array)
-        found = torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "i" else array.copy(), device=DEVICE)
+        found = torch.as_tensor(
+            array.astype(np.int64) if array.dtype.kind == "i" else array.copy(), device=DEVICE
+        )
         return found.requires_grad_(grad and found.is_floating_point())
 
     return jax.tree.map(tensor, tree)
@@ -54,7 +58,8 @@ class Contender(NamedTuple):
     """A workload in PyTorch.
 
     Attributes:
-        call: makes one, by the loss or the routing that it is given, plain or compiled. Returns tensors.
+        call: makes one, by the loss or the routing that it is given, plain or compiled. Returns
+            tensors.
         function: this loss or routing.
         off: how far its values are from ours for a few examples, relative to the largest.
     """
@@ -67,7 +72,11 @@ class Contender(NamedTuple):
 def training_step(load: Workload) -> Contender:
     """A training step; it returns the gradient."""
     arguments = step_arguments(load.widths, load.batch)
-    params, images, labels = tensors(arguments[0]), tensors(arguments[1], grad=False), tensors(arguments[2])
+    params, images, labels = (
+        tensors(arguments[0]),
+        tensors(arguments[1], grad=False),
+        tensors(arguments[2]),
+    )
     leaves = jax.tree.leaves(params)
     model = load.widths.model()
     offsets = tensors(textbook_torch.class_offsets(model, arguments[1].shape[1:3]), grad=False)
@@ -86,7 +95,9 @@ def training_step(load: Workload) -> Contender:
     with torch.no_grad():
         theirs = textbook_torch.class_activations(params, images[:CHECKED], offsets, iterations)
     ours: Any = jax.jit(lambda *given: model.apply(*given)[0].activations)  # pyright: ignore[reportIndexIssue]
-    return Contender(step, loss, off(theirs, ours({"params": arguments[0]}, arguments[1][:CHECKED])))
+    return Contender(
+        step, loss, off(theirs, ours({"params": arguments[0]}, arguments[1][:CHECKED]))
+    )
 
 
 def first_layer(load: Workload) -> Contender:
@@ -95,19 +106,27 @@ def first_layer(load: Workload) -> Contender:
     arrays = layer_arguments(layer)
     differentiated = load.task == "layer, gradient"
     given = tensors(arrays, grad=differentiated)
-    routing = functools.partial(textbook_torch.conv_em_routing, stride=layer.stride, num_iterations=layer.iterations)
+    routing = functools.partial(
+        textbook_torch.conv_em_routing, stride=layer.stride, num_iterations=layer.iterations
+    )
 
     def forward(*arguments: Any) -> tuple[Any, Any]:
         return routing(*arguments)
 
     def call(forward: Callable) -> Sequence[Any]:
         poses, activations = forward(*given)
-        return torch.autograd.grad((poses**2).sum() + (activations**2).sum(), given) if differentiated else (poses, activations)
+        return (
+            torch.autograd.grad((poses**2).sum() + (activations**2).sum(), given)
+            if differentiated
+            else (poses, activations)
+        )
 
     with torch.no_grad():
         theirs, _ = routing(given[0][:CHECKED], given[1][:CHECKED], *given[2:])
     few = dataclasses.replace(layer, batch=CHECKED)
-    ours, _ = jax.jit(routings(few)["streamed"])(arrays[0][:CHECKED], arrays[1][:CHECKED], *arrays[2:])
+    ours, _ = jax.jit(routings(few)["streamed"])(
+        arrays[0][:CHECKED], arrays[1][:CHECKED], *arrays[2:]
+    )
     return Contender(call, forward, off(theirs, ours))
 
 
@@ -128,7 +147,9 @@ def sample(call: Callable[[], Any], calls: int) -> float:
 
 
 def measure(load: Workload, command: TorchCommand) -> dict[str, Any]:
-    """Seconds of a call, as `timing.time_in_turns` takes them, and the most memory that was in use beside the arguments."""
+    """Seconds of a call, as `timing.time_in_turns` takes them, and the most memory that was in use
+    beside the arguments.
+    """
     contender = training_step(load) if load.task == "step" else first_layer(load)
     difference, function = contender.off, contender.function
     if command.mode == "compile":

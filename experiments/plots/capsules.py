@@ -1,4 +1,6 @@
-"""Pictures of what a network does with an image: poses decoded, assignments, votes that gather; the caller saves them."""
+"""Pictures of what a network does with an image: poses decoded, assignments, votes that gather; the
+caller saves them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +16,9 @@ from experiments.plots.runs import MOST_CLASSES, likeliest
 from experiments.plots.style import NEUTRAL, PREDICTED, TRUE, plain
 
 
-def reconstructions(image: np.ndarray, decoded: np.ndarray, amounts: Sequence[float], entry_names: Sequence[str]) -> Figure:
+def reconstructions(
+    image: np.ndarray, decoded: np.ndarray, amounts: Sequence[float], entry_names: Sequence[str]
+) -> Figure:
     """What one entry of a capsule's pose means: images decoded while it moves, an entry a row.
 
     Args:
@@ -26,11 +30,16 @@ def reconstructions(image: np.ndarray, decoded: np.ndarray, amounts: Sequence[fl
     rows = -(-len(decoded) // 2)
     figure = Figure(figsize=(13, 0.55 * rows + 1.1), layout="constrained")
     figure.suptitle(
-        f"Images decoded from a class capsule's pose while one of its entries moves from {amounts[0]:+g} to {amounts[-1]:+g}"
+        "Images decoded from a class capsule's pose while one of its entries moves from "
+        f"{amounts[0]:+g} to {amounts[-1]:+g}"
     )
-    side, *halves = figure.subfigures(1, 3, squeeze=False, width_ratios=[1.2, len(amounts), len(amounts)])[0]
+    side, *halves = figure.subfigures(
+        1, 3, squeeze=False, width_ratios=[1.2, len(amounts), len(amounts)]
+    )[0]
     pictures = {"image": image, "decoded": decoded[0, len(amounts) // 2]}
-    for axes, (name, picture) in zip(side.subplots(len(pictures), 1, squeeze=False)[:, 0], pictures.items(), strict=True):
+    for axes, (name, picture) in zip(
+        side.subplots(len(pictures), 1, squeeze=False)[:, 0], pictures.items(), strict=True
+    ):
         draw_pixels(axes, picture)
         axes.set_title(name, fontsize=9)
     for half, start in zip(halves, (0, rows), strict=True):
@@ -40,12 +49,25 @@ def reconstructions(image: np.ndarray, decoded: np.ndarray, amounts: Sequence[fl
                 draw_pixels(axes, decoded[start + row, column])
                 if column == 0:
                     name = entry_names[start + row]
-                    axes.text(-0.1, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=7)
+                    axes.text(
+                        -0.1,
+                        0.5,
+                        name,
+                        transform=axes.transAxes,
+                        ha="right",
+                        va="center",
+                        fontsize=7,
+                    )
     return figure
 
 
 def assignment_flow(
-    image: np.ndarray, flow: Mapping[str, Flow], activations: np.ndarray, class_names: Sequence[str], label: int, columns: int = 4
+    image: np.ndarray,
+    flow: Mapping[str, Flow],
+    activations: np.ndarray,
+    class_names: Sequence[str],
+    label: int,
+    columns: int = 4,
 ) -> Figure:
     """Which class each place of each layer is assigned to, drawn over the image.
 
@@ -61,10 +83,13 @@ def assignment_flow(
     predicted = int(activations.argmax())
     figure = Figure(figsize=(2.3 * (len(shown) + 1), 2.35 * len(flow) + 0.9), layout="constrained")
     figure.suptitle(
-        "Where the data goes: what each place has found (left), and the share of it that is assigned to a class\n"
+        "Where the data goes: what each place has found (left), and the share of it that is "
+        "assigned to a class\n"
         "red: more than an even share, blue: less"
     )
-    for line, (layer, found) in zip(figure.subplots(len(flow), len(shown) + 1, squeeze=False), flow.items(), strict=True):
+    for line, (layer, found) in zip(
+        figure.subplots(len(flow), len(shown) + 1, squeeze=False), flow.items(), strict=True
+    ):
         totals = found.to_class.sum(-1)
         # 1 is even; no share where no parent looks
         shares = len(activations) * found.to_class / np.where(totals > 0, totals, np.nan)[..., None]
@@ -72,11 +97,17 @@ def assignment_flow(
         line[0].set_ylabel(f"{layer}\nfull color: even share ± {reach:.0%}", fontsize=9)
         overlay(line[0], image, found, totals, cmap="inferno", vmin=0)
         for axes, j in zip(line[1:], shown, strict=True):
-            overlay(axes, image, found, shares[..., j], cmap="coolwarm", vmin=1 - reach, vmax=1 + reach)
+            overlay(
+                axes, image, found, shares[..., j], cmap="coolwarm", vmin=1 - reach, vmax=1 + reach
+            )
         if layer == next(iter(flow)):
             for axes, j in zip(line[1:], shown, strict=True):
                 color = TRUE if j == label else PREDICTED if j == predicted else "black"
-                axes.set_title(f"to {plain(class_names[int(j)])} (activation {activations[j]:.2f})", fontsize=7, color=color)
+                axes.set_title(
+                    f"to {plain(class_names[int(j)])} (activation {activations[j]:.2f})",
+                    fontsize=7,
+                    color=color,
+                )
             line[0].set_title("activations", fontsize=7)
     return figure
 
@@ -90,17 +121,28 @@ def overlay(axes: Axes, image: np.ndarray, places: Flow, values: np.ndarray, **c
 
 
 def outer_edges(centers: np.ndarray) -> tuple[float, float]:
-    """Where a map begins and ends in an image of length 1, given its places; a single place is all of the image."""
+    """Where a map begins and ends in an image of length 1, given its places; a single place is all
+    of the image.
+    """
     reach = (centers[1] - centers[0]) / 2 if len(centers) > 1 else 0.5
     return float(centers[0] - reach), float(centers[-1] + reach)
 
 
-def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """For each image, histograms of the votes' distances to the mean of a class after each iteration: the paper's figure 2.
+def convergence(
+    measured: Convergence,
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """For each image, histograms of the votes' distances to the mean of a class after each
+    iteration: the paper's figure 2.
 
-    The classes are those with the highest activations after the last iteration, at most `MOST_CLASSES`, and the image's own.
+    The classes are those with the highest activations after the last iteration, at most
+    `MOST_CLASSES`, and the image's own.
 
-    Filled as in the paper: a vote counts by its assignment, here in units of an even share, 1 / J. The outline counts each once.
+    Filled as in the paper: a vote counts by its assignment, here in units of an even share, 1 / J.
+    The outline counts each once.
 
     Args:
         measured: of B images, after T iterations.
@@ -111,10 +153,13 @@ def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, c
     """
     num_iterations, num_images, _, num_classes = measured.distances.shape
     height = num_images * (0.75 * num_iterations + 0.5) + 0.9
-    figure = Figure(figsize=(max(11, 2.2 + 1.15 * min(num_classes, MOST_CLASSES)), height), layout="constrained")
+    figure = Figure(
+        figsize=(max(11, 2.2 + 1.15 * min(num_classes, MOST_CLASSES)), height), layout="constrained"
+    )
     figure.suptitle(
         f"{plain(title)}: how far the votes are from the mean of each class capsule\n"
-        "weighted by assignment (filled), each counted once (outline); number: activation; true class green, predicted class red"
+        "weighted by assignment (filled), each counted once (outline); number: activation; true "
+        "class green, predicted class red"
     )
     figure.supxlabel("distance of the vote to the mean")
     for index, block in enumerate(figure.subfigures(num_images, 1, squeeze=False)[:, 0]):
@@ -123,10 +168,21 @@ def convergence(measured: Convergence, images: np.ndarray, labels: np.ndarray, c
     return figure
 
 
-def draw_convergence(block: SubFigure, measured: Convergence, image: np.ndarray, label: int, class_names: Sequence[str]) -> None:
-    """One image `[H, W, C]`, and beside it a row of histograms for each iteration; `measured` has no axis of images."""
+def draw_convergence(
+    block: SubFigure,
+    measured: Convergence,
+    image: np.ndarray,
+    label: int,
+    class_names: Sequence[str],
+) -> None:
+    """One image `[H, W, C]`, and beside it a row of histograms for each iteration; `measured` has
+    no axis of images.
+    """
     num_iterations, _, num_classes = measured.distances.shape
-    predicted, shown = int(measured.activations[-1].argmax()), likeliest(measured.activations[-1], label)
+    predicted, shown = (
+        int(measured.activations[-1].argmax()),
+        likeliest(measured.activations[-1], label),
+    )
     left, right = block.subfigures(1, 2, squeeze=False, width_ratios=[1.6, len(shown)])[0]
     picture = left.subplots()
     draw_image(picture, image)
@@ -136,12 +192,20 @@ def draw_convergence(block: SubFigure, measured: Convergence, image: np.ndarray,
     panels = right.subplots(num_iterations, len(shown), sharex=True, sharey=True, squeeze=False)
     for (iteration, place), axes in np.ndenumerate(panels):
         j = shown[place]
-        distances, assignments = measured.distances[iteration, :, j], measured.assignments[iteration, :, j]
+        distances, assignments = (
+            measured.distances[iteration, :, j],
+            measured.assignments[iteration, :, j],
+        )
         color = TRUE if j == label else PREDICTED if j == predicted else NEUTRAL
         axes.hist(distances, bins, weights=num_classes * assignments, color=color)
         axes.hist(distances, bins, histtype="step", color="black", linewidth=0.5)
         axes.annotate(
-            f"{measured.activations[iteration, j]:.2f}", (1, 1), xycoords="axes fraction", fontsize=7, ha="right", va="top"
+            f"{measured.activations[iteration, j]:.2f}",
+            (1, 1),
+            xycoords="axes fraction",
+            fontsize=7,
+            ha="right",
+            va="top",
         )
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)

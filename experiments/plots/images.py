@@ -16,7 +16,9 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def shown_image(image: np.ndarray) -> np.ndarray:
-    """What is drawn of an image `[H, W, C]`: a stereo pair side by side, three channels as colors, of others the first."""
+    """What is drawn of an image `[H, W, C]`: a stereo pair side by side, three channels as colors,
+    of others the first.
+    """
     channels = image.shape[-1]
     if channels == 2:
         return np.concatenate([image[..., 0], image[..., 1]], axis=1)

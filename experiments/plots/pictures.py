@@ -1,4 +1,7 @@
-"""The pictures of a run: which there are, and how they are written. What cannot be drawn costs a line, not the run."""
+"""The pictures of a run: which there are, and how they are written.
+
+What cannot be drawn costs a line, not the run.
+"""
 
 import io
 import re
@@ -31,8 +34,14 @@ Drawings = dict[str, Callable[[], Figure]]  # by the name of the file, without s
 DPI = 120
 
 
-def draw(folder: Path, drawings: Mapping[str, Callable[[], Figure]], say: Callable[[str], None], dpi: int = DPI) -> list[Path]:
-    """Write pictures as PNG files. What goes wrong with one is said in a line, and the others are drawn.
+def draw(
+    folder: Path,
+    drawings: Mapping[str, Callable[[], Figure]],
+    say: Callable[[str], None],
+    dpi: int = DPI,
+) -> list[Path]:
+    """Write pictures as PNG files. What goes wrong with one is said in a line, and the others are
+    drawn.
 
     Returns:
         The files that were written.
@@ -54,11 +63,18 @@ def draw(folder: Path, drawings: Mapping[str, Callable[[], Figure]], say: Callab
     return written
 
 
-def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]], dpi: int = DPI) -> list[Path]:
-    """Write the pictures that a command is for; see `draw`. Raises RunnerError, at the end, unless all are written."""
+def draw_all(
+    folder: Path, drawings: Mapping[str, Callable[[], Figure]], dpi: int = DPI
+) -> list[Path]:
+    """Write the pictures that a command is for; see `draw`.
+
+    Raises RunnerError, at the end, unless all are written.
+    """
     written = draw(folder, drawings, lambda line: print(line, file=sys.stderr), dpi)
     if len(written) < len(drawings):
-        raise RunnerError(f"{len(drawings) - len(written)} of {len(drawings)} pictures could not be drawn")
+        raise RunnerError(
+            f"{len(drawings) - len(written)} of {len(drawings)} pictures could not be drawn"
+        )
     return written
 
 
@@ -69,7 +85,10 @@ def summary(warned: Iterable[str]) -> list[str]:
     if not missing:
         return lines
     characters = "".join(chr(int(match[1])) for match in missing)
-    boxes = f"drawn as boxes, since Matplotlib's font has none of them: {characters} (font.family in matplotlibrc names another)"
+    boxes = (
+        f"drawn as boxes, since Matplotlib's font has none of them: {characters} (font.family in "
+        "matplotlibrc names another)"
+    )
     return [boxes, *(line for line in lines if not line.startswith("Glyph "))]
 
 
@@ -92,20 +111,32 @@ def draw_figures(
 
 def run_pictures(config: TrainConfig) -> list[str]:
     """The names of the pictures that there are of a run."""
-    learned = config.model.family == "capsules" and any(routing.learns() for routing in config.model.layer_routing)
+    learned = config.model.family == "capsules" and any(
+        routing.learns() for routing in config.model.layer_routing
+    )
     return ["samples", "learning_curves", "misclassified"] + (["temperatures"] if learned else [])
 
 
-def run_drawings(config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]) -> Drawings:
-    """The `run_pictures` of a run with these records and, at its end, these scores of the test images."""
+def run_drawings(
+    config: TrainConfig, dataset: Dataset, scores: Scores, records: Sequence[Record]
+) -> Drawings:
+    """The `run_pictures` of a run with these records and, at its end, these scores of the test
+    images.
+    """
     run = f"{dataset.name}, {_network(config.model)}, seed {config.seed}"
     title = f"{run}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
-    loss_name = "spread loss, at the margin of each step" if config.loss == "spread" else config.loss.replace("_", " ")
+    loss_name = (
+        "spread loss, at the margin of each step"
+        if config.loss == "spread"
+        else config.loss.replace("_", " ")
+    )
     names = dataset.class_names
     drawings = {
         "samples": lambda: runs.samples(dataset.train_images, dataset.train_labels, names),
         "learning_curves": lambda: runs.learning_curves(records, title, loss_name),
-        "misclassified": lambda: runs.misclassified(dataset.test_images, dataset.test_labels, scores.activations, names),
+        "misclassified": lambda: runs.misclassified(
+            dataset.test_images, dataset.test_labels, scores.activations, names
+        ),
         "temperatures": lambda: runs.temperatures(records, title),
     }
     return {name: drawings[name] for name in run_pictures(config)}
@@ -115,16 +146,25 @@ def _network(config: ModelConfig) -> str:
     """What the network is, for a title."""
     if not config.iterations:
         return "CNN"
-    number, of_classes = config.iterations["num_iterations"], config.iterations.get("class_iterations", 0)
+    number, of_classes = (
+        config.iterations["num_iterations"],
+        config.iterations.get("class_iterations", 0),
+    )
     kind = "dynamic routing, " if config.family == "dynamic" else ""
     classes = f" ({of_classes} in the class capsules)" if of_classes else ""
     return f"{kind}{number} routing iteration{'' if number == 1 else 's'}{classes}"
 
 
 def routing_drawings(
-    config: TrainConfig, model: Network, params: Any, step: int, dataset: Dataset, chosen: Sequence[int]
+    config: TrainConfig,
+    model: Network,
+    params: Any,
+    step: int,
+    dataset: Dataset,
+    chosen: Sequence[int],
 ) -> Drawings:
-    """The pictures that there are of a network after `step` steps, of some test images, counted from 0.
+    """The pictures that there are of a network after `step` steps, of some test images, counted
+    from 0.
 
     None of a CNN, and none of vector capsules without a decoder.
     """
@@ -142,14 +182,21 @@ def routing_drawings(
         view = evaluation_view(config.images, jnp.asarray(images[:1]))
         intermediates = network_intermediates(config, model, params, view, step)
         followed = follow(model, intermediates, view.shape[1:3])
-        flows = {layer: Flow(flow.to_class[0], flow.rows, flow.columns) for layer, flow in followed.items()}
+        flows = {
+            layer: Flow(flow.to_class[0], flow.rows, flow.columns)
+            for layer, flow in followed.items()
+        }
         activations = np.asarray(intermediates["class_caps"].activations).reshape(-1)
-        return capsules.assignment_flow(np.asarray(view[0]), flows, activations, names, int(labels[0]))
+        return capsules.assignment_flow(
+            np.asarray(view[0]), flows, activations, names, int(labels[0])
+        )
 
     def reconstructions() -> Figure:
         view, decoded = decode_moved(config, model, params, step, images[:1])
         matrices = isinstance(model, emcaps.CapsNet)
-        entries = [f"{1 + i // 4},{1 + i % 4}" if matrices else str(1 + i) for i in range(len(decoded))]
+        entries = [
+            f"{1 + i // 4},{1 + i % 4}" if matrices else str(1 + i) for i in range(len(decoded))
+        ]
         return capsules.reconstructions(view, decoded, AMOUNTS.tolist(), entries)
 
     drawings: Drawings = {}

@@ -1,4 +1,5 @@
-"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the caller saves.
+"""The pictures of a run: pure functions from arrays and records to matplotlib figures, which the
+caller saves.
 
 How much is drawn does not grow with the number of classes.
 """
@@ -19,7 +20,9 @@ MOST_CLASSES = 10  # beside one image
 
 
 def likeliest(activations: np.ndarray, label: int, most: int = MOST_CLASSES) -> list[int]:
-    """The classes to show of an image, in order: those with the highest activations `[num_classes]`, and its own."""
+    """The classes to show of an image, in order: those with the highest activations
+    `[num_classes]`, and its own.
+    """
     chosen = np.argsort(-activations, kind="stable")[:most]
     if label not in chosen:
         chosen[-1] = label
@@ -37,15 +40,22 @@ def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: st
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(plain(title))
     loss, error = figure.subplots(1, 2)
-    for split, style in (("train", {"color": TRAIN, "linewidth": 1}), ("test", {"color": TEST, "marker": "o"})):
+    for split, style in (
+        ("train", {"color": TRAIN, "linewidth": 1}),
+        ("test", {"color": TEST, "marker": "o"}),
+    ):
         chosen = [record for record in records if record["split"] == split]
         steps = [record["step"] for record in chosen]
         loss.plot(steps, [record["loss"] for record in chosen], label=split, **style)
         errors = [100 * (1 - record["accuracy"]) for record in chosen]
         error.plot(steps, errors, label=split, **style)
     loss.set(xlabel="training step", ylabel=loss_name, title="Loss", ylim=(0, None))
-    error.set(xlabel="training step", ylabel="error (%)", title="Error", yscale="symlog", ylim=(0, 100))
-    error.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"])
+    error.set(
+        xlabel="training step", ylabel="error (%)", title="Error", yscale="symlog", ylim=(0, 100)
+    )
+    error.set_yticks(
+        [0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"]
+    )
     for axes in (loss, error):
         axes.grid(alpha=0.3)
         axes.legend()
@@ -56,7 +66,8 @@ def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
     """What the layers have learned for temperatures, against the training step.
 
     Args:
-        records: of metrics.jsonl; those with the split `temperatures` have, by name and layer, numbers above 0.
+        records: of metrics.jsonl; those with the split `temperatures` have, by name and layer,
+            numbers above 0.
         title: of the figure.
     """
     learned = [record for record in records if record["split"] == "temperatures"]
@@ -65,7 +76,11 @@ def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
     figure.suptitle(plain(title), wrap=True)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for layer in learned[0][name]:
-            axes.semilogy([record["step"] for record in learned], [record[name][layer] for record in learned], label=layer)
+            axes.semilogy(
+                [record["step"] for record in learned],
+                [record[name][layer] for record in learned],
+                label=layer,
+            )
         axes.yaxis.set_major_formatter(LogFormatter())  # numbers, not powers of ten
         axes.yaxis.set_minor_formatter(LogFormatter())
         axes.set(xlabel="training step", title=name.replace("_", " ").capitalize())
@@ -74,8 +89,11 @@ def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6) -> Figure:
-    """Images of each class, a class a row, from all over the data set; of many classes, of the first `MOST_ROWS`.
+def samples(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int = 6
+) -> Figure:
+    """Images of each class, a class a row, from all over the data set; of many classes, of the
+    first `MOST_ROWS`.
 
     Args:
         images: uint8 `[N, H, W, C]`.
@@ -96,14 +114,28 @@ def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], 
             axes.axis("off")
         for axes, index in zip(row, of_class[places], strict=False):  # a class may have fewer
             draw_image(axes, images[index])
-        row[0].text(-0.1, 0.5, plain(class_names[j]), transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+        row[0].text(
+            -0.1,
+            0.5,
+            plain(class_names[j]),
+            transform=row[0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
     return figure
 
 
 def misclassified(
-    images: np.ndarray, labels: np.ndarray, activations: np.ndarray, class_names: Sequence[str], rows: int = 4, columns: int = 5
+    images: np.ndarray,
+    labels: np.ndarray,
+    activations: np.ndarray,
+    class_names: Sequence[str],
+    rows: int = 4,
+    columns: int = 5,
 ) -> Figure:
-    """The wrongly classified images that the network was surest of, each beside its class activations.
+    """The wrongly classified images that the network was surest of, each beside its class
+    activations.
 
     Args:
         images: uint8 `[N, H, W, C]`; see `shown_image`.
@@ -120,10 +152,13 @@ def misclassified(
 
     rows = max(1, -(-len(shown) // columns))
     aspect = shown_image(images[0]).shape[1] / images.shape[1]
-    figure = Figure(figsize=((1.4 + 1.5 * aspect) * columns, 1.75 * rows + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=((1.4 + 1.5 * aspect) * columns, 1.75 * rows + 0.7), layout="constrained"
+    )
     choice = f"the {len(shown)} surest" if len(shown) < len(wrong) else "all of them"
     figure.suptitle(
-        f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the class activations\n"
+        f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the "
+        "class activations\n"
         "true class green, predicted class red"
         if len(wrong)
         else f"None of {len(labels)} test images is misclassified"
@@ -136,11 +171,19 @@ def misclassified(
         draw_image(picture, images[index])
         title = f"{class_names[true]} → {class_names[predicted]}"
         picture.set_title(plain(title), fontsize=9 if len(title) < 26 else 7, loc="left")
-        draw_activations(figure.add_subplot(grid[row, 2 * column + 1]), activations[index], class_names, true, predicted)
+        draw_activations(
+            figure.add_subplot(grid[row, 2 * column + 1]),
+            activations[index],
+            class_names,
+            true,
+            predicted,
+        )
     return figure
 
 
-def draw_activations(axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int) -> None:
+def draw_activations(
+    axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int
+) -> None:
     """One bar for each of the likeliest classes, with an axis from 0 to 1."""
     shown = likeliest(activations, true)
     colors = [TRUE if j == true else PREDICTED if j == predicted else NEUTRAL for j in shown]

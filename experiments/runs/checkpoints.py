@@ -33,17 +33,21 @@ class UnlikeCheckpoint(UsageError):
 
 
 class Checkpoints:
-    """The checkpoints in a folder, one for each step saved. A context manager: leaving it waits for what is being saved.
+    """The checkpoints in a folder, one for each step saved. A context manager: leaving it waits for
+    what is being saved.
 
-    A state is copied to the host when it is saved, so that training may give up the arrays at once, and written while training goes
-    on, to a folder that gets its name when it is complete. Read-only, nothing is touched: another process may be saving there.
+    A state is copied to the host when it is saved, so that training may give up the arrays at once,
+    and written while training goes on, to a folder that gets its name when it is complete.
+    Read-only, nothing is touched: another process may be saving there.
     """
 
     def __init__(self, folder: Path, read_only: bool = False):
         best = checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1)
         options = ocp.CheckpointManagerOptions(
             best_fn=_accuracy,
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best]),
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(2), best]
+            ),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
         )
@@ -53,7 +57,12 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self._manager.close()
         except Exception as error:  # whatever kept a save in the background from its end
@@ -64,7 +73,13 @@ class Checkpoints:
         """The steps that can be restored, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, facts: Mapping[str, Any] | None = None, accuracy: float = NOT_EVALUATED) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        facts: Mapping[str, Any] | None = None,
+        accuracy: float = NOT_EVALUATED,
+    ) -> None:
         """Save the state of a step, unless it is there already.
 
         Args:
@@ -81,7 +96,9 @@ class Checkpoints:
         state = jax.tree.map(whole, state)
         remembered = json.loads(json.dumps(facts or {}))
         remembered[DIGEST] = digest(state, remembered)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(remembered))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(remembered)
+        )
         try:
             self._manager.save(step, args=items, metrics={"accuracy": accuracy})
         except Exception as error:
@@ -97,7 +114,9 @@ class Checkpoints:
     def facts(self, step: int) -> dict[str, Any]:
         """What was remembered with the state of a step. Raises DamagedCheckpoint."""
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+            )["facts"]
             return {name: fact for name, fact in found.items() if name != DIGEST}
         except Exception as error:  # Orbax has no class of its own for this
             raise self._damaged(step, first_line(error)) from error
@@ -117,9 +136,14 @@ class Checkpoints:
         """
         self.wait()
         self._check_like(step, like)  # Orbax converts dtypes without a word
-        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+
+        def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
         abstract = jax.tree.map(place, like, jax.tree.broadcast(shardings, like))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore())
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
+        )
         try:
             found = self._manager.restore(step, args=items)
             facts = dict(found["facts"])
@@ -141,7 +165,9 @@ class Checkpoints:
         self._manager.reload()
 
     def _check_like(self, step: int, like: Any) -> None:
-        """Raise UnlikeCheckpoint if what is written about a step's arrays can be read, and they are other ones than in `like`."""
+        """Raise UnlikeCheckpoint if what is written about a step's arrays can be read, and they are
+        other ones than in `like`.
+        """
         try:
             handler: Any = ocp.StandardCheckpointHandler()
             written = handler.metadata((self.folder / str(step) / "state").absolute())
@@ -149,21 +175,30 @@ class Checkpoints:
         except Exception:  # it is damaged, which will be found
             return
         if differences := differing_arrays(there, here):
-            raise UnlikeCheckpoint(f"the checkpoint of step {step} in {self.folder} holds other arrays: {differences}")
+            raise UnlikeCheckpoint(
+                f"the checkpoint of step {step} in {self.folder} holds other arrays: {differences}"
+            )
 
     def _damaged(self, step: int, why: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"the checkpoint of step {step} in {self.folder} is damaged ({why})")
+        return DamagedCheckpoint(
+            f"the checkpoint of step {step} in {self.folder} is damaged ({why})"
+        )
 
     def _not_saved(self, error: Exception) -> RunnerError:
         return RunnerError(
-            f"a checkpoint could not be saved in {self.folder} ({first_line(error)}). Those that were saved before are whole: "
+            f"a checkpoint could not be saved in {self.folder} ({first_line(error)}). Those that "
+            "were saved before are whole: "
             "when the cause is gone, the same command goes on from them"
         )
 
 
 def whole(array: Any) -> np.ndarray:
     """All of an array of which this process has all parts, on the host, in memory of its own."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
+    if (
+        isinstance(array, jax.Array)
+        and not array.is_fully_addressable
+        and not array.is_fully_replicated
+    ):
         parts = np.empty(array.shape, array.dtype)
         for shard in array.addressable_shards:
             parts[shard.index] = shard.data
@@ -180,24 +215,37 @@ def digest(state: Any, facts: Mapping[str, Any]) -> int:
 
 
 def named_arrays(tree: Any) -> dict[str, str]:
-    """What the arrays of a tree are, such as `float32[3, 4]`, by names such as `params/conv/bias`."""
+    """What the arrays of a tree are, such as `float32[3, 4]`, by names such as
+    `params/conv/bias`.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for path, leaf in leaves
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for path, leaf in leaves
     }
 
 
 def differing_arrays(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """In what `named_arrays` of two trees differ: the first difference, and how many more; empty if in nothing."""
+    """In what `named_arrays` of two trees differ: the first difference, and how many more; empty if
+    in nothing.
+    """
     differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if not differing:
         return ""
     first = differing[0]
     said = f"{first} is {there.get(first, 'missing')} there, {here.get(first, 'missing')} here"
     more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
-    narrow = [[arrays.get(name, "").replace("64[", "32[") for name in differing] for arrays in (there, here)]
+    narrow = [
+        [arrays.get(name, "").replace("64[", "32[") for name in differing]
+        for arrays in (there, here)
+    ]
     wide = any("64[" in there.get(name, "") for name in differing)
-    cause = f"; it was written with{'' if wide else 'out'} 64-bit numbers: set JAX_ENABLE_X64={int(wide)}"
+    cause = (
+        f"; it was written with{'' if wide else 'out'} 64-bit numbers: set "
+        f"JAX_ENABLE_X64={int(wide)}"
+    )
     return said + more + (cause if narrow[0] == narrow[1] else "")
 
 

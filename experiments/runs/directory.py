@@ -10,8 +10,9 @@
     nonfinite/      only after a stop at a value that is not finite; see divergence.py
     result.json     written last: its presence says that the run is finished
 
-Nothing but pictures is written to a finished run, unless it is made longer: the same config with more steps goes on from its last.
-An unfinished one can be continued by the same config, by one process at a time.
+Nothing but pictures is written to a finished run, unless it is made longer: the same config with
+more steps goes on from its last. An unfinished one can be continued by the same config, by one
+process at a time.
 """
 
 import contextlib
@@ -27,14 +28,21 @@ from experiments.learning.configs import TrainConfig, from_json, to_json
 from experiments.runtime import processes
 from experiments.runtime.errors import UsageError
 from experiments.runtime.locks import lock
-from experiments.runtime.records import Record, check_folder, read_lines, read_record, write_atomically
+from experiments.runtime.records import (
+    Record,
+    check_folder,
+    read_lines,
+    read_record,
+    write_atomically,
+)
 
 
 class RunDirectory:
-    """A run's folder, open for writing. A context manager: it holds the folder's lock, where there are locks.
+    """A run's folder, open for writing. A context manager: it holds the folder's lock, where there
+    are locks.
 
-    Of several processes only the first writes; the others see the same folder. A run that begins, and fails before anything is
-    saved, leaves no trace.
+    Of several processes only the first writes; the others see the same folder. A run that begins,
+    and fails before anything is saved, leaves no trace.
 
     Attributes:
         locked: whether other processes are kept away, which not all systems can do.
@@ -73,7 +81,12 @@ class RunDirectory:
         write_atomically(self.path / "config.json", to_json(self._config))
         self.figures.mkdir(exist_ok=True)
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._lock is None:
             return
         nothing_saved = self._begins and kind is not None and not self._has_saved()
@@ -92,10 +105,16 @@ class RunDirectory:
     def _has_saved(self) -> bool:
         """Whether there is anything that the next process, or its user, could want."""
         steps = (path.name.isdigit() for path in self.checkpoints.glob("*"))
-        return any(steps) or bool(self.records()) or any((self.path / name).exists() for name in ("result.json", "nonfinite"))
+        return (
+            any(steps)
+            or bool(self.records())
+            or any((self.path / name).exists() for name in ("result.json", "nonfinite"))
+        )
 
     def records(self) -> list[Record]:
-        """All records of metrics.jsonl; a last line that a killed process left unfinished is passed over."""
+        """All records of metrics.jsonl; a last line that a killed process left unfinished is passed
+        over.
+        """
         return read_records(self.path)
 
     def append(self, record: Record) -> None:
@@ -109,7 +128,9 @@ class RunDirectory:
         """Drop the records after `step`: the run goes on from there and will write them again."""
         if processes.is_first():
             kept = [record for record in self.records() if record["step"] <= step]
-            write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+            write_atomically(
+                self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept)
+            )
         processes.wait_for_all("later records are dropped")
 
     def extended_at(self) -> list[int]:
@@ -124,7 +145,8 @@ class RunDirectory:
 
 
 def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
-    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with `resume`) go on.
+    """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with
+    `resume`) go on.
 
     A finished run goes on if it is made longer.
     """
@@ -137,15 +159,27 @@ def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
         differences = differing_fields(there, config)
         other = f" of another config ({differences})" if differences else ""
         if (path / "result.json").exists():
-            raise UsageError(f"{path} holds a finished run{other}, which is never overwritten; choose another folder")
+            raise UsageError(
+                f"{path} holds a finished run{other}, which is never overwritten; choose another "
+                "folder"
+            )
         if differences:
-            raise UsageError(f"{path} holds an unfinished run{other}; give the same flags to continue it, or choose another folder")
+            raise UsageError(
+                f"{path} holds an unfinished run{other}; give the same flags to continue it, or "
+                "choose another folder"
+            )
         if not resume:
             raise UsageError(
-                f"{path} holds an unfinished run of this config; give --resume to continue it, or choose another folder"
+                f"{path} holds an unfinished run of this config; give --resume to continue it, or "
+                "choose another folder"
             )
-    elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")):
-        raise UsageError(f"{path} holds files of something else (no config.json); choose another folder")
+    elif any(
+        (path / name).exists()
+        for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")
+    ):
+        raise UsageError(
+            f"{path} holds files of something else (no config.json); choose another folder"
+        )
 
 
 def is_longer(config: TrainConfig, there: TrainConfig) -> bool:
@@ -166,7 +200,9 @@ def is_finished(path: Path, config: TrainConfig) -> bool:
 def differing_fields(there: TrainConfig, here: TrainConfig) -> str:
     """For example `steps: 100 there, 200 here`; empty if the configs are equal."""
     old, new = flat_fields(there), flat_fields(here)
-    return ", ".join(f"{name}: {old[name]} there, {new[name]} here" for name in old if old[name] != new[name])
+    return ", ".join(
+        f"{name}: {old[name]} there, {new[name]} here" for name in old if old[name] != new[name]
+    )
 
 
 def flat_fields(config: Any) -> dict[str, Any]:
@@ -178,7 +214,10 @@ def flat_fields(config: Any) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The config of the run in a folder. Raises UsageError if there is none that this version understands."""
+    """The config of the run in a folder.
+
+    Raises UsageError if there is none that this version understands.
+    """
     file = path / "config.json"
     if not file.exists():
         raise UsageError(f"{path} holds no run: there is no {file}")
@@ -189,7 +228,10 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def read_result(path: Path) -> Record | None:
-    """The result of the run in a folder; None if it is not finished. Raises RunnerError if it is damaged."""
+    """The result of the run in a folder; None if it is not finished.
+
+    Raises RunnerError if it is damaged.
+    """
     file = path / "result.json"
     return read_record(file) if file.exists() else None
 

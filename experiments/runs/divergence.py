@@ -1,14 +1,18 @@
-"""What stops a run whose loss or gradient is not finite, and what it leaves for the search of the cause.
+"""What stops a run whose loss or gradient is not finite, and what it leaves for the search of the
+cause.
 
 In the run's folder, `nonfinite/`:
 
-    batch.npz      the batch: images, float32 `[B, H, W, C]`, as the network saw them, labels, int32 `[B]`, and (but where an
-                   evaluation stopped the run) dropout_keys, uint32 `[B, 2]`
-    state/         the training state before the step, the one checkpoint there (see checkpoints.py)
-    report.json    written last: the step, the first layer, what of it, the metrics, and every place that is not finite
+    batch.npz      the batch: images, float32 `[B, H, W, C]`, as the network saw them, labels,
+                   int32 `[B]`, and (but where an evaluation stopped the run) dropout_keys,
+                   uint32 `[B, 2]`
+    state/         the training state before the step, the one checkpoint there (checkpoints.py)
+    report.json    written last: the step, the first layer, what of it, the metrics, and every
+                   place that is not finite
 
-Training itself only looks at its metrics now and then. The step, its batch and the state before it are found again by repeating
-the steps since the last look: they are a pure function of that state and of the batches, which are one of the step's number.
+Training itself only looks at its metrics now and then. The step, its batch and the state before it
+are found again by repeating the steps since the last look: they are a pure function of that state
+and of the batches, which are one of the step's number.
 """
 
 import json
@@ -44,13 +48,22 @@ class Guard:
     """Stops a run at the first step whose loss or gradient is not finite.
 
     Args:
-        folder: where to leave what led to it. Files of an earlier stop of the same run are replaced, and the message says so.
+        folder: where to leave what led to it. Files of an earlier stop of the same run are
+            replaced, and the message says so.
         batches: the run's training batches, by the number of steps taken before.
-        train_step: from the state and the shared batch to the new state and metrics; the old state is given up.
-        examine: the step of `examined`, on the same devices; it is not compiled unless it is needed.
+        train_step: from the state and the shared batch to the new state and metrics; the old state
+            is given up.
+        examine: the step of `examined`, on the same devices; it is not compiled unless it is
+            needed.
     """
 
-    def __init__(self, folder: Path, batches: Callable[[int], Batch], train_step: Callable, examine: ParallelStep):
+    def __init__(
+        self,
+        folder: Path,
+        batches: Callable[[int], Batch],
+        train_step: Callable,
+        examine: ParallelStep,
+    ):
         self._folder = folder
         self._batches = batches
         self._train_step = train_step
@@ -77,11 +90,17 @@ class Guard:
         raise self._stop(step + index + 1, state, self._batches(step + index), values)
 
     def check_scores(
-        self, state: TrainState, scores: Scores, dataset: Dataset, view: Callable[[jax.Array], jax.Array], batch_size: int
+        self,
+        state: TrainState,
+        scores: Scores,
+        dataset: Dataset,
+        view: Callable[[jax.Array], jax.Array],
+        batch_size: int,
     ) -> None:
         """Look at the scores that a state has on the test set.
 
-        What is then examined is a step, which of schedule-free Adam takes its gradient beside the parameters that were scored.
+        What is then examined is a step, which of schedule-free Adam takes its gradient beside the
+        parameters that were scored.
 
         Args:
             state: with the parameters that were scored.
@@ -96,41 +115,54 @@ class Guard:
         if np.isfinite(scores.loss):
             return
         chosen = from_first_nonfinite(scores.activations, batch_size)
-        batch = Batch(view(jnp.asarray(dataset.test_images[chosen])), jnp.asarray(dataset.test_labels[chosen]))
+        batch = Batch(
+            view(jnp.asarray(dataset.test_images[chosen])), jnp.asarray(dataset.test_labels[chosen])
+        )
         raise self._stop(int(state.step), state, batch, {"test_loss": scores.loss})
 
-    def _stop(self, step: int, state: TrainState, batch: Batch, values: Mapping[str, Any]) -> NonfiniteError:
+    def _stop(
+        self, step: int, state: TrainState, batch: Batch, values: Mapping[str, Any]
+    ) -> NonfiniteError:
         """Examine and save what went wrong in a step, and say so."""
         findings = jax.device_get(self._examine.step(copied(state), self._examine.shard(batch))[1])
         report = make_report(step, values, findings)
         earlier = read_report(self._folder)
-        where = f"are in {self._folder}" + (f", in place of those of step {earlier['step']}" if earlier else "")
+        where = f"are in {self._folder}" + (
+            f", in place of those of step {earlier['step']}" if earlier else ""
+        )
         try:
             save(self._folder, state, batch, report)
         except (OSError, RunnerError) as error:  # a full disk must not hide what happened
             where = f"could not be saved ({error})"
         return NonfiniteError(
-            f"training diverged at step {step}: {', '.join(f'{name} {value:g}' for name, value in values.items())}; "
+            f"training diverged at step {step}: "
+            f"{', '.join(f'{name} {value:g}' for name, value in values.items())}; "
             f"{describe(report)}. The batch and the state that led to it {where}. "
             "To try other settings, such as a lower --learning-rate, choose another --workdir"
         )
 
 
 def first_nonfinite(metrics: Sequence[Metrics]) -> int | None:
-    """The index of the first step whose loss or gradient norm is not finite; None if there is none."""
+    """The index of the first step whose loss or gradient norm is not finite; None if
+    there is none.
+    """
     nonfinite = [not np.isfinite([step.loss, step.gradient_norm]).all() for step in metrics]
     return nonfinite.index(True) if any(nonfinite) else None
 
 
 def from_first_nonfinite(activations: np.ndarray, count: int) -> np.ndarray:
-    """`[count]` indices of examples, from the first whose activations `[N, J]` are not finite; past the last they start again."""
+    """`[count]` indices of examples, from the first whose activations `[N, J]` are not finite; past
+    the last they start again.
+    """
     nonfinite = ~np.isfinite(activations).all(-1)
     return (nonfinite.argmax() + np.arange(count)) % len(activations)
 
 
 @jax.jit
 def copied(state: TrainState) -> TrainState:
-    """The same state, on the same devices, in arrays of its own: a step that gives up one of the two leaves the other."""
+    """The same state, on the same devices, in arrays of its own: a step that gives up one of the
+    two leaves the other.
+    """
     return jax.tree.map(jnp.copy, state)
 
 
@@ -144,10 +176,13 @@ def examined(
         intermediates_of: what each layer gives, of `(params, images, step, dropout_keys)`.
 
     Returns:
-        The pure function `step(state, batch, average) -> (state, fractions)`, with the fractions of `nonfinite_fractions`.
+        The pure function `step(state, batch, average) -> (state, fractions)`, with the fractions of
+        `nonfinite_fractions`.
     """
 
-    def examined_step(state: TrainState, batch: Batch, average: Callable[..., Callable]) -> tuple[TrainState, Any]:
+    def examined_step(
+        state: TrainState, batch: Batch, average: Callable[..., Callable]
+    ) -> tuple[TrainState, Any]:
         noted: dict[str, Any] = {}
 
         def average_and_note(function: Callable) -> Callable:
@@ -155,7 +190,9 @@ def examined(
                 intermediates = intermediates_of(params, batch.images, step, batch.dropout_keys)
                 means, gradient = function(params, batch, step)
                 # JAX sorts the keys of any other dictionary, and layers have an order.
-                by_layer = OrderedDict((layer, stage_fractions(outputs)) for layer, outputs in intermediates.items())
+                by_layer = OrderedDict(
+                    (layer, stage_fractions(outputs)) for layer, outputs in intermediates.items()
+                )
                 return (means, by_layer), gradient
 
             def averaged(*given: Any) -> tuple[Any, Any]:
@@ -172,7 +209,9 @@ def examined(
 
 
 def stage_fractions(outputs: Any) -> OrderedDict[str, jax.Array]:
-    """Which fraction of the values is not finite in each field of what a layer gave: an array, or a NamedTuple of arrays."""
+    """Which fraction of the values is not finite in each field of what a layer gave: an array, or a
+    NamedTuple of arrays.
+    """
     fields = outputs._asdict() if hasattr(outputs, "_asdict") else {"features": outputs}
     return OrderedDict((name, nonfinite_fraction(field)) for name, field in fields.items())
 
@@ -183,7 +222,8 @@ def nonfinite_fractions(
     gradient: Mapping[str, Any],
     metrics: Metrics,
 ) -> OrderedDict[Place, jax.Array]:
-    """Which fraction of the values is not finite, of everything that a step computes, in the order in which it does.
+    """Which fraction of the values is not finite, of everything that a step computes, in the order
+    in which it does.
 
     Args:
         params: where the gradient was taken, before the step, by layer.
@@ -192,8 +232,9 @@ def nonfinite_fractions(
         metrics: of the step.
 
     Returns:
-        Scalars: of each layer its parameters and what it gave; of the loss; of each layer, from the last to the first, its
-        gradient; and of the gradient's norm, which can overflow when the gradient does not.
+        Scalars: of each layer its parameters and what it gave; of the loss; of each layer, from the
+        last to the first, its gradient; and of the gradient's norm, which can overflow when the
+        gradient does not.
     """
     # An OrderedDict, because JAX sorts the keys of any other.
     fractions: OrderedDict[Place, jax.Array] = OrderedDict()
@@ -203,8 +244,12 @@ def nonfinite_fractions(
     fractions["loss", "mean over the batch"] = nonfinite_fraction(metrics.loss)
     backwards = list(intermediates)[::-1]
     fractions |= {(layer, "gradient"): nonfinite_fraction(gradient[layer]) for layer in backwards}
-    norms = {layer: optax.tree.norm(gradient[layer]) for layer in backwards} | {"all layers": metrics.gradient_norm}
-    return fractions | {(layer, "norm of the gradient"): nonfinite_fraction(norm) for layer, norm in norms.items()}
+    norms = {layer: optax.tree.norm(gradient[layer]) for layer in backwards} | {
+        "all layers": metrics.gradient_norm
+    }
+    return fractions | {
+        (layer, "norm of the gradient"): nonfinite_fraction(norm) for layer, norm in norms.items()
+    }
 
 
 def nonfinite_fraction(tree: Any) -> jax.Array:
@@ -213,24 +258,37 @@ def nonfinite_fraction(tree: Any) -> jax.Array:
     return jnp.mean(~jnp.isfinite(values), dtype=jnp.float32)
 
 
-def make_report(step: int, values: Mapping[str, Any], fractions: Mapping[Place, Any]) -> dict[str, Any]:
+def make_report(
+    step: int, values: Mapping[str, Any], fractions: Mapping[Place, Any]
+) -> dict[str, Any]:
     """What report.json holds.
 
     Args:
         step: which step went wrong, counted from 1.
-        values: its metrics; those that are not finite become strings, since JSON has no number for them.
+        values: its metrics; those that are not finite become strings, since JSON has no number for
+            them.
         fractions: of `nonfinite_fractions`, as numbers.
 
     Returns:
-        `step`, `layer` and `what` of the first place that is not finite (None if repeating the step found none), the values, and
-        `nonfinite`, all such places in order.
+        `step`, `layer` and `what` of the first place that is not finite (None if repeating the step
+        found none), the values, and `nonfinite`, all such places in order.
     """
     places = [
-        {"layer": layer, "what": what, "fraction": float(fraction)} for (layer, what), fraction in fractions.items() if fraction > 0
+        {"layer": layer, "what": what, "fraction": float(fraction)}
+        for (layer, what), fraction in fractions.items()
+        if fraction > 0
     ]
     first = places[0] if places else {"layer": None, "what": None}
-    numbers = {name: float(value) if np.isfinite(value) else str(value) for name, value in values.items()}
-    return {"step": step, "layer": first["layer"], "what": first["what"], **numbers, "nonfinite": places}
+    numbers = {
+        name: float(value) if np.isfinite(value) else str(value) for name, value in values.items()
+    }
+    return {
+        "step": step,
+        "layer": first["layer"],
+        "what": first["what"],
+        **numbers,
+        "nonfinite": places,
+    }
 
 
 def describe(report: Mapping[str, Any]) -> str:
@@ -241,7 +299,9 @@ def describe(report: Mapping[str, Any]) -> str:
 
 
 def save(folder: Path, state: TrainState, batch: Batch, report: Mapping[str, Any]) -> None:
-    """Write the files that the head of this module describes, in place of those that are there; other files stay."""
+    """Write the files that the head of this module describes, in place of those that are there;
+    other files stay.
+    """
     if processes.is_first():
         (folder / "report.json").unlink(missing_ok=True)
         if (folder / "state").exists():

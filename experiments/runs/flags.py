@@ -1,7 +1,8 @@
 """The flags of a training run, and the configuration that they make.
 
-Those of the run itself are here; the others are fields of `TrainConfig` and `ModelConfig` (learning/configs.py), `ImageConfig`
-(data/preprocessing.py), `Hardware` (devices/hardware.py), and `RoutingOptions` and `CapsuleInit` of emcaps.
+Those of the run itself are here; the others are fields of `TrainConfig` and `ModelConfig`
+(learning/configs.py), `ImageConfig` (data/preprocessing.py), `Hardware` (devices/hardware.py), and
+`RoutingOptions` and `CapsuleInit` of emcaps.
 """
 
 import dataclasses
@@ -15,15 +16,23 @@ from experiments.runtime.command_line import fail, parse
 
 @dataclasses.dataclass(frozen=True)
 class TrainCommand:
-    """Train a matrix capsule network with EM routing; the same command continues a run that was stopped."""
+    """Train a matrix capsule network with EM routing; the same command continues a run that was
+    stopped.
+    """
 
     config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     preset: Preset = "emcaps"
-    """Constants and initial values of the routing, which other flags may change: ours, the paper's, or IBM's."""
+    """Constants and initial values of the routing, which other flags may change: ours, the paper's,
+    or IBM's.
+    """
     baseline: bool = False
-    """Then train the paper's CNN on the same data for as many steps, into the folder WORKDIR-cnn, and print both results."""
+    """Then train the paper's CNN on the same data for as many steps, into the folder WORKDIR-cnn,
+    and print both results.
+    """
     workdir: Path | None = None
-    """The run's folder; the default is runs/ and the data set's name, without .npz or what is before it."""
+    """The run's folder; the default is runs/ and the data set's name, without .npz or what is
+    before it.
+    """
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     resume: bool = True
@@ -35,27 +44,41 @@ class TrainCommand:
     def __post_init__(self):
         family = self.config.model.family
         if family != "capsules" and self.preset != "emcaps":
-            raise ValueError(f"{FAMILIES[family]} no EM routing, of which there could be a preset; got {self.preset}")
+            raise ValueError(
+                f"{FAMILIES[family]} no EM routing, of which there could be a preset; got "
+                f"{self.preset}"
+            )
         if family == "cnn" and self.baseline:
             raise ValueError("--baseline trains the cnn beside capsules; got --model cnn")
         if self.hardware.model_axis > 1 and (family != "capsules" or self.baseline):
-            raise ValueError("--model-axis divides the parent types of matrix capsules; give --model capsules and --no-baseline")
+            raise ValueError(
+                "--model-axis divides the parent types of matrix capsules; give --model capsules "
+                "and --no-baseline"
+            )
 
 
 def default_command(words: Sequence[str]) -> TrainCommand:
-    """What no flag says, given the words of a command. Of toynorb nothing is published to compare with: the CNN is trained too."""
+    """What no flag says, given the words of a command.
+
+    Of toynorb nothing is published to compare with: the CNN is trained too.
+    """
     config = default_config(words)
-    return TrainCommand(config=config, baseline=config.dataset == "toynorb" and config.model.family == "capsules")
+    return TrainCommand(
+        config=config, baseline=config.dataset == "toynorb" and config.model.family == "capsules"
+    )
 
 
-def config_of(words: Sequence[str], recipe: Callable[[TrainConfig], TrainConfig] = lambda config: config) -> TrainConfig:
+def config_of(
+    words: Sequence[str], recipe: Callable[[TrainConfig], TrainConfig] = lambda config: config
+) -> TrainConfig:
     """The config that flags of `experiments.train` make.
 
     Args:
         words: the flags.
         recipe: makes of the defaults for these flags what they change.
 
-    A flag that is not understood, or is not for the network of the recipe, ends the process as for `experiments.train`.
+    A flag that is not understood, or is not for the network of the recipe, ends the process as for
+    `experiments.train`.
     """
     try:
         defaults = TrainCommand(config=recipe(default_config(words)))

@@ -31,7 +31,8 @@ def initial_weights(config: TrainConfig, dataset: Dataset) -> InitialWeights | N
     """The weights that a config names as `init_from`; None if it names none.
 
     Raises:
-        UsageError: they cannot be had, or are of another network; the message names the first parameter that differs.
+        UsageError: they cannot be had, or are of another network; the message names the first
+            parameter that differs.
         DamagedCheckpoint: they cannot be read.
     """
     source = config.init_from
@@ -42,12 +43,17 @@ def initial_weights(config: TrainConfig, dataset: Dataset) -> InitialWeights | N
     arrays = named_arrays(like)
     if differences := differing_arrays(named_arrays(found.params), arrays):
         raise UsageError(f"the weights of {source} are not those of this network: {differences}")
-    leaves = jax.tree.leaves(found.params)  # dictionaries have their leaves in the order of the names
-    return InitialWeights(jax.tree.unflatten(jax.tree.structure(like), map(np.asarray, leaves)), found.origin)
+    # Dictionaries have their leaves in the order of the names.
+    leaves = jax.tree.leaves(found.params)
+    return InitialWeights(
+        jax.tree.unflatten(jax.tree.structure(like), map(np.asarray, leaves)), found.origin
+    )
 
 
 def of_run(workdir: Path, dataset: Dataset) -> InitialWeights:
-    """The weights of the newest checkpoint of a run, for images and classes as the data set has them."""
+    """The weights of the newest checkpoint of a run, for images and classes as the data set has
+    them.
+    """
     config = read_config(workdir)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         if not (steps := checkpoints.steps()):
@@ -62,4 +68,6 @@ def of_classifier(name: str) -> InitialWeights:
     try:
         return InitialWeights(emcaps.pretrained.load_classifier(name).params, name)
     except (OSError, ValueError) as error:
-        raise UsageError(f"init_from must be the folder of a run, or a classifier: {first_line(error)}") from error
+        raise UsageError(
+            f"init_from must be the folder of a run, or a classifier: {first_line(error)}"
+        ) from error

@@ -1,4 +1,7 @@
-"""The training loop: a run, from its folder as it is to its result. The folder is described in directory.py."""
+"""The training loop: a run, from its folder as it is to its result.
+
+The folder is described in directory.py.
+"""
 
 import functools
 import sys
@@ -38,12 +41,19 @@ TARGET_TOLERANCE = 0.005  # how near to a target error is at it
 
 
 def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> None:
-    """Raise UsageError unless data, batch, network and devices fit together, of images by their shape. Nothing is compiled."""
+    """Raise UsageError unless data, batch, network and devices fit together, of images by their
+    shape. Nothing is compiled.
+    """
 
     def first_state(images: jax.Array) -> TrainState:
         key, num_classes = jax.random.key(0), len(dataset.class_names)
         make_model(config.model, num_classes, execution.parent_axis)
-        return init_state(config, make_model(config.model, num_classes), training_view(config.images, key, images), key)
+        return init_state(
+            config,
+            make_model(config.model, num_classes),
+            training_view(config.images, key, images),
+            key,
+        )
 
     check_classes(dataset)
     try:
@@ -54,7 +64,9 @@ def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> N
         raise UsageError(str(error)) from error
     if any(types % execution.model_axis for types in config.model.conv_capsules):
         types = list(config.model.conv_capsules)
-        raise UsageError(f"the model axis must divide each of conv_capsules, {types}; got {execution.model_axis}")
+        raise UsageError(
+            f"the model axis must divide each of conv_capsules, {types}; got {execution.model_axis}"
+        )
 
 
 def train(
@@ -72,8 +84,9 @@ def train(
     Args:
         config: what to train.
         dataset: the data set of that name.
-        workdir: new, or with an unfinished run of this config, which goes on from its newest checkpoint; or with a finished run of
-            fewer steps, which goes on as this config says from there. All processes see it.
+        workdir: new, or with an unfinished run of this config, which goes on from its newest
+            checkpoint; or with a finished run of fewer steps, which goes on as this config says
+            from there. All processes see it.
         execution: on what; None for as many devices as divide the batch size.
         resume: whether an unfinished run may go on.
         fall_back: whether it may go on from an older checkpoint where newer ones are damaged.
@@ -85,27 +98,34 @@ def train(
     Raises:
         UsageError: the folder or the config cannot be used.
         RunnerError: the folder can no longer be written to, or another process is gone.
-        NonfiniteError: training has diverged. What was saved before stays; what led to it is in `nonfinite/`.
+        NonfiniteError: training has diverged. What was saved before stays; what led to it is in
+            `nonfinite/`.
         Stopped: by Ctrl-C or SIGTERM, after saving.
     """
     execution = execution or Execution(choose_devices(config.batch_size))
     check_fits(config, dataset, execution)
     # A run that goes on has its own weights, and does not need those that it began with.
-    weights = None if recorded_fingerprint(workdir / "checkpoints") is not None else initial_weights(config, dataset)
+    weights = (
+        None
+        if recorded_fingerprint(workdir / "checkpoints") is not None
+        else initial_weights(config, dataset)
+    )
     try:
         with RunDirectory(workdir, config, resume) as run, programs_kept_in(workdir / "compiled"):
             programs = make_programs(config, dataset, execution)
             return _train(config, dataset, run, programs, weights, execution, fall_back, command)
     except OSError as error:
         raise RunnerError(
-            f"{workdir} cannot be written to ({first_line(error)}). What was saved there before is whole: "
+            f"{workdir} cannot be written to ({first_line(error)}). What was saved there before is "
+            "whole: "
             "when there is room again, the same command goes on from it"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         raise RunnerError(
-            f"a step failed, most likely because another process is gone ({first_line(error)}). What was saved is whole: "
+            f"a step failed, most likely because another process is gone ({first_line(error)}). "
+            "What was saved is whole: "
             "start all processes again with the same commands"
         ) from error
 
@@ -123,8 +143,16 @@ def _train(
     """The run in a folder that is open."""
     start = time.perf_counter()
     data = fingerprint(dataset)
-    with Checkpoints(run.checkpoints) as checkpoints, stop_request() as stop, progress_bar(config.steps) as progress:
-        say = functools.partial(progress.write, file=sys.stdout) if processes.is_first() else lambda _: None
+    with (
+        Checkpoints(run.checkpoints) as checkpoints,
+        stop_request() as stop,
+        progress_bar(config.steps) as progress,
+    ):
+        say = (
+            functools.partial(progress.write, file=sys.stdout)
+            if processes.is_first()
+            else lambda _: None
+        )
         say(f"{dataset.name} on {describe(execution.devices)}, into {run.path}")
         if missing := untested(dataset, config.scored):
             say(missing)
@@ -134,7 +162,9 @@ def _train(
         like: TrainState = jax.eval_shape(init)
         window_before: list[Metrics] = []
         if checkpoints.steps():
-            state, facts = go_on_from(checkpoints, config, data, like, shardings(like, execution.mesh), fall_back)
+            state, facts = go_on_from(
+                checkpoints, config, data, like, shardings(like, execution.mesh), fall_back
+            )
             window_before = [Metrics(*map(jnp.float32, values)) for values in facts["window"]]
             say(f"going on after step {int(state.step)}")
             origin = facts.get("origin")
@@ -147,7 +177,11 @@ def _train(
             state = programs.step.replicate(state)
         step = progress.n = int(state.step)
         run.rewind(step)
-        errors = {record["step"]: 1 - record["accuracy"] for record in run.records() if record["split"] == "test"}
+        errors = {
+            record["step"]: 1 - record["accuracy"]
+            for record in run.records()
+            if record["split"] == "test"
+        }
         done = at_target(config, errors.get(step))
         evaluate_seconds = 0.0
         start -= max((record["seconds"] for record in run.records()), default=0)
@@ -159,19 +193,39 @@ def _train(
             progress.set_description("training")
             progress.unpause()  # what came between is not part of the time that remains
 
-        def save(step: int, state: TrainState, window: Sequence[Metrics] = (), **measured: float) -> None:
-            checkpoints.save(step, state, facts_of(config, data, batches.place(step), window, origin), **measured)
+        def save(
+            step: int, state: TrainState, window: Sequence[Metrics] = (), **measured: float
+        ) -> None:
+            checkpoints.save(
+                step, state, facts_of(config, data, batches.place(step), window, origin), **measured
+            )
 
         def score_and_save(step: int, state: TrainState) -> Scores:
             nonlocal evaluate_seconds
             progress.set_description("evaluating")
             evaluate_start = time.perf_counter()
             scores = programs.evaluate(state.params, dataset.test_images, dataset.test_labels, step)
-            guard.check_scores(state, scores, dataset, functools.partial(evaluation_view, config.images), config.batch_size)
+            guard.check_scores(
+                state,
+                scores,
+                dataset,
+                functools.partial(evaluation_view, config.images),
+                config.batch_size,
+            )
             if step not in checkpoints.steps():
-                log({"step": step, "split": "test", "loss": scores.loss, "accuracy": scores.accuracy})
+                log(
+                    {
+                        "step": step,
+                        "split": "test",
+                        "loss": scores.loss,
+                        "accuracy": scores.accuracy,
+                    }
+                )
                 if layers := programs.diagnose(state.params, step):
-                    log({"step": step, "split": "diagnostics"} | {name: numbers(found) for name, found in layers.items()})
+                    log(
+                        {"step": step, "split": "diagnostics"}
+                        | {name: numbers(found) for name, found in layers.items()}
+                    )
                 save(step, state, accuracy=scores.accuracy)
             evaluate_seconds += time.perf_counter() - evaluate_start
             return scores
@@ -210,7 +264,8 @@ def _train(
                 save(step, state, window.checked(guard))
                 checkpoints.wait()  # before anybody is told that it is saved
                 raise Stopped(
-                    f"stopped after step {step} of {config.steps}, saved in {run.path}", processes.anywhere(stop.preempted)
+                    f"stopped after step {step} of {config.steps}, saved in {run.path}",
+                    processes.anywhere(stop.preempted),
                 )
             if done:
                 break
@@ -237,7 +292,8 @@ def _train(
         run.finish(result)
         if processes.is_first():
             progress.set_description("drawing")
-            from experiments.plots.pictures import draw_figures  # here, since Matplotlib is not needed before
+            # Here, since Matplotlib is not needed before.
+            from experiments.plots.pictures import draw_figures
 
             draw_figures(run.figures, config, dataset, state, scores, records, say)
     return result
@@ -245,7 +301,11 @@ def _train(
 
 def at_target(config: TrainConfig, error: float | None) -> bool:
     """Whether this error, if there is one, is the one to stop at."""
-    return config.target_error is not None and error is not None and abs(error - config.target_error) <= TARGET_TOLERANCE
+    return (
+        config.target_error is not None
+        and error is not None
+        and abs(error - config.target_error) <= TARGET_TOLERANCE
+    )
 
 
 def progress_bar(steps: int) -> tqdm:
@@ -261,6 +321,7 @@ def progress_bar(steps: int) -> tqdm:
 def show(progress: tqdm, record: Record) -> None:
     """Put the newest metrics beside the bar."""
     progress.set_postfix_str(
-        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.1%}, {record['images_per_second']:.0f} images/s",
+        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.1%}, "
+        f"{record['images_per_second']:.0f} images/s",
         refresh=False,
     )

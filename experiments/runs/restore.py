@@ -1,4 +1,6 @@
-"""A run read back from a checkpoint: its configuration, its network, its parameters, and its data."""
+"""A run read back from a checkpoint: its configuration, its network, its parameters,
+and its data.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -32,11 +34,14 @@ class Restored(NamedTuple):
     model: Network
 
 
-def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices) -> Restored:
+def restore(
+    config: TrainConfig, workdir: Path, data_dir: Path | None, step: int | None, devices: Devices
+) -> Restored:
     """Load what a run has left at a step; None is its newest checkpoint.
 
     Raises:
-        UsageError: there is no such checkpoint, it is of other arrays, or its run was on other data.
+        UsageError: there is no such checkpoint, it is of other arrays, or its run was on other
+            data.
         DamagedCheckpoint: it cannot be read.
     """
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
@@ -48,19 +53,30 @@ def restore(config: TrainConfig, workdir: Path, data_dir: Path | None, step: int
             raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
         dataset = load_data(config, data_dir)
         if "data" in (facts := checkpoints.facts(step)):
-            check_data(facts["data"], fingerprint(dataset), config, f"the checkpoint of step {step} in {checkpoints.folder}")
+            check_data(
+                facts["data"],
+                fingerprint(dataset),
+                config,
+                f"the checkpoint of step {step} in {checkpoints.folder}",
+            )
         like = state_like(config, dataset)
         state = checkpoints.restore(step, like, shardings(like, device_mesh(devices)))
     return Restored(step, state, dataset, make_model(config.model, len(dataset.class_names)))
 
 
 def state_like(config: TrainConfig, dataset: Dataset) -> TrainState:
-    """Shapes and dtypes of a state of such a run on such a data set. Raises UsageError if the network does not fit the images."""
+    """Shapes and dtypes of a state of such a run on such a data set.
+
+    Raises UsageError if the network does not fit the images.
+    """
     model = make_model(config.model, len(dataset.class_names))
     images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), dataset.test_images.dtype)
     try:
         return jax.eval_shape(
-            lambda images: init_state(config, model, evaluation_view(config.images, images), jax.random.key(0)), images
+            lambda images: init_state(
+                config, model, evaluation_view(config.images, images), jax.random.key(0)
+            ),
+            images,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -1,7 +1,8 @@
-"""Where an unfinished run goes on: what a checkpoint remembers beside the state, and which checkpoint it is.
+"""Where an unfinished run goes on: what a checkpoint remembers beside the state, and which
+checkpoint it is.
 
-Whether a folder may be trained in at all says `directory.check_usable`; here other configs and other data than the checkpoint's are
-refused.
+Whether a folder may be trained in at all says `directory.check_usable`; here other configs and
+other data than the checkpoint's are refused.
 """
 
 import dataclasses
@@ -18,9 +19,14 @@ from experiments.runtime.errors import RunnerError, UsageError
 
 
 def facts_of(
-    config: TrainConfig, data: int, place: tuple[int, int], window: Sequence[Metrics], origin: str | None
+    config: TrainConfig,
+    data: int,
+    place: tuple[int, int],
+    window: Sequence[Metrics],
+    origin: str | None,
 ) -> dict[str, Any]:
-    """What to save with the state after a step, in terms of JSON. Random keys are those of the config's seed and the step.
+    """What to save with the state after a step, in terms of JSON. Random keys are those of the
+    config's seed and the step.
 
     Args:
         config: of the run.
@@ -30,12 +36,23 @@ def facts_of(
         origin: of the weights that the run began with, if they are those of another.
     """
     metrics = [[float(value) for value in step] for step in window]
-    facts = {"config": dataclasses.asdict(config), "data": data, "epoch": place[0], "position": place[1], "window": metrics}
+    facts = {
+        "config": dataclasses.asdict(config),
+        "data": data,
+        "epoch": place[0],
+        "position": place[1],
+        "window": metrics,
+    }
     return facts | {"origin": origin}
 
 
 def go_on_from(
-    checkpoints: Checkpoints, config: TrainConfig, data: int, like: TrainState, shardings: Any, fall_back: bool
+    checkpoints: Checkpoints,
+    config: TrainConfig,
+    data: int,
+    like: TrainState,
+    shardings: Any,
+    fall_back: bool,
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """The newest state of a run, and what was saved with it.
 
@@ -56,9 +73,13 @@ def go_on_from(
         return restored(checkpoints, newest, config, data, like, shardings)
     except DamagedCheckpoint as error:
         if not earlier:
-            raise RunnerError(f"{error}, and there is no other; to begin anew, choose another --workdir") from error
+            raise RunnerError(
+                f"{error}, and there is no other; to begin anew, choose another --workdir"
+            ) from error
         if not fall_back:
-            raise RunnerError(f"{error}; with --fall-back the run goes on from the newest that is whole") from error
+            raise RunnerError(
+                f"{error}; with --fall-back the run goes on from the newest that is whole"
+            ) from error
     damaged = [newest]
     for step in reversed(earlier):
         try:
@@ -68,21 +89,36 @@ def go_on_from(
             continue
         checkpoints.set_aside(damaged)
         return found
-    raise RunnerError(f"all checkpoints in {checkpoints.folder} are damaged; to begin anew, choose another --workdir")
+    raise RunnerError(
+        f"all checkpoints in {checkpoints.folder} are damaged; to begin anew, choose another "
+        "--workdir"
+    )
 
 
 def restored(
-    checkpoints: Checkpoints, step: int, config: TrainConfig, data: int, like: TrainState, shardings: Any
+    checkpoints: Checkpoints,
+    step: int,
+    config: TrainConfig,
+    data: int,
+    like: TrainState,
+    shardings: Any,
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """The state of a step and its facts. Raises DamagedCheckpoint, and UsageError if it is of another config or other data."""
+    """The state of a step and its facts.
+
+    Raises DamagedCheckpoint, and UsageError if it is of another config or other data.
+    """
     facts = checkpoints.facts(step)
     where = f"the checkpoint of step {step} in {checkpoints.folder}"
     try:
         saved_config = from_json(json.dumps(facts["config"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpoint(f"{where} is damaged (its config is none that this version knows: {error})") from error
+        raise DamagedCheckpoint(
+            f"{where} is damaged (its config is none that this version knows: {error})"
+        ) from error
     ended = step == saved_config.steps or saved_config.target_error is not None
-    if not (ended and is_longer(config, saved_config)) and (differences := differing_fields(saved_config, config)):
+    if not (ended and is_longer(config, saved_config)) and (
+        differences := differing_fields(saved_config, config)
+    ):
         raise UsageError(f"{where} is of another config ({differences}); choose another --workdir")
     check_data(facts["data"], data, config, where)
     return checkpoints.restore(step, like, shardings), facts

@@ -1,4 +1,5 @@
-"""What a run trains on and is scored on: the factor's values, the images held out, and how data are known again.
+"""What a run trains on and is scored on: the factor's values, the images held out, and how data are
+known again.
 
 They are known by their contents: where a file lies, and its name, may change.
 """
@@ -17,7 +18,10 @@ from experiments.runtime.errors import UsageError
 
 
 def load_data(config: TrainConfig, data_dir: Path | None) -> Dataset:
-    """What a run trains on and, as test set, what it is scored on. Raises UsageError as the functions of loading.py."""
+    """What a run trains on and, as test set, what it is scored on.
+
+    Raises UsageError as the functions of loading.py.
+    """
     dataset = loading.load(config.dataset, data_dir)
     if config.factor is not None:
         dataset = with_values(dataset, config.factor, config.train_values)
@@ -32,12 +36,14 @@ def fingerprint(dataset: Dataset) -> int:
 
 
 def as_known(config: TrainConfig, workdir: Path, data_dir: Path | None) -> TrainConfig:
-    """This config, with the data's place as the run in a folder has it, if these are the data that it trains on.
+    """This config, with the data's place as the run in a folder has it, if these are the data that
+    it trains on.
 
     JAX is not used.
 
     Raises:
-        UsageError: as `read_config` of the folder, and `load_data` of this config if it names another file.
+        UsageError: as `read_config` of the folder, and `load_data` of this config if it names
+            another file.
     """
     if not config.dataset.endswith(SUFFIX) or not (workdir / "config.json").exists():
         return config
@@ -51,7 +57,11 @@ def as_known(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Train
 
 def recorded_fingerprint(checkpoints: Path) -> int | None:
     """That of the data of a run, from the newest checkpoint that says it; None if there is none."""
-    steps = sorted((path for path in checkpoints.glob("*") if path.name.isdigit()), key=lambda path: int(path.name), reverse=True)
+    steps = sorted(
+        (path for path in checkpoints.glob("*") if path.name.isdigit()),
+        key=lambda path: int(path.name),
+        reverse=True,
+    )
     for step in steps:
         try:
             return json.loads((step / "facts" / "metadata").read_text(encoding="utf-8"))["data"]
@@ -69,12 +79,20 @@ def now_at(config: TrainConfig, place: Path | None) -> TrainConfig:
     if place is None:
         return config
     if not config.dataset.endswith(SUFFIX) or place.suffix != SUFFIX:
-        raise UsageError(f"dataset is where the {SUFFIX} file of a run is now; got {place} for a run on {config.dataset}")
+        raise UsageError(
+            f"dataset is where the {SUFFIX} file of a run is now; got {place} for a run on "
+            f"{config.dataset}"
+        )
     return dataclasses.replace(config, dataset=str(place))
 
 
 def check_data(trained_on: int, data: int, config: TrainConfig, run: str) -> None:
-    """Raise UsageError if the fingerprint of a config's data is not that of what a run trains on."""
+    """Raise UsageError if the fingerprint of a config's data is not that of what a run
+    trains on.
+    """
     if trained_on != data:
         there_are = f"there are now in {config.dataset}"
-        raise UsageError(f"{run} is of a run on other training images than {there_are}; give it back its data set")
+        raise UsageError(
+            f"{run} is of a run on other training images than {there_are}; give it back its data "
+            "set"
+        )

@@ -14,7 +14,12 @@ from experiments.data.preprocessing import evaluation_view
 from experiments.data.stratified import sample
 from experiments.devices.parallel import Execution, ParallelStep, parallelize
 from experiments.learning.configs import TrainConfig
-from experiments.learning.network import make_model, make_temperatures, network_intermediates, routing_diagnostics
+from experiments.learning.network import (
+    make_model,
+    make_temperatures,
+    network_intermediates,
+    routing_diagnostics,
+)
 from experiments.learning.scoring import Scores, make_evaluator
 from experiments.learning.step import Metrics, TrainState, init_state, make_train_step
 from experiments.runs.divergence import Guard, copied, examined
@@ -36,7 +41,8 @@ class Beginning(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """What runs of a config compute with. All of it is compiled where it is first used, once for all seeds.
+    """What runs of a config compute with. All of it is compiled where it is first used, once for
+    all seeds.
 
     Attributes:
         begin: from a seed to what it decides.
@@ -56,27 +62,41 @@ class Programs(NamedTuple):
 
 
 def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
-    """What runs compute with, of a config, whatever its seed, a data set and devices that fit together."""
+    """What runs compute with, of a config, whatever its seed, a data set and devices that fit
+    together.
+    """
     num_classes = len(dataset.class_names)
-    # Devices that share its parent types see another network than the one whose parameters are made.
-    model, shared = make_model(config.model, num_classes), make_model(config.model, num_classes, execution.parent_axis)
+    # Devices that share its parent types see another network than the one whose parameters are
+    # made.
+    model, shared = (
+        make_model(config.model, num_classes),
+        make_model(config.model, num_classes, execution.parent_axis),
+    )
     init = jax.jit(functools.partial(init_state, config, model))
     step = make_train_step(config, shared)
-    diagnosed = dataset.test_images[sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))]
+    diagnosed = dataset.test_images[
+        sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
+    ]
 
     def begin(seed: int) -> Beginning:
         init_key, data_key = jax.random.split(jax.random.key(seed))
-        batches = TrainingBatches(dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images)
+        batches = TrainingBatches(
+            dataset.train_images, dataset.train_labels, data_key, config.batch_size, config.images
+        )
         return Beginning(batches, functools.partial(init, batches(0).images, init_key))
 
     @jax.jit
     def diagnose(params: Any, images: jax.Array, step: jax.Array) -> Any:
-        return routing_diagnostics(config, model, params, evaluation_view(config.images, images), step)
+        return routing_diagnostics(
+            config, model, params, evaluation_view(config.images, images), step
+        )
 
     return Programs(
         begin,
         parallelize(step, execution),
-        parallelize(examined(step, functools.partial(network_intermediates, config, shared)), execution),
+        parallelize(
+            examined(step, functools.partial(network_intermediates, config, shared)), execution
+        ),
         make_evaluator(config, shared, execution.mesh),
         lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
         make_temperatures(model),
@@ -86,7 +106,8 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
 def take_steps(
     train_step: ParallelStep, batches: Callable[[int], Batch], state: TrainState, steps: range
 ) -> Iterator[tuple[TrainState, Metrics]]:
-    """The new state and the metrics of each of these steps, as soon as it has been started: not more than two are under way.
+    """The new state and the metrics of each of these steps, as soon as it has been started: not
+    more than two are under way.
 
     Args:
         train_step: of training, on devices.
@@ -103,7 +124,8 @@ def take_steps(
 
 
 class StepWindow:
-    """The steps since the last look: the state before them, and their metrics, which until then stay on the device.
+    """The steps since the last look: the state before them, and their metrics, which until then
+    stay on the device.
 
     Args:
         batch_size: images in a step.
@@ -123,7 +145,10 @@ class StepWindow:
         self._metrics.append(metrics)
 
     def checked(self, guard: Guard) -> list[Metrics]:
-        """The metrics of all steps of the window. Raises NonfiniteError: a loss or gradient is not finite."""
+        """The metrics of all steps of the window.
+
+        Raises NonfiniteError: a loss or gradient is not finite.
+        """
         window = jax.device_get(self._metrics)
         guard.check_steps(self._before, window)
         return self._earlier + window
@@ -131,6 +156,9 @@ class StepWindow:
     def close(self, step: int, guard: Guard) -> Record:
         """The means over the window that ends at `step`. Raises NonfiniteError as `checked`."""
         window = self.checked(guard)
-        means = {name: float(np.mean([getattr(metrics, name) for metrics in window])) for name in Metrics._fields}
+        means = {
+            name: float(np.mean([getattr(metrics, name) for metrics in window]))
+            for name in Metrics._fields
+        }
         speed = len(self._metrics) * self._batch_size / (time.perf_counter() - self._start)
         return {"step": step, "split": "train", **means, "images_per_second": speed}

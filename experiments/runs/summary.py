@@ -16,12 +16,18 @@ from experiments.runtime.tables import aligned
 
 
 def summarize(
-    config: TrainConfig, dataset: Dataset, state: TrainState, scores: Scores, records: Sequence[Record]
+    config: TrainConfig,
+    dataset: Dataset,
+    state: TrainState,
+    scores: Scores,
+    records: Sequence[Record],
 ) -> dict[str, Any]:
-    """What was trained and what it has reached, for result.json; the scores are those of the last step.
+    """What was trained and what it has reached, for result.json; the scores are those of the last
+    step.
 
-    `loop.train` adds times: `train_seconds` of training, compiling, evaluating and saving, over all processes of the run, and
-    how much of it the last process spent in `compile_seconds` (the training step) and `evaluate_seconds`. Drawing comes after.
+    `loop.train` adds times: `train_seconds` of training, compiling, evaluating and saving, over all
+    processes of the run, and how much of it the last process spent in `compile_seconds` (the
+    training step) and `evaluate_seconds`. Drawing comes after.
     """
     missing = without_images(dataset.test_labels, dataset.class_names)
     return {
@@ -39,17 +45,29 @@ def summarize(
         "test_loss": scores.loss,
         "class_errors": class_errors(scores.predictions, dataset.test_labels, dataset.class_names),
         **({"untested_classes": missing} if missing else {}),
-        "best_test_accuracy": max(record["accuracy"] for record in records if record["split"] == "test"),
-        "images_per_second": statistics.median(r["images_per_second"] for r in records if r["split"] == "train"),
+        "best_test_accuracy": max(
+            record["accuracy"] for record in records if record["split"] == "test"
+        ),
+        "images_per_second": statistics.median(
+            r["images_per_second"] for r in records if r["split"] == "train"
+        ),
     }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results of runs side by side, one field a line; a run that has no such field leaves its place empty.
+    """Results of runs side by side, one field a line; a run that has no such field leaves its place
+    empty.
 
     What is itself a table, such as the error of each class, is left out.
     """
-    names = list(dict.fromkeys(name for result in results for name, value in result.items() if not isinstance(value, Mapping)))
+    names = list(
+        dict.fromkeys(
+            name
+            for result in results
+            for name, value in result.items()
+            if not isinstance(value, Mapping)
+        )
+    )
     return aligned([[name, *(cell(result.get(name, "")) for result in results)] for name in names])
 
 

@@ -13,9 +13,13 @@ from experiments.runtime.records import Record
 
 
 def check_runs(
-    runs: Mapping[Path, TrainConfig], data_dir: Path | None, hardware: Hardware | None = None, resume: bool = True
+    runs: Mapping[Path, TrainConfig],
+    data_dir: Path | None,
+    hardware: Hardware | None = None,
+    resume: bool = True,
 ) -> None:
-    """Raise UsageError unless each of these runs on the same data, if it is not finished, can be trained.
+    """Raise UsageError unless each of these runs on the same data, if it is not finished, can be
+    trained.
 
     A mistake in the last one is found before the first is trained. Nothing is compiled or written.
 
@@ -24,12 +28,16 @@ def check_runs(
         data_dir, hardware, resume: see `trained`.
     """
     known = {path: as_known(config, path, data_dir) for path, config in runs.items()}
-    unfinished = {path: config for path, config in runs.items() if not is_finished(path, known[path])}
+    unfinished = {
+        path: config for path, config in runs.items() if not is_finished(path, known[path])
+    }
     if not unfinished:
         return
     for path in unfinished:
         check_usable(path, known[path], resume)
-    executions = [(hardware or Hardware()).execution(config.batch_size) for config in unfinished.values()]
+    executions = [
+        (hardware or Hardware()).execution(config.batch_size) for config in unfinished.values()
+    ]
     dataset = load_data(next(iter(unfinished.values())), data_dir)
     for config, execution in zip(unfinished.values(), executions, strict=True):
         check_fits(config, dataset, execution)
@@ -44,7 +52,8 @@ def trained(
     resume: bool = True,
     fall_back: bool = False,
 ) -> Record:
-    """The result of the run of this config in a folder, which is trained, or continued, if it is not finished.
+    """The result of the run of this config in a folder, which is trained, or continued, if it is
+    not finished.
 
     Args:
         config: of the run; it may name another place of its data than the run in the folder.
@@ -64,7 +73,15 @@ def trained(
         check_usable(workdir, known, resume)
         execution = (hardware or Hardware()).execution(config.batch_size)
         dataset = load_data(config, data_dir)
-        train(known, dataset, workdir, execution=execution, resume=resume, fall_back=fall_back, command=typed)
+        train(
+            known,
+            dataset,
+            workdir,
+            execution=execution,
+            resume=resume,
+            fall_back=fall_back,
+            command=typed,
+        )
     return read_result(workdir) or {}
 
 

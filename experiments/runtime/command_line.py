@@ -1,4 +1,6 @@
-"""Typed command lines: a frozen dataclass is the list of flags, and a wrong command gets one line."""
+"""Typed command lines: a frozen dataclass is the list of flags, and a wrong command
+gets one line.
+"""
 
 import contextlib
 import dataclasses
@@ -19,8 +21,14 @@ from experiments.runtime.errors import RunnerError, Stopped, UsageError
 Command = TypeVar("Command")
 
 
-def parse(command: type[Command], program: str, arguments: Sequence[str] | None = None, default: Command | None = None) -> Command:
-    """Read the flags of a dataclass, nested dataclasses without prefix, from `arguments` (None: the process's own).
+def parse(
+    command: type[Command],
+    program: str,
+    arguments: Sequence[str] | None = None,
+    default: Command | None = None,
+) -> Command:
+    """Read the flags of a dataclass, nested dataclasses without prefix, from `arguments` (None: the
+    process's own).
 
     What no flag says is as in `default`, or as the dataclass has it.
 
@@ -48,7 +56,9 @@ def parse(command: type[Command], program: str, arguments: Sequence[str] | None 
 
 
 def at_home(command: Any) -> Any:
-    """The command with the user's folder for the `~` at the beginning of a path, which a shell leaves in `--flag=~/path`."""
+    """The command with the user's folder for the `~` at the beginning of a path, which a shell
+    leaves in `--flag=~/path`.
+    """
     changes: dict[str, Any] = {}
     for name, value in vars(command).items():
         if dataclasses.is_dataclass(value):
@@ -63,8 +73,16 @@ def flags(command: Any) -> list[str]:
     """The flags of a dataclass, those of nested dataclasses among them."""
     names = []
     for name, hint in get_type_hints(command, include_extras=True).items():
-        renamed = [extra.name for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "name", None)]
-        names += flags(hint) if dataclasses.is_dataclass(hint) else ["--" + (renamed or [name])[0].replace("_", "-")]
+        renamed = [
+            extra.name
+            for extra in getattr(hint, "__metadata__", ())
+            if getattr(extra, "name", None)
+        ]
+        names += (
+            flags(hint)
+            if dataclasses.is_dataclass(hint)
+            else ["--" + (renamed or [name])[0].replace("_", "-")]
+        )
     return names
 
 
@@ -88,7 +106,8 @@ def entry_point(
     run: Callable[[Command, str], int | None],
     default: Callable[[Sequence[str]], Command] | None = None,
 ) -> Callable[..., int]:
-    """The function `main(arguments=None)` of a command: it reads the flags, does what they ask for, and returns `exit_code`.
+    """The function `main(arguments=None)` of a command: it reads the flags, does what they ask for,
+    and returns `exit_code`.
 
     Args:
         module: which `python -m` runs.
@@ -109,8 +128,9 @@ def exit_code(run: Callable[[str], int | None], module: str, arguments: Sequence
     """Do what a command asks for; `run` is given the command as it was typed.
 
     Returns:
-        What `run` does, or 0; after a RunnerError, which is printed, 2 if it is a mistake in the command and 1 if not; 130 after
-        Ctrl-C, and 0 after SIGTERM, since then all went as it should, with the command that goes on from there.
+        What `run` does, or 0; after a RunnerError, which is printed, 2 if it is a mistake in the
+        command and 1 if not; 130 after Ctrl-C, and 0 after SIGTERM, since then all went as it
+        should, with the command that goes on from there.
     """
     typed = shlex.join(["python", "-m", module, *arguments])
     try:

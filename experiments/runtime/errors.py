@@ -2,14 +2,16 @@
 
 
 class RunnerError(Exception):
-    """What went wrong and what to do about it, in plain words: the entry points print it in place of a traceback.
+    """What went wrong and what to do about it, in plain words: the entry points print it in place
+    of a traceback.
 
     The command was right, and the exit code is 1.
     """
 
 
 class UsageError(RunnerError):
-    """A mistake in what was asked for, found before anything is compiled or written: one line, and exit code 2.
+    """A mistake in what was asked for, found before anything is compiled or written: one line, and
+    exit code 2.
 
     What a command asks for are its flags, and what they are about: a folder, a data set, devices.
     """

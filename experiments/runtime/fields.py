@@ -26,4 +26,6 @@ def check_not_negative(config: Any, *names: str) -> None:
 def default_of(config: Any, name: str) -> Any:
     """What a field of a dataclass is if nothing is said."""
     (field,) = (field for field in dataclasses.fields(config) if field.name == name)
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )

@@ -1,4 +1,6 @@
-"""A lock that dies with its process, where there are such locks: on POSIX systems, unless a file system has none."""
+"""A lock that dies with its process, where there are such locks: on POSIX systems, unless a file
+system has none.
+"""
 
 import errno
 from typing import IO

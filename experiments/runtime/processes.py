@@ -1,6 +1,8 @@
-"""Several processes, of one or of several hosts, that compute one run together; one process alone is the special case.
+"""Several processes, of one or of several hosts, that compute one run together; one process alone
+is the special case.
 
-Every process does the same, but only the first writes to the run's folder. In the saving of a checkpoint all take part, by Orbax.
+Every process does the same, but only the first writes to the run's folder. In the saving of a
+checkpoint all take part, by Orbax.
 """
 
 import os
@@ -19,10 +21,12 @@ HEARTBEAT_SECONDS = 60
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Wait for the other processes of a run, before JAX is used; nothing if there is no coordinator, or they are together.
+    """Wait for the other processes of a run, before JAX is used; nothing if there is no
+    coordinator, or they are together.
 
     Args:
-        coordinator: `address:port` of the first process, or `auto`, with the other two None, to ask the cluster's environment.
+        coordinator: `address:port` of the first process, or `auto`, with the other two None, to ask
+            the cluster's environment.
         num_processes: how many there are.
         process_id: which one this is, from 0.
 
@@ -41,11 +45,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise RunnerError(f"the processes of this run did not come together at {coordinator}: {first_line(error)}") from error
+        raise RunnerError(
+            f"the processes of this run did not come together at {coordinator}: {first_line(error)}"
+        ) from error
 
 
 def leave(code: int) -> None:
-    """After an error, end a process that is one of several, which would otherwise wait for the others to end as well."""
+    """After an error, end a process that is one of several, which would otherwise wait for the
+    others to end as well.
+    """
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,7 +73,11 @@ def wait_for_all(place: str) -> None:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process. All processes must ask at the same place."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return (
+        flag
+        if jax.process_count() == 1
+        else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    )
 
 
 def fetch(array: Any) -> np.ndarray:

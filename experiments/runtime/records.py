@@ -19,14 +19,19 @@ def numbers(scalars: NamedTuple) -> dict[str, float]:
 
 
 def check_folder(path: Path) -> None:
-    """Raise UsageError if a file is where this folder, or one that it is in, is or would be made."""
+    """Raise UsageError if a file is where this folder, or one that it is in, is or
+    would be made.
+    """
     nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     if not nearest.is_dir():
         raise UsageError(f"{nearest} is not a folder; choose another")
 
 
 def read_lines(file: Path) -> list[Record]:
-    """The records in a file of one a line; a last line without its end is passed over. Raises RunnerError if one is damaged."""
+    """The records in a file of one a line; a last line without its end is passed over.
+
+    Raises RunnerError if one is damaged.
+    """
     lines = read_text(file).splitlines(keepends=True)
     return [parse_record(line, file) for line in lines if line.endswith("\n")]
 
@@ -51,7 +56,9 @@ def parse_record(text: str, file: Path) -> Record:
     except (ValueError, RecursionError) as error:
         raise RunnerError(f"{file} is damaged: {error}") from error
     if not isinstance(record, dict):
-        raise RunnerError(f"{file} is damaged: a record must be an object of JSON; got {type(record).__name__}")
+        raise RunnerError(
+            f"{file} is damaged: a record must be an object of JSON; got {type(record).__name__}"
+        )
     return record
 
 

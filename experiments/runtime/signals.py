@@ -8,7 +8,9 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody has asked the process to stop, and by SIGTERM, as a cluster does before it takes a machine."""
+    """Whether somebody has asked the process to stop, and by SIGTERM, as a cluster does before it
+    takes a machine.
+    """
 
     requested: bool = False
     preempted: bool = False

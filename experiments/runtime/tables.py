@@ -29,12 +29,14 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def line(widths: Sequence[int], cells: Sequence[str]) -> str:
-    """A row in columns of these widths, which a longer cell exceeds: text on the right of it, or on the left if it is negative.
+    """A row in columns of these widths, which a longer cell exceeds: text on the right of it, or on
+    the left if it is negative.
 
     There may be fewer cells than columns.
     """
     return "".join(
-        f"{cell:>{width}}" if width >= 0 else f"{cell:<{-width}}" for width, cell in zip(widths, cells, strict=False)
+        f"{cell:>{width}}" if width >= 0 else f"{cell:<{-width}}"
+        for width, cell in zip(widths, cells, strict=False)
     ).rstrip()
 
 

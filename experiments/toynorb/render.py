@@ -1,10 +1,13 @@
-"""A small renderer in pure JAX: sphere tracing of matt gray toys on a plain ground, with soft shadows.
+"""A small renderer in pure JAX: sphere tracing of matt gray toys on a plain ground, with soft
+shadows.
 
-`render(shape, camera, light)` is one image; `jax.vmap` makes many, and `render_lights` traces one view for many lights.
+`render(shape, camera, light)` is one image; `jax.vmap` makes many, and `render_lights` traces one
+view for many lights.
 
-Coordinates are in units of about half an object's length: the ground is the plane z = 0, the object stands on it inside the ball of
-radius `BOUND` around `CENTER`. Rays are the elements of the last axis, and the solids are a loop that the compiler unrolls: one
-kernel evaluates a whole distance function in registers.
+Coordinates are in units of about half an object's length: the ground is the plane z = 0, the object
+stands on it inside the ball of radius `BOUND` around `CENTER`. Rays are the elements of the last
+axis, and the solids are a loop that the compiler unrolls: one kernel evaluates a whole distance
+function in registers.
 """
 
 import math
@@ -24,7 +27,9 @@ OCCLUSION_REACH = 0.12
 MARGIN = 0.03  # by which blending makes an object larger than its solids
 PENUMBRA = 0.15  # half the width of the widest edge of a shadow
 STEP = 0.9  # of the distance: tapering and blending make the distances a little too large
-HIT = 0.012  # what is nearer than this is the surface; a sample of a 48 x 48 image with 2 x 2 samples is 0.03 wide
+# What is nearer than this is the surface; a sample of a 48 x 48 image with 2 x 2 samples is 0.03
+# wide.
+HIT = 0.012
 GROUND = 1e-4  # rays end so far in front of the ground, lest it be hit as if it were the object
 
 AT_ONCE = 64  # of what is many, on accelerators: views (stereo pairs), and blocks of an image
@@ -34,9 +39,11 @@ Each = Callable[[Callable, Any], Any]  # as jax.lax.map: each(function, given)
 
 
 class Shape(NamedTuple):
-    """P solids, joined smoothly. Each is a rounded rectangle, extruded along its own z axis, possibly tapering.
+    """P solids, joined smoothly. Each is a rounded rectangle, extruded along its own z axis,
+    possibly tapering.
 
-    All are float32. With the sizes as they need be it is a box, a cylinder, a cone, a capsule or a ball.
+    All are float32. With the sizes as they need be it is a box, a cylinder, a cone, a capsule or a
+    ball.
 
     Attributes:
         center: `[P, 3]`.
@@ -63,7 +70,8 @@ class Camera(NamedTuple):
     Attributes:
         position: `[3]`.
         target: `[3]`, the point in the middle of the image.
-        right: `[3]`, about where the right of the image is; what of it is along the line of sight does not count.
+        right: `[3]`, about where the right of the image is; what of it is along the line of sight
+            does not count.
         extent: the half width of the image, divided by the focal length.
     """
 
@@ -106,25 +114,37 @@ class Surface(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("size", "samples"))
-def render(shape: Shape, camera: Camera, light: Light, size: int = 48, samples: int = 2) -> jax.Array:
-    """One image `[size, size]`, float32, from 0 (black) to 1; each pixel is the mean of `samples` x `samples` rays."""
+def render(
+    shape: Shape, camera: Camera, light: Light, size: int = 48, samples: int = 2
+) -> jax.Array:
+    """One image `[size, size]`, float32, from 0 (black) to 1; each pixel is the mean of `samples` x
+    `samples` rays.
+    """
     lights = jax.tree.map(lambda field: field[None], light)
     return by_platform(partial(render_lights, size=size, samples=samples), shape, camera, lights)[0]
 
 
 def by_platform(function: Callable[..., jax.Array], *given: Any) -> jax.Array:
-    """`function(*given, each=...)`, whose `each` is a loop in a program for CPUs, whose caches hold one block of rays.
+    """`function(*given, each=...)`, whose `each` is a loop in a program for CPUs, whose caches hold
+    one block of rays.
 
-    In programs for accelerators, to which each step of a loop is as many launches, it takes `AT_ONCE` together.
+    In programs for accelerators, to which each step of a loop is as many launches, it takes
+    `AT_ONCE` together.
     """
     together = partial(jax.lax.map, batch_size=AT_ONCE)
-    return jax.lax.platform_dependent(*given, cpu=partial(function, each=jax.lax.map), default=partial(function, each=together))
+    return jax.lax.platform_dependent(
+        *given, cpu=partial(function, each=jax.lax.map), default=partial(function, each=together)
+    )
 
 
-def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, samples: int, each: Each) -> jax.Array:
-    """The same view under L lights, `[L, size, size]`, float32: as `render`, but what the camera sees is traced once.
+def render_lights(
+    shape: Shape, camera: Camera, lights: Light, size: int, samples: int, each: Each
+) -> jax.Array:
+    """The same view under L lights, `[L, size, size]`, float32: as `render`, but what the camera
+    sees is traced once.
 
-    One by one, blocks of rays are traced no further than the last ray of each has to go: most of them show bare ground.
+    One by one, blocks of rays are traced no further than the last ray of each has to go: most of
+    them show bare ground.
     """
     block = math.gcd(BLOCK, size)
     number = size // block
@@ -134,7 +154,9 @@ def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, sample
         return jax.vmap(lambda light: shade(shape, light, surface, samples**2))(lights)
 
     def in_blocks(axis: jax.Array) -> jax.Array:
-        """Blocks by rays, `[number^2, samples^2 * block^2]`: of all pixels the first sample, of all the second, and so on."""
+        """Blocks by rays, `[number^2, samples^2 * block^2]`: of all pixels the first sample, of all
+        the second, and so on.
+        """
         axes = axis.reshape(number, block, samples, number, block, samples)
         return axes.transpose(0, 3, 2, 5, 1, 4).reshape(number * number, -1)
 
@@ -145,7 +167,9 @@ def render_lights(shape: Shape, camera: Camera, lights: Light, size: int, sample
 
 
 def rays(camera: Camera, size: int) -> Vector:
-    """Unit vectors through the centers of `size` x `size` samples, row by row from the upper left."""
+    """Unit vectors through the centers of `size` x `size` samples, row by row from the
+    upper left.
+    """
     forward = normalize(camera.target - camera.position)
     right = normalize(camera.right - (camera.right @ forward) * forward)
     up = jnp.cross(right, forward)
@@ -171,13 +195,17 @@ def look(shape: Shape, origin: jax.Array, direction: Vector) -> Surface:
     near = jnp.full_like(depth, True, bool)
     for i in range(3):
         near &= (probe[i] > low[i]) & (probe[i] < high[i])
-    # Where nothing else is near, the object (or the ground) that the probe has left is just so far away.
-    gap = jax.lax.cond(near.any(), lambda: distance(shape, probe), lambda: jnp.full_like(depth, OCCLUSION_REACH))
+    # Where nothing else is near, the object (or the ground) that the probe has left is just so far
+    # away.
+    gap = jax.lax.cond(
+        near.any(), lambda: distance(shape, probe), lambda: jnp.full_like(depth, OCCLUSION_REACH)
+    )
     return Surface(point, normal, jnp.clip(0.3 + 0.7 * gap / OCCLUSION_REACH, 0.3, 1.0), on_object)
 
 
 def trace(shape: Shape, origin: jax.Array, direction: Vector) -> tuple[jax.Array, jax.Array]:
-    """How far rays go until they meet the object or the ground, `[N]`, and whether it is the object.
+    """How far rays go until they meet the object or the ground, `[N]`, and whether it is the
+    object.
 
     Args:
         shape: the object.
@@ -192,20 +220,26 @@ def trace(shape: Shape, origin: jax.Array, direction: Vector) -> tuple[jax.Array
         count, depth, gap = state
         return (count < PRIMARY_STEPS) & ((depth < leave) & (gap > HIT / 4)).any()
 
-    def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         count, depth, _ = state
         gap = distance(shape, along(tuple(origin), direction, depth))
         return count + 1, jnp.where(gap < HIT / 4, depth, depth + STEP * gap), gap
 
-    _, depth, gap = jax.lax.while_loop(going, step, (jnp.int32(0), enter, jnp.full_like(enter, 1.0)))
+    _, depth, gap = jax.lax.while_loop(
+        going, step, (jnp.int32(0), enter, jnp.full_like(enter, 1.0))
+    )
     on_object = (depth < leave) & (gap < HIT)
     return jnp.where(on_object, depth, to_ground), on_object
 
 
 def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Array:
-    """The brightness of surface points, `[N]`: Lambert's law for what reaches them of the lamp, and light from the sky.
+    """The brightness of surface points, `[N]`: Lambert's law for what reaches them of the lamp, and
+    light from the sky.
 
-    Shadows are soft and cost the most: each pixel's first sample tells for all its `samples`, of which N is a multiple.
+    Shadows are soft and cost the most: each pixel's first sample tells for all its `samples`, of
+    which N is a multiple.
     """
     point, normal, occlusion, _ = surface
     facing = jnp.maximum(sum(normal[i] * light.direction[i] for i in range(3)), 0.0)
@@ -219,8 +253,8 @@ def shade(shape: Shape, light: Light, surface: Surface, samples: int) -> jax.Arr
 def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Array:
     """How much of the lamp points see, `[N]`, from 0 to 1; 0 for those that do not face it.
 
-    A ray that grazes the object sees half of the lamp; one that passes at distance d after travelling t sees
-    hardness * d / (2 t) more, and all of it from `PENUMBRA` away.
+    A ray that grazes the object sees half of the lamp; one that passes at distance d after
+    travelling t sees hardness * d / (2 t) more, and all of it from `PENUMBRA` away.
     """
     towards = tuple(light.direction)
     enter, leave = crossing(shape, point, towards, PENUMBRA)
@@ -230,10 +264,20 @@ def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Arr
         count, travelled, seen = state
         return (count < SHADOW_STEPS) & ((travelled < leave) & (seen > 0)).any()
 
-    def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         count, travelled, seen = state
         gap = distance(shape, along(point, towards, travelled))
-        more = 0.5 * gap * jnp.where(gap > 0, jnp.maximum(light.hardness / travelled, 1 / PENUMBRA), light.hardness / travelled)
+        more = (
+            0.5
+            * gap
+            * jnp.where(
+                gap > 0,
+                jnp.maximum(light.hardness / travelled, 1 / PENUMBRA),
+                light.hardness / travelled,
+            )
+        )
         seen = jnp.minimum(seen, jnp.where(travelled < leave, 0.5 + more, 1.0))
         return count + 1, travelled + jnp.maximum(gap, 0.04), seen
 
@@ -245,7 +289,9 @@ def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Arr
 def crossing(
     shape: Shape, origin: tuple[jax.Array, ...], direction: tuple[jax.Array, ...], margin: float
 ) -> tuple[jax.Array, jax.Array]:
-    """How far rays go until they enter and until they leave the bounding box, both `[N]`; those that miss it leave before."""
+    """How far rays go until they enter and until they leave the bounding box, both `[N]`; those
+    that miss it leave before.
+    """
     low, high = bounding_box(shape, margin)
     lower = [(low[i] - origin[i]) / direction[i] for i in range(3)]
     upper = [(high[i] - origin[i]) / direction[i] for i in range(3)]
@@ -281,24 +327,34 @@ def solid_distance(solid: Shape, point: Vector) -> jax.Array:
     half_y = solid.half_size[1] + solid.taper[1] * height
     corner = solid.roundness * jnp.minimum(half_x, half_y)
     across = rounded(jnp.abs(x) - half_x, jnp.abs(y) - half_y, corner)
-    return rounded(across, jnp.abs(z) - solid.half_size[2], jnp.minimum(solid.edge, jnp.minimum(half_x, half_y)))
+    return rounded(
+        across,
+        jnp.abs(z) - solid.half_size[2],
+        jnp.minimum(solid.edge, jnp.minimum(half_x, half_y)),
+    )
 
 
 def rounded(a: jax.Array, b: jax.Array, radius: jax.Array) -> jax.Array:
-    """The distance from the corner where a = 0 and b = 0 meet, from inside negative, rounded by `radius`."""
+    """The distance from the corner where a = 0 and b = 0 meet, from inside negative, rounded by
+    `radius`.
+    """
     a, b = a + radius, b + radius
     outside = jnp.sqrt(jnp.maximum(a, 0.0) ** 2 + jnp.maximum(b, 0.0) ** 2)
     return outside + jnp.minimum(jnp.maximum(a, b), 0.0) - radius
 
 
 def smooth_minimum(a: jax.Array, b: jax.Array, blend: jax.Array) -> jax.Array:
-    """The lesser of two distances; where they differ by less than `blend` (positive), a little less than both."""
+    """The lesser of two distances; where they differ by less than `blend` (positive), a little less
+    than both.
+    """
     overlap = jnp.maximum(blend - jnp.abs(a - b), 0.0)
     return jnp.minimum(a, b) - overlap * overlap / (4 * blend)
 
 
 def gradient(shape: Shape, point: Vector) -> Vector:
-    """Unit normals of the surface, from the distances at the corners of a tetrahedron around each point."""
+    """Unit normals of the surface, from the distances at the corners of a tetrahedron around each
+    point.
+    """
     corners = jnp.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], jnp.float32)
 
     def step(i: int, total: Vector) -> Vector:
@@ -310,7 +366,9 @@ def gradient(shape: Shape, point: Vector) -> Vector:
     return tuple(axis / length for axis in total)  # pyright: ignore[reportReturnType]
 
 
-def along(origin: tuple[jax.Array, ...], direction: tuple[jax.Array, ...], depth: jax.Array) -> Vector:
+def along(
+    origin: tuple[jax.Array, ...], direction: tuple[jax.Array, ...], depth: jax.Array
+) -> Vector:
     """The points `depth` away from `origin`."""
     return tuple(origin[i] + depth * direction[i] for i in range(3))  # pyright: ignore[reportReturnType]
 

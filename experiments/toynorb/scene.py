@@ -1,7 +1,7 @@
 """Where smallNORB's cameras and lamps are, and what they see of a toy.
 
-smallNORB's toys stand on a turntable, and lamps and cameras stay. Here the toy stays, and cameras and lamps go around it together:
-lighting and background do not depend on the azimuth.
+smallNORB's toys stand on a turntable, and lamps and cameras stay. Here the toy stays, and cameras
+and lamps go around it together: lighting and background do not depend on the azimuth.
 """
 
 from functools import partial
@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.toynorb.render import CENTER, Camera, Each, Light, Shape, by_platform, render_lights
+from experiments.toynorb.render import (
+    CENTER,
+    Camera,
+    Each,
+    Light,
+    Shape,
+    by_platform,
+    render_lights,
+)
 
 ELEVATIONS = tuple(range(30, 71, 5))  # degrees above the ground
 AZIMUTHS = tuple(range(0, 360, 20))
@@ -19,8 +27,9 @@ DISTANCE = 5.0
 EXTENT = 0.225  # half the width of what a camera sees, at distance 1
 EYES = 6.0  # degrees between the two cameras
 
-# Of each lighting: the lamp's azimuth from the camera's and its elevation in degrees, brightness, ambient brightness, hardness.
-# On the ground all of them together are a plain light gray, from 0.68 to 0.9 of white.
+# Of each lighting: the lamp's azimuth from the camera's and its elevation in degrees, brightness,
+# ambient brightness, hardness. On the ground all of them together are a plain light gray, from 0.68
+# to 0.9 of white.
 LIGHTINGS = np.array(
     [
         [-60.0, 55.0, 0.47, 0.50, 2.0],
@@ -79,14 +88,18 @@ def lamps(azimuth: jax.Array) -> Light:
 
 
 def direction(elevation: jax.Array, azimuth: jax.Array) -> jax.Array:
-    """The unit vector `[3]` from the middle to what is at these angles, in degrees; a turn of 360 is none, to the last bit."""
+    """The unit vector `[3]` from the middle to what is at these angles, in degrees; a turn of 360
+    is none, to the last bit.
+    """
     elevation, azimuth = jnp.radians(elevation), jnp.radians(jnp.mod(azimuth, 360.0))
     level = jnp.cos(elevation)
     return jnp.stack([level * jnp.cos(azimuth), level * jnp.sin(azimuth), jnp.sin(elevation)])
 
 
 @partial(jax.jit, static_argnames=("size", "samples"))
-def photograph(shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int = 48, samples: int = 2) -> jax.Array:
+def photograph(
+    shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int = 48, samples: int = 2
+) -> jax.Array:
     """Stereo pairs of one toy in all lightings.
 
     Args:
@@ -103,7 +116,10 @@ def photograph(shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int
     def take(shape: Shape, elevation: jax.Array, azimuth: jax.Array, each: Each) -> jax.Array:
         def view(angles: tuple[jax.Array, jax.Array]) -> jax.Array:
             lights = lamps(angles[1])
-            images = each(lambda camera: render_lights(shape, camera, lights, size, samples, each), stereo(*angles))
+            images = each(
+                lambda camera: render_lights(shape, camera, lights, size, samples, each),
+                stereo(*angles),
+            )
             return jnp.round(255 * images).astype(jnp.uint8).swapaxes(0, 1)
 
         return each(view, (elevation, azimuth))
@@ -112,7 +128,9 @@ def photograph(shape: Shape, elevation: jax.Array, azimuth: jax.Array, size: int
 
 
 @partial(jax.jit, static_argnames=("size", "samples"))
-def snapshots(shape: Shape, views: View, lightings: jax.Array, size: int = 48, samples: int = 2) -> jax.Array:
+def snapshots(
+    shape: Shape, views: View, lightings: jax.Array, size: int = 48, samples: int = 2
+) -> jax.Array:
     """Stereo pairs of one toy, each view in one lighting.
 
     Args:
@@ -130,8 +148,12 @@ def snapshots(shape: Shape, views: View, lightings: jax.Array, size: int = 48, s
         def snapshot(given: tuple[View, jax.Array]) -> jax.Array:
             view, lighting = given
             light = jax.tree.map(lambda field: field[lighting][None], lamps(view.azimuth))
-            cameras = jax.vmap(lambda camera: moved(camera, view))(stereo(view.elevation, view.azimuth))
-            images = each(lambda camera: render_lights(shape, camera, light, size, samples, each)[0], cameras)
+            cameras = jax.vmap(lambda camera: moved(camera, view))(
+                stereo(view.elevation, view.azimuth)
+            )
+            images = each(
+                lambda camera: render_lights(shape, camera, light, size, samples, each)[0], cameras
+            )
             return jnp.round(255 * images).astype(jnp.uint8)
 
         return each(snapshot, (views, lightings))
@@ -147,6 +169,11 @@ def moved(camera: Camera, view: View) -> Camera:
     right /= jnp.linalg.norm(right)
     up = jnp.cross(right, forward)
     angle, extent = jnp.radians(view.roll), camera.extent / view.zoom
-    rolled_right, rolled_up = jnp.cos(angle) * right + jnp.sin(angle) * up, jnp.cos(angle) * up - jnp.sin(angle) * right
-    shift = 2 * extent * jnp.linalg.norm(sight) * (view.down * rolled_up - view.right * rolled_right)
+    rolled_right, rolled_up = (
+        jnp.cos(angle) * right + jnp.sin(angle) * up,
+        jnp.cos(angle) * up - jnp.sin(angle) * right,
+    )
+    shift = (
+        2 * extent * jnp.linalg.norm(sight) * (view.down * rolled_up - view.right * rolled_right)
+    )
     return Camera(camera.position + shift, camera.target + shift, rolled_right, extent)

@@ -1,4 +1,6 @@
-"""The fifty toys: ten of each of smallNORB's five categories, each one's parts and proportions drawn from its own random key."""
+"""The fifty toys: ten of each of smallNORB's five categories, each one's parts and proportions
+drawn from its own random key.
+"""
 
 from functools import cache
 
@@ -20,8 +22,9 @@ MAKERS = (animal, human, airplane, truck, car)
 def toy(category: int, instance: int) -> Shape:
     """One of the fifty toys, or one like it.
 
-    Of a category's ten, each is of another variant, 0 to 9: a list of kinds with repetitions. All else about it is drawn at random.
-    Instances 10 to 19 are of the same variants once more, and so on.
+    Of a category's ten, each is of another variant, 0 to 9: a list of kinds with repetitions. All
+    else about it is drawn at random. Instances 10 to 19 are of the same variants once more, and so
+    on.
 
     Args:
         category: of `CATEGORIES`.

@@ -1,4 +1,6 @@
-"""Contact sheets of toynorb: `python -m experiments.toynorb.sheets --output FOLDER [--real PAIRS.npz]`."""
+"""Contact sheets of toynorb: `python -m experiments.toynorb.sheets --output FOLDER [--real
+PAIRS.npz]`.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -22,8 +24,9 @@ class Sheets:
     output: Path
     """the folder to write them to"""
     real: Path | None = None
-    """an .npz file of real smallNORB pairs, to be put beside ours: `image` uint8 [N, 2, 96, 96], `category` [N] and
-    `instance_elevation_azimuth_lighting` [N, 4], the azimuth in tens of degrees"""
+    """an .npz file of real smallNORB pairs, to be put beside ours: `image` uint8 [N, 2, 96, 96],
+    `category` [N] and `instance_elevation_azimuth_lighting` [N, 4], with azimuths in tens of
+    degrees"""
     size: int = 48
     """of the images"""
 
@@ -39,7 +42,9 @@ def run(command: Sheets, _: str) -> None:
     }
     if command.real is not None:
         real = read_arrays(command.real)
-        sheets["real"] = beside_real(real["image"], real["category"], real["instance_elevation_azimuth_lighting"])
+        sheets["real"] = beside_real(
+            real["image"], real["category"], real["instance_elevation_azimuth_lighting"]
+        )
     for name, figure in sheets.items():
         path = command.output / f"toynorb_{name}.png"
         figure.savefig(path, dpi=120)
@@ -55,22 +60,42 @@ def picture(category: int, instance: int, elevation: int, azimuth: int, size: in
 def instances(size: int) -> Figure:
     """All fifty toys, from above their left front."""
     rows = [
-        [picture(category, instance, 35, 40, size)[0, 0] for instance in range(INSTANCES)] for category in range(len(CATEGORIES))
+        [picture(category, instance, 35, 40, size)[0, 0] for instance in range(INSTANCES)]
+        for category in range(len(CATEGORIES))
     ]
-    return sheet("All instances, at elevation 35 and azimuth 40 degrees", rows, CATEGORIES, [str(i) for i in range(INSTANCES)])
+    return sheet(
+        "All instances, at elevation 35 and azimuth 40 degrees",
+        rows,
+        CATEGORIES,
+        [str(i) for i in range(INSTANCES)],
+    )
 
 
 def views(size: int) -> Figure:
     """One toy a category from all around, low and high."""
-    angles = [(elevation, azimuth) for elevation in (ELEVATIONS[0], ELEVATIONS[-1]) for azimuth in AZIMUTHS[::3]]
-    rows = [[picture(category, 0, *angle, size)[0, 0] for angle in angles] for category in range(len(CATEGORIES))]
-    return sheet("Instance 0, by elevation and azimuth in degrees", rows, CATEGORIES, [f"{e}, {a}" for e, a in angles])
+    angles = [
+        (elevation, azimuth)
+        for elevation in (ELEVATIONS[0], ELEVATIONS[-1])
+        for azimuth in AZIMUTHS[::3]
+    ]
+    rows = [
+        [picture(category, 0, *angle, size)[0, 0] for angle in angles]
+        for category in range(len(CATEGORIES))
+    ]
+    return sheet(
+        "Instance 0, by elevation and azimuth in degrees",
+        rows,
+        CATEGORIES,
+        [f"{e}, {a}" for e, a in angles],
+    )
 
 
 def lightings(size: int) -> Figure:
     """One toy a category in all lightings."""
     rows = [list(picture(category, 6, 40, 60, size)[:, 0]) for category in range(len(CATEGORIES))]
-    return sheet("Instance 6, by lighting", rows, CATEGORIES, [str(i) for i in range(len(LIGHTINGS))])
+    return sheet(
+        "Instance 6, by lighting", rows, CATEGORIES, [str(i) for i in range(len(LIGHTINGS))]
+    )
 
 
 def stereo_pairs(size: int) -> Figure:
@@ -82,7 +107,9 @@ def stereo_pairs(size: int) -> Figure:
             left, right = picture(category, instance, 40, 120, size)[0]
             row += [left, right, np.clip(128 + left.astype(int) - right, 0, 255).astype(np.uint8)]
         rows.append(row)
-    return sheet("Stereo pairs of instances 1 and 8", rows, CATEGORIES, ["left", "right", "left - right"] * 2)
+    return sheet(
+        "Stereo pairs of instances 1 and 8", rows, CATEGORIES, ["left", "right", "left - right"] * 2
+    )
 
 
 def beside_real(images: np.ndarray, categories: np.ndarray, factors: np.ndarray) -> Figure:
@@ -96,7 +123,9 @@ def beside_real(images: np.ndarray, categories: np.ndarray, factors: np.ndarray)
     size, columns = images.shape[-1], 4
     pairs = [np.concatenate(list(pair), 1) for pair in images]
     ours = []
-    for category, (instance, elevation, azimuth, lighting) in zip(categories.tolist(), factors.tolist(), strict=True):
+    for category, (instance, elevation, azimuth, lighting) in zip(
+        categories.tolist(), factors.tolist(), strict=True
+    ):
         pair = picture(category, instance, ELEVATIONS[elevation], 10 * azimuth, size)[lighting]
         ours.append(np.concatenate(list(pair), 1))
     rows, names = [], []
@@ -106,10 +135,18 @@ def beside_real(images: np.ndarray, categories: np.ndarray, factors: np.ndarray)
     return sheet("Real stereo pairs, and ours with the same labels", rows, names, [""] * columns)
 
 
-def sheet(title: str, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[str], column_names: Sequence[str]) -> Figure:
+def sheet(
+    title: str,
+    rows: Sequence[Sequence[np.ndarray]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+) -> Figure:
     """Rows of gray images, uint8 `[height, width]`, all of one size."""
     height, width = rows[0][0].shape
-    figure = Figure(figsize=(1.3 * len(column_names) * width / height + 1, 1.35 * len(rows) + 0.6), layout="constrained")
+    figure = Figure(
+        figsize=(1.3 * len(column_names) * width / height + 1, 1.35 * len(rows) + 0.6),
+        layout="constrained",
+    )
     figure.suptitle(title)
     grid = figure.subplots(len(rows), len(column_names), squeeze=False)
     for axes in grid.flat:

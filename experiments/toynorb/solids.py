@@ -1,6 +1,8 @@
-"""The parts that toys are made of: each function returns one solid, in NumPy; `assemble` puts them together as one `Shape`.
+"""The parts that toys are made of: each function returns one solid, in NumPy; `assemble` puts them
+together as one `Shape`.
 
-Toys are built lengthwise along x (the front is at +x), y is their left, z is up; in any units, as `assemble` scales them.
+Toys are built lengthwise along x (the front is at +x), y is their left, z is up; in any units, as
+`assemble` scales them.
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,9 @@ def box(
     roundness: float = 0.15,
     blend: float = 0.02,
 ) -> Solid:
-    """A box of full sizes `size`; its top is by the factors `narrowing` shorter and narrower than its bottom."""
+    """A box of full sizes `size`; its top is by the factors `narrowing` shorter and narrower than
+    its bottom.
+    """
     half = np.array(size, np.float32) / 2
     shrink = (np.array(narrowing) - 1) / (np.array(narrowing) + 1)
     taper = half[:2] * shrink / half[2]
@@ -50,15 +54,26 @@ def box(
     return solid(center, rotation, half, taper, roundness, min(edge, half.min()), blend)
 
 
-def limb(start: Point, end: Point, start_radius: float, end_radius: float, blend: float = 0.05, flat: float = 1.0) -> Solid:
-    """A capsule from point to point, tapering; `flat` is its depth across the plane of its axis and z."""
+def limb(
+    start: Point,
+    end: Point,
+    start_radius: float,
+    end_radius: float,
+    blend: float = 0.05,
+    flat: float = 1.0,
+) -> Solid:
+    """A capsule from point to point, tapering; `flat` is its depth across the plane of its axis and
+    z.
+    """
     a, b = np.array(start, np.float64), np.array(end, np.float64)
     length = np.linalg.norm(b - a)
     radius = (start_radius + end_radius) / 2
     half = np.array([radius, radius * flat, length / 2 + radius * 0.7])
     growth = (end_radius - start_radius) / (2 * half[2])
     rotation = upright((b - a) / max(length, 1e-9))
-    return solid((a + b) / 2, rotation, half, (growth, growth * flat), 1.0, min(radius, radius * flat), blend)
+    return solid(
+        (a + b) / 2, rotation, half, (growth, growth * flat), 1.0, min(radius, radius * flat), blend
+    )
 
 
 def ball(center: Point, size: Point, blend: float = 0.05) -> Solid:
@@ -69,11 +84,25 @@ def ball(center: Point, size: Point, blend: float = 0.05) -> Solid:
 
 def wheel(center: Point, radius: float, width: float) -> Solid:
     """A cylinder that rolls along x."""
-    return solid(center, upright(np.array([0.0, 1.0, 0.0])), (radius, radius, width / 2), (0.0, 0.0), 1.0, 0.02, 0.004)
+    return solid(
+        center,
+        upright(np.array([0.0, 1.0, 0.0])),
+        (radius, radius, width / 2),
+        (0.0, 0.0),
+        1.0,
+        0.02,
+        0.004,
+    )
 
 
 def wing(
-    root: Point, tip: Point, root_chord: float, tip_chord: float, root_thickness: float, tip_thickness: float, blend: float = 0.03
+    root: Point,
+    tip: Point,
+    root_chord: float,
+    tip_chord: float,
+    root_thickness: float,
+    tip_thickness: float,
+    blend: float = 0.03,
 ) -> Solid:
     """A flat solid from root to tip, whose chord lies along x (as far as the direction allows)."""
     a, b = np.array(root, np.float64), np.array(tip, np.float64)
@@ -83,19 +112,39 @@ def wing(
     chord = np.array([1.0, 0.0, 0.0]) - axis[0] * axis
     chord /= np.linalg.norm(chord)
     rotation = np.stack([chord, np.cross(axis, chord), axis], 1)
-    half = np.array([(root_chord + tip_chord) / 4, (root_thickness + tip_thickness) / 4, length / 2])
-    taper = ((tip_chord - root_chord) / (2 * length), (tip_thickness - root_thickness) / (2 * length))
-    return solid((a + b) / 2, rotation, half, taper, 0.9, min(tip_thickness, root_thickness) / 2, blend)
+    half = np.array(
+        [(root_chord + tip_chord) / 4, (root_thickness + tip_thickness) / 4, length / 2]
+    )
+    taper = (
+        (tip_chord - root_chord) / (2 * length),
+        (tip_thickness - root_thickness) / (2 * length),
+    )
+    return solid(
+        (a + b) / 2, rotation, half, taper, 0.9, min(tip_thickness, root_thickness) / 2, blend
+    )
 
 
-def solid(center: Any, rotation: Any, half_size: Any, taper: Any, roundness: float, edge: float, blend: float) -> Solid:
+def solid(
+    center: Any,
+    rotation: Any,
+    half_size: Any,
+    taper: Any,
+    roundness: float,
+    edge: float,
+    blend: float,
+) -> Solid:
     """A solid of these fields, as `Shape` explains them."""
-    fields: list[Any] = [np.asarray(field, np.float32) for field in (center, rotation, half_size, taper, roundness, edge, blend)]
+    fields: list[Any] = [
+        np.asarray(field, np.float32)
+        for field in (center, rotation, half_size, taper, roundness, edge, blend)
+    ]
     return Shape(*fields)
 
 
 def upright(axis: np.ndarray) -> np.ndarray:
-    """A rotation `[3, 3]` that takes z to `axis`, and keeps its own x in the plane of `axis` and z."""
+    """A rotation `[3, 3]` that takes z to `axis`, and keeps its own x in the plane of
+    `axis` and z.
+    """
     helper = np.array([1.0, 0.0, 0.0]) if abs(axis[2]) > 0.999 else np.array([0.0, 0.0, 1.0])
     y = np.cross(axis, helper)
     y /= np.linalg.norm(y)
@@ -114,21 +163,41 @@ def turn(axis: int, degrees: float) -> np.ndarray:
 
 
 def tilted(parts: Sequence[Solid], degrees: float, pivot: Point) -> list[Solid]:
-    """Solids turned around an axis through `pivot` that points to their left; the front goes down by positive angles."""
+    """Solids turned around an axis through `pivot` that points to their left; the front goes down
+    by positive angles.
+    """
     rotation: Any = turn(1, degrees).astype(np.float32)
     middle = np.array(pivot, np.float32)
-    return [part._replace(center=rotation @ (part.center - middle) + middle, rotation=rotation @ part.rotation) for part in parts]
+    return [
+        part._replace(
+            center=rotation @ (part.center - middle) + middle, rotation=rotation @ part.rotation
+        )
+        for part in parts
+    ]
 
 
 def mirrored(part: Solid) -> list[Solid]:
     """A solid and its mirror image on the other side of y = 0."""
     flip = np.diag([1.0, -1.0, 1.0]).astype(np.float32)
-    # The solids are symmetric in their own axes, so the mirror image of a rotation may be turned back into a rotation.
-    return [part, part._replace(center=flip @ part.center, rotation=flip @ part.rotation @ np.diag([1, -1, 1]).astype(np.float32))]
+    # The solids are symmetric in their own axes, so the mirror image of a rotation may be turned
+    # back into a rotation.
+    return [
+        part,
+        part._replace(
+            center=flip @ part.center,
+            rotation=flip @ part.rotation @ np.diag([1, -1, 1]).astype(np.float32),
+        ),
+    ]
 
 
-def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> Shape:
-    """The shape of a toy: its parts, scaled and put on the ground, and as many empty ones as are missing.
+def assemble(
+    parts: Sequence[Solid],
+    size: float = 1.0,
+    heading: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Shape:
+    """The shape of a toy: its parts, scaled and put on the ground, and as many empty ones as are
+    missing.
 
     Args:
         parts: at most `NUM_SOLIDS`.
@@ -145,7 +214,8 @@ def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, sh
     middle[2] = low[2]
     corners = shape.center - middle
     reach = solid_reach(shape)
-    # The largest scale at which every solid's own bounding ball is within the common one, around CENTER.
+    # The largest scale at which every solid's own bounding ball is within the common one, around
+    # CENTER.
     scale, target = 1.0, np.array(CENTER)
     for _ in range(20):
         outermost = (np.linalg.norm(scale * corners - target, axis=1) + scale * reach).max()
@@ -164,7 +234,10 @@ def assemble(parts: Sequence[Solid], size: float = 1.0, heading: float = 0.0, sh
     missing = NUM_SOLIDS - len(parts)
     # Nothing is a point inside the first solid, which is nearer than it from everywhere outside.
     nothing = solid(placed.center[0], np.eye(3), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0, 0.0, 1e-3)
-    padded = (np.concatenate([a, np.repeat(b[None], missing, 0)]) for a, b in zip(placed, nothing, strict=True))
+    padded = (
+        np.concatenate([a, np.repeat(b[None], missing, 0)])
+        for a, b in zip(placed, nothing, strict=True)
+    )
     return Shape(*(jnp.asarray(a, jnp.float32) for a in padded))
 
 
@@ -179,7 +252,9 @@ def solid_reach(shape: Shape) -> np.ndarray:
 
 
 def bounds(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest corner `[3]` of a box around all solids, rounded ends taken into account."""
+    """The lowest and the highest corner `[3]` of a box around all solids, rounded ends taken into
+    account.
+    """
     edge = np.asarray(shape.edge)[:, None]
     widest = np.asarray(shape.half_size).copy()
     widest[:, :2] += np.abs(shape.taper) * widest[:, 2:]
@@ -190,7 +265,9 @@ def bounds(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     axis = np.abs(rotation[:, :, 2])
     round_extent = (
         axis * (half[:, 2:] - edge)
-        + np.sqrt(((rotation[:, :, :2] * np.maximum(widest[:, None, :2] - edge[:, None], 0)) ** 2).sum(2))
+        + np.sqrt(
+            ((rotation[:, :, :2] * np.maximum(widest[:, None, :2] - edge[:, None], 0)) ** 2).sum(2)
+        )
         + edge
     )
     extent = np.where(np.asarray(shape.roundness)[:, None] > 0.5, round_extent, extent)

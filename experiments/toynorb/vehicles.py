@@ -4,8 +4,12 @@ from experiments.toynorb.solids import Dice, Solid, box, limb, mirrored, turn, w
 
 
 def truck(dice: Dice, variant: int) -> list[Solid]:
-    """A cab, and behind it on the same or another frame what it carries: a box, a tank, a tipper, logs; or a bus or van in one."""
-    kind = ("box", "tank", "tipper", "flatbed", "bus", "pickup", "box", "bus", "flatbed", "pickup")[variant]
+    """A cab, and behind it on the same or another frame what it carries: a box, a tank, a tipper,
+    logs; or a bus or van in one.
+    """
+    kind = ("box", "tank", "tipper", "flatbed", "bus", "pickup", "box", "bus", "flatbed", "pickup")[
+        variant
+    ]
     width = dice.between(0.5, 0.66)
     wheel_radius = dice.between(0.12, 0.17)
     floor = wheel_radius * dice.between(1.0, 1.4)
@@ -13,7 +17,11 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
     load_length = dice.between(0.8, 1.4)
     if kind in ("bus", "pickup"):
         load_length = dice.between(0.7, 1.0)
-    bonnet = dice.between(0.25, 0.4) if kind == "pickup" or (kind != "bus" and dice.chance(0.45)) else 0.0
+    bonnet = (
+        dice.between(0.25, 0.4)
+        if kind == "pickup" or (kind != "bus" and dice.chance(0.45))
+        else 0.0
+    )
     gap = 0.0 if kind == "bus" else dice.between(0.02, 0.1)
     back = -load_length
     cab_x = gap + cab_length / 2
@@ -30,35 +38,82 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
             )
         )
         if dice.chance(0.6):  # a short snout
-            parts.append(box((front + 0.08, 0.0, floor + 0.13), (0.25, width * 0.95, 0.24), edge=0.06, blend=0.06))
+            parts.append(
+                box(
+                    (front + 0.08, 0.0, floor + 0.13),
+                    (0.25, width * 0.95, 0.24),
+                    edge=0.06,
+                    blend=0.06,
+                )
+            )
         if dice.chance(0.5):
-            parts.append(box(((front + back) / 2, 0.0, floor + cab_height * 1.1), ((front - back) * 0.6, width * 0.6, 0.06)))
+            parts.append(
+                box(
+                    ((front + back) / 2, 0.0, floor + cab_height * 1.1),
+                    ((front - back) * 0.6, width * 0.6, 0.06),
+                )
+            )
     else:
         parts.append(box(((front + back) / 2, 0.0, floor), (front - back, width * 0.75, 0.09)))
         narrowing = dice.between(0.6, 0.95), dice.between(0.8, 0.97)
         edge = dice.between(0.02, 0.09)
-        parts.append(box((cab_x, 0.0, floor + cab_height / 2), (cab_length, width, cab_height), edge, narrowing))
+        parts.append(
+            box(
+                (cab_x, 0.0, floor + cab_height / 2),
+                (cab_length, width, cab_height),
+                edge,
+                narrowing,
+            )
+        )
         if bonnet:
             height = cab_height * dice.between(0.42, 0.6)
             parts.append(
-                box((front - bonnet / 2, 0.0, floor + height / 2), (bonnet + 0.05, width * dice.between(0.7, 0.98), height), 0.05)
+                box(
+                    (front - bonnet / 2, 0.0, floor + height / 2),
+                    (bonnet + 0.05, width * dice.between(0.7, 0.98), height),
+                    0.05,
+                )
             )
     load_z, load_x = floor + 0.05, back / 2
     if kind == "box":
         height = dice.between(0.45, 0.8)
-        parts.append(box((load_x, 0.0, load_z + height / 2), (load_length, width * 1.05, height), dice.between(0.01, 0.04)))
+        parts.append(
+            box(
+                (load_x, 0.0, load_z + height / 2),
+                (load_length, width * 1.05, height),
+                dice.between(0.01, 0.04),
+            )
+        )
     elif kind == "tank":
         radius = width * dice.between(0.42, 0.52)
-        parts.append(limb((-radius * 0.7, 0.0, load_z + radius), (back + radius * 0.7, 0.0, load_z + radius), radius, radius, 0.01))
+        parts.append(
+            limb(
+                (-radius * 0.7, 0.0, load_z + radius),
+                (back + radius * 0.7, 0.0, load_z + radius),
+                radius,
+                radius,
+                0.01,
+            )
+        )
         parts.append(box((load_x, 0.0, load_z + 2 * radius), (0.15, 0.15, 0.08), roundness=1.0))
     elif kind in ("tipper", "pickup"):
         height = dice.between(0.2, 0.4) if kind == "tipper" else dice.between(0.15, 0.22)
         wall = 0.05
         tilt = turn(1, dice.between(0, 12)) if kind == "tipper" else None
-        parts.append(box((load_x, 0.0, load_z + wall), (load_length, width, wall), 0.02, turned=tilt))
-        parts += mirrored(box((load_x, width / 2, load_z + height / 2), (load_length, wall, height), 0.02, turned=tilt))
+        parts.append(
+            box((load_x, 0.0, load_z + wall), (load_length, width, wall), 0.02, turned=tilt)
+        )
+        parts += mirrored(
+            box(
+                (load_x, width / 2, load_z + height / 2),
+                (load_length, wall, height),
+                0.02,
+                turned=tilt,
+            )
+        )
         for x in (0.0, back):
-            # Tilted around its middle, the load bed is as much higher at one end as it is lower at the other.
+            # Tilted around its middle, the load bed is as much higher at one end as it is lower at
+            # the other.
             z = load_z + height / 2 - (0.0 if tilt is None else (x - load_x) * tilt[0, 2])
             parts.append(box((x, 0.0, z), (wall, width, height), 0.02))
     elif kind == "flatbed":
@@ -66,16 +121,26 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
         parts.append(box((load_x, 0.0, load_z), (load_length, width, 0.06), 0.02))
         if carries == "logs":
             for y, z in ((0.13, 0.12), (-0.13, 0.12), (0.0, 0.32)):
-                parts.append(limb((-0.1, y, load_z + z), (back + 0.1, y, load_z + z), 0.11, 0.11, 0.01))
+                parts.append(
+                    limb((-0.1, y, load_z + z), (back + 0.1, y, load_z + z), 0.11, 0.11, 0.01)
+                )
         elif carries == "crates":
             parts.append(box((back * 0.3, 0.0, load_z + 0.17), (0.34, 0.36, 0.3), 0.02))
             parts.append(box((back * 0.75, 0.05, load_z + 0.13), (0.3, 0.3, 0.22), 0.02))
         else:
             parts.append(box((back * 0.5, 0.0, load_z + 0.13), (0.3, 0.34, 0.24), 0.03))
-            parts.append(limb((back * 0.6, 0.0, load_z + 0.25), (0.1, 0.0, load_z + 0.62), 0.06, 0.05, 0.02))
+            parts.append(
+                limb((back * 0.6, 0.0, load_z + 0.25), (0.1, 0.0, load_z + 0.62), 0.06, 0.05, 0.02)
+            )
     if kind != "bus" and dice.chance(0.4):
         parts += mirrored(
-            limb((gap - 0.02, width * 0.42, floor), (gap - 0.02, width * 0.42, floor + cab_height * 1.25), 0.03, 0.03, 0.01)
+            limb(
+                (gap - 0.02, width * 0.42, floor),
+                (gap - 0.02, width * 0.42, floor + cab_height * 1.25),
+                0.03,
+                0.03,
+                0.01,
+            )
         )
 
     axles = [front - dice.between(0.15, 0.22), back + dice.between(0.15, 0.25)]
@@ -88,32 +153,76 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
 
 def car(dice: Dice, variant: int) -> list[Solid]:
     """A saloon, an estate, a sports car, a jeep, a van or an open racing car."""
-    kind = ("saloon", "estate", "sports", "jeep", "open", "van", "saloon", "estate", "open", "jeep")[variant]
+    kind = (
+        "saloon",
+        "estate",
+        "sports",
+        "jeep",
+        "open",
+        "van",
+        "saloon",
+        "estate",
+        "open",
+        "jeep",
+    )[variant]
     length, width = dice.between(1.5, 1.9), dice.between(0.62, 0.78)
     wheel_radius = dice.between(0.13, 0.18)
-    tall = {"jeep": 0.34, "van": 0.36, "sports": 0.21, "open": 0.24}.get(kind, 0.27) * dice.between(0.9, 1.1)
+    tall = {"jeep": 0.34, "van": 0.36, "sports": 0.21, "open": 0.24}.get(kind, 0.27) * dice.between(
+        0.9, 1.1
+    )
     floor = wheel_radius * (1.1 if kind == "jeep" else 0.65)
     edge = dice.between(0.04, 0.11) if kind != "jeep" else 0.03
     waist = floor + tall
     front, back = length / 2, -length / 2
     round_corner = dice.between(0.15, 0.55) if kind != "jeep" else 0.1
     narrowing = (dice.between(0.88, 1.0), dice.between(0.86, 0.98))
-    parts = [box((0.0, 0.0, floor + tall / 2), (length, width, tall), edge, narrowing, roundness=round_corner)]
+    parts = [
+        box(
+            (0.0, 0.0, floor + tall / 2),
+            (length, width, tall),
+            edge,
+            narrowing,
+            roundness=round_corner,
+        )
+    ]
     if kind in ("sports", "saloon", "open"):  # a bonnet that slopes
         slope = turn(1, dice.between(2, 8))
         parts.append(
-            box((front - length * 0.2, 0.0, waist - 0.06), (length * 0.4, width * 0.9, 0.12), 0.05, turned=slope, blend=0.05)
+            box(
+                (front - length * 0.2, 0.0, waist - 0.06),
+                (length * 0.4, width * 0.9, 0.12),
+                0.05,
+                turned=slope,
+                blend=0.05,
+            )
         )
 
-    cabin_length = {"saloon": 0.5, "estate": 0.68, "sports": 0.42, "jeep": 0.5, "van": 0.8}.get(kind, 0.0) * length
-    cabin_height = dice.between(0.2, 0.3) * (0.85 if kind == "sports" else 1.25 if kind in ("jeep", "van") else 1.0)
+    cabin_length = {"saloon": 0.5, "estate": 0.68, "sports": 0.42, "jeep": 0.5, "van": 0.8}.get(
+        kind, 0.0
+    ) * length
+    cabin_height = dice.between(0.2, 0.3) * (
+        0.85 if kind == "sports" else 1.25 if kind in ("jeep", "van") else 1.0
+    )
     seat = {"estate": -0.12, "van": -0.08, "sports": -0.08, "jeep": -0.1}.get(kind, -0.04) * length
     if kind == "open":
-        parts.append(box((length * 0.1, 0.0, waist + 0.08), (0.05, width * 0.85, 0.2), 0.02, turned=turn(1, -30)))
-        parts += mirrored(box((-length * 0.08, 0.16, waist + 0.06), (0.09, 0.2, 0.26), 0.04, turned=turn(1, -12)))
-        parts.append(box((-length * 0.3, 0.0, waist), (length * 0.3, width * 0.85, 0.1), 0.05, blend=0.04))
+        parts.append(
+            box(
+                (length * 0.1, 0.0, waist + 0.08),
+                (0.05, width * 0.85, 0.2),
+                0.02,
+                turned=turn(1, -30),
+            )
+        )
+        parts += mirrored(
+            box((-length * 0.08, 0.16, waist + 0.06), (0.09, 0.2, 0.26), 0.04, turned=turn(1, -12))
+        )
+        parts.append(
+            box((-length * 0.3, 0.0, waist), (length * 0.3, width * 0.85, 0.1), 0.05, blend=0.04)
+        )
     else:
-        upper = {"jeep": (0.95, 0.95), "van": (0.85, 0.85)}.get(kind, (dice.between(0.5, 0.75), dice.between(0.7, 0.85)))
+        upper = {"jeep": (0.95, 0.95), "van": (0.85, 0.85)}.get(
+            kind, (dice.between(0.5, 0.75), dice.between(0.7, 0.85))
+        )
         parts.append(
             box(
                 (seat, 0.0, waist + cabin_height / 2 - 0.02),
@@ -128,7 +237,13 @@ def car(dice: Dice, variant: int) -> list[Solid]:
         parts.append(box((back + 0.1, 0.0, waist + 0.16), (0.16, width * 0.9, 0.04), 0.02))
         parts += mirrored(box((back + 0.12, width * 0.35, waist + 0.08), (0.08, 0.04, 0.16), 0.01))
     elif extra == "rack" and kind != "open":
-        parts.append(box((seat, 0.0, waist + cabin_height + 0.03), (cabin_length * 0.5, width * 0.6, 0.07), 0.02))
+        parts.append(
+            box(
+                (seat, 0.0, waist + cabin_height + 0.03),
+                (cabin_length * 0.5, width * 0.6, 0.07),
+                0.02,
+            )
+        )
     elif extra == "spare wheel":
         parts.append(box((back - 0.03, 0.0, waist - 0.04), (0.1, 0.28, 0.28), 0.04, roundness=0.5))
     elif extra == "scoop":

@@ -1,8 +1,9 @@
 """A routing step of your own, and its gradient checked.
 
-Procedure 1 is a page of `jax.numpy`. This tutorial writes it once more, the plain way, finds the values and gradients of
-`em_routing`, changes the E-step, and checks the gradient of what comes out against finite differences. A gradient written by hand,
-which is wrong, is found out. At the end two implementations check each other.
+Procedure 1 is a page of `jax.numpy`. This tutorial writes it once more, the plain way, finds the
+values and gradients of `em_routing`, changes the E-step, and checks the gradient of what comes out
+against finite differences. A gradient written by hand, which is wrong, is found out. At the end two
+implementations check each other.
 
     python -m experiments.tutorials.gradient_check
 
@@ -12,9 +13,10 @@ needs the extra `test`, for chex.
 # %%
 # ## Precision first
 #
-# A finite difference `(f(x + e) - f(x - e)) / 2e` loses digits. In float32 at most four are left, and a slightly wrong gradient
-# looks right. So everything below is in float64, which JAX has to be asked for. `jax.enable_x64` asks for
-# a block only, and a program that is compiled in it is another one than outside.
+# A finite difference `(f(x + e) - f(x - e)) / 2e` loses digits. In float32 at most four are left,
+# and a slightly wrong gradient looks right. So everything below is in float64, which JAX has to be
+# asked for. `jax.enable_x64` asks for a block only, and a program that is compiled in it is another
+# one than outside.
 
 import chex
 import jax
@@ -37,8 +39,9 @@ def example(seed=0, batch=2, children=6, parents=3):
 # %%
 # ## Procedure 1, the plain way
 #
-# An M-step fits a Gaussian to each parent's votes, an E-step divides each child among the parents. What an E-step needs of a vote
-# is its log density; it is an argument here, because it is what we shall change.
+# An M-step fits a Gaussian to each parent's votes, an E-step divides each child among the parents.
+# What an E-step needs of a vote is its log density; it is an argument here, because it is what we
+# shall change.
 
 
 def gaussian(votes, means, variances):
@@ -52,7 +55,9 @@ def softmax(scores):
     return jax.nn.softmax(scores, axis=-1)
 
 
-def plain_routing(votes, activations, beta_u, beta_a, num_iterations=3, log_density=gaussian, divide=softmax):
+def plain_routing(
+    votes, activations, beta_u, beta_a, num_iterations=3, log_density=gaussian, divide=softmax
+):
     """Poses `[..., J, 16]` and activations `[..., J]` of the parents."""
     temperatures = inverse_temperature_schedule(num_iterations, final=1.0)
     scores = jnp.zeros(votes.shape[:-1])  # at first each child divides itself evenly
@@ -61,10 +66,13 @@ def plain_routing(votes, activations, beta_u, beta_a, num_iterations=3, log_dens
         data = (divide(scores) * activations[..., None])[..., None]  # [..., N, J, 1]
         mass = data.sum(-3)
         poses = (data * votes).sum(-3) / (mass + EPSILON)
-        variances = (data * (votes - poses[..., None, :, :]) ** 2).sum(-3) / (mass + EPSILON) + MIN_VARIANCE
+        variances = (data * (votes - poses[..., None, :, :]) ** 2).sum(-3) / (
+            mass + EPSILON
+        ) + MIN_VARIANCE
         costs = ((beta_u[:, None] + 0.5 * jnp.log(variances)) * mass).sum(-1)
         logits = temperature * (beta_a - costs)
-        scores = jax.nn.log_sigmoid(logits)[..., None, :] + log_density(votes, poses, variances)  # the last has no use
+        # The last has no use.
+        scores = jax.nn.log_sigmoid(logits)[..., None, :] + log_density(votes, poses, variances)
     return poses, jax.nn.sigmoid(logits)
 
 
@@ -83,9 +91,9 @@ def library_routing(votes, activations, beta_u, beta_a, num_iterations=3):
     return result.poses, result.activations
 
 
-# %%
-# Both have the same values and the same gradients. To compare gradients a number is needed: `total` weighs all that comes out, so
-# that no mistake cancels. (`poses.sum()` would be a bad choice: much of a wrong gradient can sum to nothing.)
+# %% Both have the same values and the same gradients. To compare gradients a number is needed:
+# `total` weighs all that comes out, so that no mistake cancels. (`poses.sum()` would be a bad
+# choice: much of a wrong gradient can sum to nothing.)
 
 
 def total(routing, **keywords):
@@ -102,17 +110,22 @@ def total(routing, **keywords):
 with jax.enable_x64(True):
     places = (0, 1, 2, 3)
     plain, library = (
-        jax.jit(jax.value_and_grad(total(routing), places))(*example()) for routing in (plain_routing, library_routing)
+        jax.jit(jax.value_and_grad(total(routing), places))(*example())
+        for routing in (plain_routing, library_routing)
     )
     chex.assert_trees_all_close(plain, library, rtol=1e-9)
     gap = max(float(jnp.abs(a - b).max()) for a, b in zip(plain[1], library[1], strict=True))
-    print(f"plain and library: {plain[0]:.12f} and {library[0]:.12f}; gradients differ by at most {gap:.1e}")
+    print(
+        f"plain and library: {plain[0]:.12f} and {library[0]:.12f}; gradients differ by at most "
+        f"{gap:.1e}"
+    )
 
 # %%
 # ## Another E-step
 #
-# A Gaussian says that a vote five standard deviations away is all but impossible, and one outlier decides the E-step. Under
-# Cauchy's distribution far votes count for less. Only the density changes; the rest of the procedure stays as it is.
+# A Gaussian says that a vote five standard deviations away is all but impossible, and one outlier
+# decides the E-step. Under Cauchy's distribution far votes count for less. Only the density
+# changes; the rest of the procedure stays as it is.
 
 
 def cauchy(votes, means, variances):
@@ -121,14 +134,14 @@ def cauchy(votes, means, variances):
     return -(jnp.log1p(squares) + jnp.log(jnp.pi * jnp.sqrt(variances))[..., None, :, :]).sum(-1)
 
 
-# %%
-# Its gradient is JAX's own, and can still be wrong: where a derivative is infinite, where `where` hides a NaN, where a
-# `stop_gradient` was forgotten. `chex.assert_numerical_grads` compares it with finite differences, with respect to all arguments.
-# Three things to know:
+# %% Its gradient is JAX's own, and can still be wrong: where a derivative is infinite, where
+# `where` hides a NaN, where a `stop_gradient` was forgotten. `chex.assert_numerical_grads` compares
+# it with finite differences, with respect to all arguments. Three things to know:
 #
 # - `eps` is the step of the difference; 1e-6 suits float64.
 # - It multiplies `atol` by the size of the first argument. `rtol` it leaves alone.
-# - While it checks, `jax.lax.stop_gradient` gives ones. Whatever stops gradients in order to change them fails here, and should.
+# - While it checks, `jax.lax.stop_gradient` gives ones. Whatever stops gradients in order to change
+#   them fails here, and should.
 
 CHECK = dict(order=1, modes=["rev"], eps=1e-6, atol=1e-8, rtol=1e-6)
 
@@ -140,8 +153,9 @@ with jax.enable_x64(True):
 # %%
 # ## A gradient by hand
 #
-# The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as `streamed_gradient.py` does for a whole
-# routing, once rightly and once without the sum: as if parents did not compete.
+# The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as
+# `streamed_gradient.py` does for a whole routing, once rightly and once without the sum: as if
+# parents did not compete.
 
 
 def divide_by_hand(competes):
@@ -167,7 +181,9 @@ def divide_by_hand(competes):
 # The values are the same, so that no test of values can tell them apart. The gradient check can.
 
 with jax.enable_x64(True):
-    right, wrong = (total(plain_routing, divide=divide_by_hand(competes)) for competes in (True, False))
+    right, wrong = (
+        total(plain_routing, divide=divide_by_hand(competes)) for competes in (True, False)
+    )
     assert right(*example()) == wrong(*example())
     chex.assert_numerical_grads(right, example(), **CHECK)
     print("gradient by hand: as finite differences have it")
@@ -178,24 +194,35 @@ with jax.enable_x64(True):
         caught = True
     print("gradient without the competition:", "refused" if caught else "not noticed")
 
-    expected, found = (jax.jit(jax.grad(function, places))(*example()) for function in (right, wrong))
-    errors = [float(jnp.abs(a - b).max() / jnp.abs(a).max()) for a, b in zip(expected, found, strict=True)]
+    expected, found = (
+        jax.jit(jax.grad(function, places))(*example()) for function in (right, wrong)
+    )
+    errors = [
+        float(jnp.abs(a - b).max() / jnp.abs(a).max()) for a, b in zip(expected, found, strict=True)
+    ]
     for name, error in zip(("votes", "activations", "beta_u", "beta_a"), errors, strict=True):
         print(f"  gradient of {name}: wrong by {error:.1%} of its largest entry")
 
 # %%
 # ## Two implementations check each other
 #
-# Finite differences need two evaluations for each direction. Where the same thing is computed in two ways, their gradients can be
-# compared entry by entry, to the last digits. `conv_em_routing` never stores the votes (`"streamed"`, with a gradient by hand) or
-# does, and leaves the gradient to JAX (`"dense"`).
+# Finite differences need two evaluations for each direction. Where the same thing is computed in
+# two ways, their gradients can be compared entry by entry, to the last digits. `conv_em_routing`
+# never stores the votes (`"streamed"`, with a gradient by hand) or does, and leaves the gradient to
+# JAX (`"dense"`).
 
 
 def convolution(implementation):
     """`conv_em_routing` of a small map."""
 
     def routing(*arguments):
-        result = conv_em_routing(*arguments, stride=2, num_iterations=2, min_variance=MIN_VARIANCE, implementation=implementation)
+        result = conv_em_routing(
+            *arguments,
+            stride=2,
+            num_iterations=2,
+            min_variance=MIN_VARIANCE,
+            implementation=implementation,
+        )
         return result.poses, result.activations
 
     return routing
@@ -204,8 +231,16 @@ def convolution(implementation):
 with jax.enable_x64(True):
     rng = np.random.default_rng(0)
     children = rng.normal(size=(2, 5, 5, 2, 4, 4)), rng.uniform(0.1, 0.9, (2, 5, 5, 2))
-    arguments = *children, np.eye(4) + 0.3 * rng.normal(size=(3, 3, 2, 3, 4, 4)), 0.1 * rng.normal(size=3), 0.1 * rng.normal(size=3)
-    streamed, dense = (jax.jit(jax.grad(total(convolution(name)), range(5)))(*arguments) for name in ("streamed", "dense"))
+    arguments = (
+        *children,
+        np.eye(4) + 0.3 * rng.normal(size=(3, 3, 2, 3, 4, 4)),
+        0.1 * rng.normal(size=3),
+        0.1 * rng.normal(size=3),
+    )
+    streamed, dense = (
+        jax.jit(jax.grad(total(convolution(name)), range(5)))(*arguments)
+        for name in ("streamed", "dense")
+    )
     chex.assert_trees_all_close(streamed, dense, rtol=1e-9, atol=1e-12)
     gap = max(float(jnp.abs(a - b).max()) for a, b in zip(streamed, dense, strict=True))
     print(f"streamed and dense: gradients differ by at most {gap:.1e}")

@@ -17,7 +17,8 @@ from experiments.runtime.records import Record
 WHOLE, SHARDED = PartitionSpec(), PartitionSpec("data")
 BATCH = 8
 TOLERANCE = 2e-4  # of the largest value; rounding differs where a program is divided
-LOW_PRECISION_TOLERANCE = 1.5  # times how far one device is from float32: of many numbers the order of sums matters as much
+# Times how far one device is from float32: of many numbers the order of sums matters as much.
+LOW_PRECISION_TOLERANCE = 1.5
 
 
 class Case(NamedTuple):
@@ -28,7 +29,8 @@ class Case(NamedTuple):
         function: from `(batch, shared)` to arrays with the examples first.
         batch: a tree of arrays with `BATCH` examples first.
         shared: a tree of arrays.
-        exact: of a function in low precision, what it is in float32, with which it is compared; otherwise None.
+        exact: of a function in low precision, what it is in float32, with which it is compared;
+            otherwise None.
     """
 
     name: str
@@ -60,10 +62,15 @@ def _by_shard_map(function: Callable, mesh: Any) -> Callable:
 
 def _by_pmap(function: Callable, mesh: Any) -> Callable:
     def divided(batch: Any, shared: Any) -> Any:
-        by_device = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
-        axes = jax.tree.map(lambda _: 0, batch), None  # for each array: with nothing shared, one 0 for all is misread
+        by_device = jax.tree.map(
+            lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch
+        )
+        # For each array: with nothing shared, one 0 for all is misread.
+        axes = jax.tree.map(lambda _: 0, batch), None
         mapped = jax.pmap(function, in_axes=axes, devices=list(mesh.devices.flat))
-        return jax.tree.map(lambda array: array.reshape(BATCH, *array.shape[2:]), mapped(by_device, shared))
+        return jax.tree.map(
+            lambda array: array.reshape(BATCH, *array.shape[2:]), mapped(by_device, shared)
+        )
 
     return divided
 
@@ -85,8 +92,12 @@ def _exported(function: Callable, mesh: Any) -> Callable:
 
     def run(batch: Any, shared: Any) -> Any:
         (size,) = jax.export.symbolic_shape("size")
-        shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype), batch)
-        exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(shapes, shared)
+        shapes = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype), batch
+        )
+        exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(
+            shapes, shared
+        )
         return exported.call(batch, shared)
 
     return run
@@ -109,26 +120,59 @@ def cases() -> Iterator[Case]:
     random = np.random.default_rng(0)
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
     share = lambda *shape: random.uniform(0.1, 0.9, shape).astype(np.float32)  # noqa: E731
-    options = {"inverse_temperature": np.linspace(0.5, 1, 3, dtype=np.float32), "min_variance": 0.1, "mass_scale": 0.1}
+    options = {
+        "inverse_temperature": np.linspace(0.5, 1, 3, dtype=np.float32),
+        "min_variance": 0.1,
+        "mass_scale": 0.1,
+    }
     betas, transforms = (normal(3), normal(3)), normal(2, 2, 2, 3, 4, 4)
-    children = emcaps.Capsules(jnp.asarray(normal(BATCH, 4, 3, 2, 4, 4)), jnp.asarray(share(BATCH, 4, 3, 2)))
+    children = emcaps.Capsules(
+        jnp.asarray(normal(BATCH, 4, 3, 2, 4, 4)), jnp.asarray(share(BATCH, 4, 3, 2))
+    )
     routed = lambda route: lambda batch, shared: route(*batch, *shared, **options)  # noqa: E731
-    yield Case("em_routing", routed(emcaps.em_routing), (normal(BATCH, 5, 3, 16), share(BATCH, 5)), betas)
+    yield Case(
+        "em_routing", routed(emcaps.em_routing), (normal(BATCH, 5, 3, 16), share(BATCH, 5)), betas
+    )
     for implementation in ("streamed", "dense"):
         route = functools.partial(emcaps.conv_em_routing, implementation=implementation)
-        yield Case(f"conv_em_routing, {implementation}", routed(route), tuple(children), (transforms, *betas))
-    yield Case("class_em_routing", routed(emcaps.class_em_routing), tuple(children), (transforms[0, 0], *betas))
+        yield Case(
+            f"conv_em_routing, {implementation}",
+            routed(route),
+            tuple(children),
+            (transforms, *betas),
+        )
+    yield Case(
+        "class_em_routing",
+        routed(emcaps.class_em_routing),
+        tuple(children),
+        (transforms[0, 0], *betas),
+    )
     yield Case("diagnose", _diagnose, tuple(children), (transforms, *betas))
-    yield Case("dynamic_routing", lambda votes, _: emcaps.dynamic.dynamic_routing(votes), normal(BATCH, 5, 3, 4), ())
-    yield Case("class_dynamic_routing", emcaps.dynamic.class_dynamic_routing, normal(BATCH, 5, 4), normal(5, 3, 4, 2))
+    yield Case(
+        "dynamic_routing",
+        lambda votes, _: emcaps.dynamic.dynamic_routing(votes),
+        normal(BATCH, 5, 3, 4),
+        (),
+    )
+    yield Case(
+        "class_dynamic_routing",
+        emcaps.dynamic.class_dynamic_routing,
+        normal(BATCH, 5, 4),
+        normal(5, 3, 4, 2),
+    )
     yield Case("squash", lambda vectors, _: emcaps.dynamic.squash(vectors), normal(BATCH, 5, 4), ())
     labels = np.arange(BATCH, dtype=np.int32) % 3
     low = emcaps.CapsNet(3, 4, 2, (3,), emcaps.TRAINABLE, dtype=jnp.bfloat16)
-    for name, loss in (("spread_loss", functools.partial(emcaps.spread_loss, margin=0.5)), ("margin_loss", emcaps.margin_loss)):
+    for name, loss in (
+        ("spread_loss", functools.partial(emcaps.spread_loss, margin=0.5)),
+        ("margin_loss", emcaps.margin_loss),
+    ):
         yield Case(name, lambda batch, _, loss=loss: loss(*batch), (share(BATCH, 3), labels), ())
     images = share(BATCH, 20, 20, 1)
     pair = images, images[::-1].copy()
-    yield Case("reconstruction_loss", lambda batch, _: emcaps.dynamic.reconstruction_loss(*batch), pair, ())
+    yield Case(
+        "reconstruction_loss", lambda batch, _: emcaps.dynamic.reconstruction_loss(*batch), pair, ()
+    )
     yield Case("View", lambda images, _: emcaps.pretrained.View(2, True, 6)(images), images, ())
     yield from (
         _module("PrimaryCaps", emcaps.PrimaryCaps(2), normal(BATCH, 4, 3, 5)),
@@ -136,16 +180,26 @@ def cases() -> Iterator[Case]:
         _module("ClassCaps", emcaps.ClassCaps(3), children),
         _module("CapsNet", emcaps.CapsNet(3, 4, 2, (3, 2), emcaps.TRAINABLE), images),
         _module("CapsNet, bfloat16", low, images, low.clone(dtype=None)),
-        _module("PrimaryVectorCaps", emcaps.dynamic.PrimaryVectorCaps(2, 4), normal(BATCH, 10, 10, 3)),
+        _module(
+            "PrimaryVectorCaps", emcaps.dynamic.PrimaryVectorCaps(2, 4), normal(BATCH, 10, 10, 3)
+        ),
         _module("VectorClassCaps", emcaps.dynamic.VectorClassCaps(3, 4), normal(BATCH, 5, 4)),
         _module("DynamicCapsNet", emcaps.dynamic.DynamicCapsNet(3, 8, 2, 4, 4), images),
-        _module("Decoder", emcaps.dynamic.Decoder((4, 4, 1), (5,)), (normal(BATCH, 3, 4, 4), labels)),
+        _module(
+            "Decoder", emcaps.dynamic.Decoder((4, 4, 1), (5,)), (normal(BATCH, 3, 4, 4), labels)
+        ),
     )
 
 
 def _diagnose(children: Any, shared: Any) -> Any:
-    """Of each example by itself: a diagnosis is one of a whole batch, of which there is a device's share."""
-    one = lambda poses, activations: emcaps.diagnostics.diagnose(emcaps.conv_em_routing(poses[None], activations[None], *shared))  # noqa: E731
+    """Of each example by itself: a diagnosis is one of a whole batch, of which there is a device's
+    share.
+    """
+
+    def one(poses: jax.Array, activations: jax.Array) -> Any:
+        routed = emcaps.conv_em_routing(poses[None], activations[None], *shared)
+        return emcaps.diagnostics.diagnose(routed)
+
     return jax.vmap(one)(*children)
 
 
@@ -163,7 +217,9 @@ def _module(name: str, module: nn.Module, batch: Any, exact: nn.Module | None = 
 
 
 def result_and_gradient(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The result, and the gradients of a mean over the examples for all arguments in floating point."""
+    """The result, and the gradients of a mean over the examples for all arguments in floating
+    point.
+    """
 
     def both(batch: Any, shared: Any) -> Any:
         leaves, structure = jax.tree.flatten((batch, shared))
@@ -171,19 +227,25 @@ def result_and_gradient(function: Callable[[Any, Any], Any]) -> Callable[[Any, A
 
         def loss(given: Sequence[Any]) -> Any:
             rest = iter(given)
-            filled = [next(rest) if yes else leaf for yes, leaf in zip(floating, leaves, strict=True)]
+            filled = [
+                next(rest) if yes else leaf for yes, leaf in zip(floating, leaves, strict=True)
+            ]
             result = function(*structure.unflatten(filled))
             means = [jnp.sin(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(result)]
             return sum(means), result
 
-        gradients, result = jax.grad(loss, has_aux=True)([leaf for yes, leaf in zip(floating, leaves, strict=True) if yes])
+        gradients, result = jax.grad(loss, has_aux=True)(
+            [leaf for yes, leaf in zip(floating, leaves, strict=True) if yes]
+        )
         return result, gradients
 
     return both
 
 
 class Expected(NamedTuple):
-    """The result and gradient of a case in one call on one device, and how far from it others may be."""
+    """The result and gradient of a case in one call on one device, and how far from it others may
+    be.
+    """
 
     values: Any
     tolerance: float
@@ -204,24 +266,38 @@ def expect(case: Case) -> Expected:
 
 def compare(case: Case, expected: Expected, way: Way, number: int) -> Record:
     """Run a case in one way on so many devices."""
-    mesh = jax.make_mesh((number,), ("data",), axis_types=(way.kind or AxisType.Auto,), devices=jax.devices()[:number])
+    mesh = jax.make_mesh(
+        (number,),
+        ("data",),
+        axis_types=(way.kind or AxisType.Auto,),
+        devices=jax.devices()[:number],
+    )
     batch, shared = case.batch, case.shared
     if way.kind is not None:
-        batch, shared = (jax.device_put(tree, NamedSharding(mesh, spec)) for tree, spec in ((batch, SHARDED), (shared, WHOLE)))
-    compiled = jax.jit(result_and_gradient(way.divide(case.function, mesh))).lower(batch, shared).compile()
+        batch, shared = (
+            jax.device_put(tree, NamedSharding(mesh, spec))
+            for tree, spec in ((batch, SHARDED), (shared, WHOLE))
+        )
+    compiled = (
+        jax.jit(result_and_gradient(way.divide(case.function, mesh))).lower(batch, shared).compile()
+    )
     found = compiled(batch, shared)
     kinds: dict[str, int] = {}
     for one in collectives(compiled.as_text() or ""):
         kinds[one.kind] = kinds.get(one.kind, 0) + one.times
     off = _distance(found, expected.values)
     part = BATCH // (number if way.kind is not None else 1)
-    divided = all(array.addressable_shards[0].data.shape[0] == part for array in jax.tree.leaves(found[0]))
+    divided = all(
+        array.addressable_shards[0].data.shape[0] == part for array in jax.tree.leaves(found[0])
+    )
     right = off <= expected.tolerance and divided and kinds.keys() <= {"all-reduce"}
     return {"difference": off, "divided": divided, "collectives": kinds, "right": right}
 
 
 def _distance(ours: Any, theirs: Any) -> float:
-    """The largest difference in trees of arrays, relative to the largest value of the array, or to 1 if that is larger."""
+    """The largest difference in trees of arrays, relative to the largest value of the array, or to
+    1 if that is larger.
+    """
 
     def difference(ours: Any, theirs: Any) -> float:
         ours, theirs = (np.asarray(array, np.float64) for array in (ours, theirs))

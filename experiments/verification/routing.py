@@ -1,4 +1,5 @@
-"""Whether routing on a device is right: against float64 on the host, in two precisions, and with its parent types divided.
+"""Whether routing on a device is right: against float64 on the host, in two precisions, and with
+its parent types divided.
 
 `python -m experiments.verify --checks routing precision divided memory`.
 """
@@ -75,7 +76,11 @@ class Case:
     def __str__(self) -> str:
         layer = self.layer
         columns = layer.batch * (1 if self.classes else layer.positions)
-        kind = "class capsules" if self.classes else f"{layer.kernel}x{layer.kernel}, stride {layer.stride}"
+        kind = (
+            "class capsules"
+            if self.classes
+            else f"{layer.kernel}x{layer.kernel}, stride {layer.stride}"
+        )
         children = f"{layer.size}x{layer.size}x{layer.children}"
         return f"{children} to {layer.parents}, {kind}, batch {layer.batch}: {columns} columns"
 
@@ -89,13 +94,17 @@ class Case:
         poses, activations, transforms, *betas = map(np.asarray, layer_arguments(layer))
         return (poses, activations, transforms[0, 0] if self.classes else transforms, *betas)
 
-    def route(self, formulation: str, *arguments: jax.Array, **keywords: Any) -> tuple[jax.Array, jax.Array]:
+    def route(
+        self, formulation: str, *arguments: jax.Array, **keywords: Any
+    ) -> tuple[jax.Array, jax.Array]:
         """Poses and activations, by the textbook or by one of emcaps' implementations."""
         static = {"num_iterations": self.layer.iterations, **keywords}
         if self.classes:
             ours, theirs = emcaps.class_em_routing, textbook.class_em_routing
             places = np.linspace(0, 1, self.layer.size)
-            static["coordinates"] = jnp.asarray(np.stack(np.meshgrid(places, places, indexing="ij"), -1), arguments[0].dtype)
+            static["coordinates"] = jnp.asarray(
+                np.stack(np.meshgrid(places, places, indexing="ij"), -1), arguments[0].dtype
+            )
         else:
             ours, theirs = emcaps.conv_em_routing, textbook.conv_em_routing
             static["stride"] = self.layer.stride
@@ -110,24 +119,34 @@ CASES = (
     Case(Layer(batch=1, size=8, stride=1, children=32, parents=32)),
     Case(Layer(batch=3, size=4, children=16, parents=5), classes=True, low_precision=True),
 )
-# Relative errors that rounding explains, of values and of gradients. In float32 a CPU comes to 1e-5; results in bfloat16 are
-# rounded to 8 bits, and so are the gradients at each position, whose sum the class capsules' transforms get.
+# Relative errors that rounding explains, of values and of gradients. In float32 a CPU comes to
+# 1e-5; results in bfloat16 are rounded to 8 bits, and so are the gradients at each position, whose
+# sum the class capsules' transforms get.
 BOUNDS = {"float32": (2e-5, 1e-4), "bfloat16": (2.0**-8, 2.0**-6)}
 
 
 @functools.cache
 def with_gradients(case: Case, formulation: str, **keywords: Any) -> Any:
-    """A compiled function from what each pose entry and activation counts in a loss, and the arguments, to an `Outcome`."""
+    """A compiled function from what each pose entry and activation counts in a loss, and the
+    arguments, to an `Outcome`.
+    """
 
-    def loss(arguments: Any, weights: Sequence[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def loss(
+        arguments: Any, weights: Sequence[jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         result = case.route(formulation, *arguments, **keywords)
-        poses, activations = ((weight * field.astype(weight.dtype)).sum() for weight, field in zip(weights, result, strict=True))
+        poses, activations = (
+            (weight * field.astype(weight.dtype)).sum()
+            for weight, field in zip(weights, result, strict=True)
+        )
         return poses + activations, result
 
     def outcome(weights: Sequence[jax.Array], *arguments: jax.Array) -> dict[str, jax.Array]:
         gradients, result = jax.grad(loss, has_aux=True)(arguments, weights)
         named = dict(zip(NAMES[:2], result, strict=True))
-        return named | {f"gradient of {name}": gradient for name, gradient in zip(NAMES, gradients, strict=True)}
+        return named | {
+            f"gradient of {name}": gradient for name, gradient in zip(NAMES, gradients, strict=True)
+        }
 
     return jax.jit(outcome)
 
@@ -137,19 +156,29 @@ def loss_weights(case: Case, dtype: str = "float32") -> tuple[np.ndarray, np.nda
     positions = 1 if case.classes else math.isqrt(case.layer.positions)
     shape = (case.layer.batch, positions, positions, case.layer.parents)
     random = np.random.default_rng(0)
-    poses, activations = (random.normal(size=size).astype(ml_dtypes.bfloat16).astype(dtype) for size in ((*shape, 4, 4), shape))
+    poses, activations = (
+        random.normal(size=size).astype(ml_dtypes.bfloat16).astype(dtype)
+        for size in ((*shape, 4, 4), shape)
+    )
     return poses, activations
 
 
 def rounded(arguments: Arrays, dtype: str) -> Arrays:
     """The arguments as a device gets them."""
-    return tuple(np.asarray(array).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for array in arguments)
+    return tuple(
+        np.asarray(array).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        for array in arguments
+    )
 
 
 def on_host(case: Case, arguments: Arrays) -> Outcome:
     """The textbook's formulation in float64, by the CPU that is beside every accelerator."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        return jax.device_get(with_gradients(case, "textbook")(loss_weights(case, "float64"), *rounded(arguments, "float64")))
+        return jax.device_get(
+            with_gradients(case, "textbook")(
+                loss_weights(case, "float64"), *rounded(arguments, "float64")
+            )
+        )
 
 
 def on_device(case: Case, implementation: str, arguments: Arrays) -> tuple[Outcome, bool]:
@@ -173,16 +202,27 @@ def errors(outcome: Outcome, reference: Outcome) -> tuple[float, float]:
     return largest[0], largest[1]
 
 
-def compare(check: str, case: str, outcome: Outcome, reference: Outcome, bounds: tuple[float, float], note: str) -> list[Finding]:
+def compare(
+    check: str,
+    case: str,
+    outcome: Outcome,
+    reference: Outcome,
+    bounds: tuple[float, float],
+    note: str,
+) -> list[Finding]:
     """Errors of results and of gradients, as findings."""
     rows = zip(("values", "gradients"), errors(outcome, reference), bounds, strict=True)
-    return [Finding(check, f"{case}: {kind}", found, bound, note=note) for kind, found, bound in rows]
+    return [
+        Finding(check, f"{case}: {kind}", found, bound, note=note) for kind, found, bound in rows
+    ]
 
 
 def check_routing(cases: Sequence[Case] = CASES) -> Iterator[list[Finding]]:
-    """Every case, implementation and precision on the first device, in the order in which they are done.
+    """Every case, implementation and precision on the first device, in the order in which they are
+    done.
 
-    They are compiled side by side, since that takes most of the time, by not so many threads that all wait for tracing.
+    They are compiled side by side, since that takes most of the time, by not so many threads that
+    all wait for tracing.
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
@@ -190,9 +230,13 @@ def check_routing(cases: Sequence[Case] = CASES) -> Iterator[list[Finding]]:
         for case, implementation in itertools.product(cases, distinct_implementations()):
             for dtype in case.dtypes:
                 if (case, dtype) not in references:
-                    references[case, dtype] = pool.submit(on_host, case, rounded(case.arguments(), dtype))
+                    references[case, dtype] = pool.submit(
+                        on_host, case, rounded(case.arguments(), dtype)
+                    )
                 given = case, implementation, dtype, references[case, dtype]
-                pending[pool.submit(compare_with_host, *given)] = f"{case}; {implementation}, {dtype}"
+                pending[pool.submit(compare_with_host, *given)] = (
+                    f"{case}; {implementation}, {dtype}"
+                )
         for future in as_completed(pending):
             try:
                 yield future.result()
@@ -208,20 +252,32 @@ def distinct_implementations() -> list[str]:
     return sorted(set(IMPLEMENTATIONS) - {same_as_streamed}, reverse=True)
 
 
-def compare_with_host(case: Case, implementation: str, dtype: str, reference: Future) -> list[Finding]:
+def compare_with_host(
+    case: Case, implementation: str, dtype: str, reference: Future
+) -> list[Finding]:
     """One implementation in one precision, on the first device."""
     outcome, repeats = on_device(case, implementation, rounded(case.arguments(), dtype))
     note = "same bits again" if repeats else "other bits when run again"
-    return compare("routing", f"{case}; {implementation}, {dtype}", outcome, reference.result(), BOUNDS[dtype], note)
+    return compare(
+        "routing",
+        f"{case}; {implementation}, {dtype}",
+        outcome,
+        reference.result(),
+        BOUNDS[dtype],
+        note,
+    )
 
 
 def check_precision(case: Case = CASES[0]) -> Iterator[list[Finding]]:
-    """What the device makes of a float32 product that asks for nothing, and whether streamed routing has such products.
+    """What the device makes of a float32 product that asks for nothing, and whether streamed
+    routing has such products.
 
-    TF32 (NVIDIA) keeps 10 of the 23 bits of the factors and bfloat16 passes (TPU) 7: relative errors of 5e-4 and 4e-3, which the
-    variances of votes that agree would not survive.
+    TF32 (NVIDIA) keeps 10 of the 23 bits of the factors and bfloat16 passes (TPU) 7: relative
+    errors of 5e-4 and 4e-3, which the variances of votes that agree would not survive.
     """
-    left, right = (np.random.default_rng(seed).normal(size=(256, 256)).astype(np.float32) for seed in (0, 1))
+    left, right = (
+        np.random.default_rng(seed).normal(size=(256, 256)).astype(np.float32) for seed in (0, 1)
+    )
     exact = left.astype(np.float64) @ right.astype(np.float64)
 
     def product_error(precision: str | None) -> float:
@@ -230,7 +286,12 @@ def check_precision(case: Case = CASES[0]) -> Iterator[list[Finding]]:
 
     default, highest = product_error(None), product_error("highest")
     yield [
-        Finding("precision", "256x256 float32 product, the device's default", default, note="5e-4: TF32; 4e-3: bfloat16"),
+        Finding(
+            "precision",
+            "256x256 float32 product, the device's default",
+            default,
+            note="5e-4: TF32; 4e-3: bfloat16",
+        ),
         Finding("precision", "256x256 float32 product, highest", highest, 1e-6),
     ]
     arguments = case.arguments()
@@ -238,25 +299,40 @@ def check_precision(case: Case = CASES[0]) -> Iterator[list[Finding]]:
     products = re.findall(r"stablehlo\.dot_general.*", lowered.as_text())
     careless = sum("HIGHEST" not in line for line in products)
     loses_digits = default > 10 * highest
-    note = f"of {len(products)}; " + ("they would lose digits here" if loses_digits else "here both are the same")
+    note = f"of {len(products)}; " + (
+        "they would lose digits here" if loses_digits else "here both are the same"
+    )
     case_name = "products in streamed routing at the default"
     yield [Finding("precision", case_name, careless, 0 if loses_digits else None, "products", note)]
 
 
 def check_divided(case: Case = CASES[2]) -> Iterator[list[Finding]]:
-    """`shard_map` with the parent types divided over as many devices as there are and divide them, streamed."""
+    """`shard_map` with the parent types divided over as many devices as there are and divide them,
+    streamed.
+    """
     number = max(n for n in range(1, len(jax.devices()) + 1) if case.layer.parents % n == 0)
     mesh = Mesh(np.array(jax.devices()[:number]), ("types",))
-    everywhere, fourth, first = PartitionSpec(), PartitionSpec(None, None, None, "types"), PartitionSpec("types")
+    everywhere, fourth, first = (
+        PartitionSpec(),
+        PartitionSpec(None, None, None, "types"),
+        PartitionSpec("types"),
+    )
     specs = (everywhere, everywhere, fourth, first, first)
-    out_specs = dict.fromkeys(NAMES[:2], fourth) | {f"gradient of {n}": spec for n, spec in zip(NAMES, specs, strict=True)}
+    out_specs = dict.fromkeys(NAMES[:2], fourth) | {
+        f"gradient of {n}": spec for n, spec in zip(NAMES, specs, strict=True)
+    }
 
     def local(weights: Any, *shares: jax.Array) -> dict[str, jax.Array]:
         found = with_gradients(case, "streamed", parent_axis="types")(weights, *shares)
-        return {name: jax.lax.psum(field, "types") if out_specs[name] == everywhere else field for name, field in found.items()}
+        return {
+            name: jax.lax.psum(field, "types") if out_specs[name] == everywhere else field
+            for name, field in found.items()
+        }
 
     in_specs = ((fourth, fourth), *specs)
-    divided = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+    divided = jax.jit(
+        jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    )
     outcome = jax.device_get(divided(loss_weights(case), *case.arguments()))
     reference = on_host(case, case.arguments())
     name = f"{case}; streamed, types divided over {number}"

@@ -1,4 +1,6 @@
-"""Training steps on devices that divide the work in different ways, and how far their results are apart."""
+"""Training steps on devices that divide the work in different ways, and how far their results are
+apart.
+"""
 
 import functools
 import os
@@ -29,7 +31,8 @@ BATCH = 32
 NUM_CLASSES = 5
 TIMEOUT = 600  # seconds for several processes
 CONFIG = TrainConfig(
-    model=ModelConfig(conv_channels=8, primary_capsules=4, conv_capsules=(8,), routing=TRAINABLE),  # E-steps in each layer
+    # E-steps in each layer.
+    model=ModelConfig(conv_channels=8, primary_capsules=4, conv_capsules=(8,), routing=TRAINABLE),
     dataset="mnist",
     images=ImageConfig(max_shift=0),
     batch_size=BATCH,
@@ -94,18 +97,26 @@ class Steps(NamedTuple):
 
 
 def take_steps(execution: Execution, precision: str, number: int = STEPS) -> Steps:
-    """The same steps as on any other devices, so many: parameters, images and labels are those of fixed keys."""
+    """The same steps as on any other devices, so many: parameters, images and labels are those of
+    fixed keys.
+    """
     with jax.enable_x64(precision == "float64"):
-        cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(precision) if leaf.dtype == jnp.float32 else leaf)
+        cast = functools.partial(
+            jax.tree.map, lambda leaf: leaf.astype(precision) if leaf.dtype == jnp.float32 else leaf
+        )
         # Without a dtype of its own the network computes in that of its parameters.
-        network, shared = (make_model(CONFIG.model, NUM_CLASSES, axis).clone(dtype=None) for axis in (None, execution.parent_axis))
+        network, shared = (
+            make_model(CONFIG.model, NUM_CLASSES, axis).clone(dtype=None)
+            for axis in (None, execution.parent_axis)
+        )
         keys = jax.random.split(jax.random.key(0), number + 1)
         init = jax.jit(functools.partial(init_state, CONFIG, network))
         first = jax.device_get(cast(init(jnp.zeros((1, 13, 13, 1), jnp.float32), keys[number])))
 
         def batch(step: int) -> Batch:
             return Batch(
-                jax.random.uniform(keys[step], (BATCH, 13, 13, 1), precision), jnp.arange(BATCH, dtype=jnp.int32) % NUM_CLASSES
+                jax.random.uniform(keys[step], (BATCH, 13, 13, 1), precision),
+                jnp.arange(BATCH, dtype=jnp.int32) % NUM_CLASSES,
             )
 
         train_step = make_train_step(CONFIG, shared)
@@ -136,10 +147,15 @@ def take_steps(execution: Execution, precision: str, number: int = STEPS) -> Ste
 
 def as_arrays(steps: Steps) -> dict[str, np.ndarray]:
     """By names for an .npz file."""
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(steps)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(steps)
+    }
 
 
-def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+def differences(
+    arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]
+) -> dict[str, float]:
     """The largest relative difference in the loss, the gradient and the parameters.
 
     Of arrays: relative to the largest entry of the array.
@@ -148,13 +164,20 @@ def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray])
     for name, expected in reference.items():
         off = np.abs(arrays[name] - expected)
         part = next(field for field in Steps._fields if name.startswith(f".{field}"))
-        relative = (off / np.abs(expected)).max() if part == "losses" else off.max() / np.abs(expected).max()
+        relative = (
+            (off / np.abs(expected)).max()
+            if part == "losses"
+            else off.max() / np.abs(expected).max()
+        )
         largest[part] = max(largest[part], float(relative))
     return largest
 
 
 def arrays_of(division: Division, precision: str) -> dict[str, np.ndarray]:
-    """What the steps give, in this process or in several others on this host. Raises RunnerError if one of these fails."""
+    """What the steps give, in this process or in several others on this host.
+
+    Raises RunnerError if one of these fails.
+    """
     if division.processes == 1:
         devices = jax.devices()[: division.devices]
         execution = Execution(devices, division.parallel, division.model_axis, division.accumulate)
@@ -164,11 +187,32 @@ def arrays_of(division: Division, precision: str) -> dict[str, np.ndarray]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "steps.npz")
-        words = ["--output", output, "--precision", precision, "--coordinator", address, "--num-processes", division.processes]
-        words += ["--devices", division.devices, "--model-axis", division.model_axis, "--accumulate", division.accumulate]
+        words = [
+            "--output",
+            output,
+            "--precision",
+            precision,
+            "--coordinator",
+            address,
+            "--num-processes",
+            division.processes,
+        ]
+        words += [
+            "--devices",
+            division.devices,
+            "--model-axis",
+            division.model_axis,
+            "--accumulate",
+            division.accumulate,
+        ]
         command = [sys.executable, "-m", "experiments.equality", *map(str, words), "--process-id"]
-        # What they print is about their connections. The environment says nothing of this process's simulated devices.
-        environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+        # What they print is about their connections. The environment says nothing of this process's
+        # simulated devices.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+        }
         start = functools.partial(subprocess.Popen, stdout=subprocess.DEVNULL, env=environment)
         started = [start([*command, str(number)]) for number in range(division.processes)]
         try:

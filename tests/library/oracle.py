@@ -21,7 +21,9 @@ from itertools import product
 
 import numpy as np
 
-RoutingResult = namedtuple("RoutingResult", "poses activations activation_logits variances assignments")
+RoutingResult = namedtuple(
+    "RoutingResult", "poses activations activation_logits variances assignments"
+)
 
 
 def procedure_1(
@@ -108,7 +110,9 @@ def log_sum_exp(xs):
 
 def em_routing(votes, activations, beta_u, beta_a, *, precision=np.float64, **keywords):
     """Every parent sees every child: votes [...,N,J,P], activations [...,N]."""
-    votes, activations, beta_u, beta_a = (np.asarray(x, precision) for x in (votes, activations, beta_u, beta_a))
+    votes, activations, beta_u, beta_a = (
+        np.asarray(x, precision) for x in (votes, activations, beta_u, beta_a)
+    )
     batch, (N, J, P) = votes.shape[:-3], votes.shape[-3:]
     results = []
     for b in np.ndindex(*batch):
@@ -125,7 +129,9 @@ def em_routing(votes, activations, beta_u, beta_a, *, precision=np.float64, **ke
     )
 
 
-def conv_em_routing(poses, activations, transforms, beta_u, beta_a, *, stride=1, precision=np.float64, **keywords):
+def conv_em_routing(
+    poses, activations, transforms, beta_u, beta_a, *, stride=1, precision=np.float64, **keywords
+):
     """A parent sees a window.
 
     poses [B,H,W,I,4,4], activations [B,H,W,I], transforms [KH,KW,I,J,4,4].
@@ -217,5 +223,8 @@ def spread_loss(activations, labels, margin):
 def stack(results, **shapes):
     """The examples' results as arrays of the given shapes."""
     return RoutingResult(
-        **{name: np.array([getattr(result, name) for result in results]).reshape(shape) for name, shape in shapes.items()}
+        **{
+            name: np.array([getattr(result, name) for result in results]).reshape(shape)
+            for name, shape in shapes.items()
+        }
     )

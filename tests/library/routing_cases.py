@@ -13,7 +13,8 @@ import numpy as np
 
 from emcaps import class_em_routing, conv_em_routing, em_routing
 
-# "kernels" is "streamed" where there is no NVIDIA GPU; tests/library/test_kernels.py has its operators, interpreted.
+# "kernels" is "streamed" where there is no NVIDIA GPU; tests/library/test_kernels.py has its
+# operators, interpreted.
 IMPLEMENTATIONS = ("dense", "streamed", "fused")
 
 
@@ -151,7 +152,8 @@ class Route(NamedTuple):
             "transforms": lambda shape: np.eye(4) + 0.5 * rng.normal(size=shape),
         }
         return tuple(
-            draw.get(name, lambda shape: rng.normal(size=shape))(shape).astype(dtype) for name, shape in self.shapes.items()
+            draw.get(name, lambda shape: rng.normal(size=shape))(shape).astype(dtype)
+            for name, shape in self.shapes.items()
         )
 
 

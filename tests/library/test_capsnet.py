@@ -8,20 +8,36 @@ import pytest
 from flax import nnx
 
 import emcaps
-from emcaps import CapsNet, Capsules, ClassCaps, ConvCaps, PrimaryCaps, RoutingOptions, RoutingResult, spread_loss
+from emcaps import (
+    CapsNet,
+    Capsules,
+    ClassCaps,
+    ConvCaps,
+    PrimaryCaps,
+    RoutingOptions,
+    RoutingResult,
+    spread_loss,
+)
 from emcaps.dynamic import DynamicCapsNet
 
 SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
-ONE_ITERATION = RoutingOptions(num_iterations=1)  # where routing is beside the point, a program that compiles faster
+# Where routing is beside the point, a program that compiles faster.
+ONE_ITERATION = RoutingOptions(num_iterations=1)
 
 
 def count(params):
     return sum(array.size for array in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize(("widths", "published"), [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)], ids=["310K", "68K"])
+@pytest.mark.parametrize(
+    ("widths", "published"),
+    [((32, 32, (32, 32)), 316_650), ((64, 8, (16, 16)), 68_618)],
+    ids=["310K", "68K"],
+)
 def test_parameter_counts_are_the_papers(widths, published):
-    """The paper rounds to 310K and 68K; the released code has these numbers, without biases in the primary capsules."""
+    """The paper rounds to 310K and 68K; the released code has these numbers, without biases in the
+    primary capsules.
+    """
     model = CapsNet(5, *widths, routing=emcaps.PAPER)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))
     assert count(params) == published
@@ -32,16 +48,37 @@ def test_the_default_is_the_papers_smaller_network_whose_class_capsules_learn_a_
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 2)))["params"]
     assert count(params) == 68_618 + 1
     assert [routing.num_iterations for routing in model.layer_routing()] == [1, 1, 2]
-    learned = {layer: [name for name in params[layer] if name.endswith("_log")] for layer in model.layer_names()}
-    assert learned == {"conv_caps_1": [], "conv_caps_2": [], "class_caps": ["assignment_temperature_log"]}
+    learned = {
+        layer: [name for name in params[layer] if name.endswith("_log")]
+        for layer in model.layer_names()
+    }
+    assert learned == {
+        "conv_caps_1": [],
+        "conv_caps_2": [],
+        "class_caps": ["assignment_temperature_log"],
+    }
 
 
 def test_kernels_and_strides_are_attributes():
-    model = CapsNet(3, 4, 2, (2, 3), ONE_ITERATION, conv_kernel=3, conv_stride=1, capsule_kernels=(2, 3), capsule_strides=(3, 2))
-    (_, out), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 19, 20, 1)))
+    model = CapsNet(
+        3,
+        4,
+        2,
+        (2, 3),
+        ONE_ITERATION,
+        conv_kernel=3,
+        conv_stride=1,
+        capsule_kernels=(2, 3),
+        capsule_strides=(3, 2),
+    )
+    (_, out), variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), jnp.zeros((1, 19, 20, 1))
+    )
     params = variables["params"]
     assert params["conv"]["kernel"].shape == (3, 3, 1, 4)
-    assert params["conv_caps_1"]["transforms"].shape[:2] == (2, 2) and params["conv_caps_2"]["transforms"].shape[:2] == (3, 3)
+    assert params["conv_caps_1"]["transforms"].shape[:2] == (2, 2) and params["conv_caps_2"][
+        "transforms"
+    ].shape[:2] == (3, 3)
     # 19x20 -> 17x18 -> (17 - 2) // 3 + 1 = 6, (18 - 2) // 3 + 1 = 6 -> 2x2
     sizes = [out[name].activations.shape[1:3] for name in ("primary", "conv_caps_1", "conv_caps_2")]
     assert sizes == [(17, 18), (6, 6), (2, 2)]
@@ -51,7 +88,14 @@ def test_kernels_and_strides_are_attributes():
 def test_initializers_and_the_dtype_of_parameters_are_attributes():
     ones = jax.nn.initializers.ones
     model = CapsNet(
-        3, 4, 2, (2,), transform_init=emcaps.NearIdentity(2.0, 0.0), beta_u_init=ones, beta_a_init=ones, param_dtype=jnp.bfloat16
+        3,
+        4,
+        2,
+        (2,),
+        transform_init=emcaps.NearIdentity(2.0, 0.0),
+        beta_u_init=ones,
+        beta_a_init=ones,
+        param_dtype=jnp.bfloat16,
     )
     params = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 1)))["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
@@ -80,7 +124,10 @@ def test_any_image_size_and_channels(shape):
 @pytest.mark.slow
 def test_streamed_and_dense_networks_agree():
     images = jax.random.uniform(jax.random.key(2), (3, 20, 20, 1))
-    streamed, dense = (CapsNet(3, **SMALL, routing=RoutingOptions(implementation=name)) for name in ("streamed", "dense"))
+    streamed, dense = (
+        CapsNet(3, **SMALL, routing=RoutingOptions(implementation=name))
+        for name in ("streamed", "dense")
+    )
     variables = streamed.init(jax.random.key(0), images)
     ours, theirs = (jax.jit(model.apply)(variables, images)[0] for model in (streamed, dense))
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -93,7 +140,9 @@ def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
     params = jax.jit(model.init)(jax.random.key(0), images)
 
     def loss(params):
-        return spread_loss(model.apply(params, images)[0].activations, jnp.arange(6) % 3, 0.9).mean()
+        return spread_loss(
+            model.apply(params, images)[0].activations, jnp.arange(6) % 3, 0.9
+        ).mean()
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
         name = jax.tree_util.keystr(path)
@@ -110,7 +159,13 @@ def test_low_precision_ends_at_the_class_capsules():
     (_, expected), _ = jax.jit(full.apply)(variables, images)
     (_, activations), intermediates = jax.jit(low.apply)(variables, images)
     routed = intermediates["conv_caps_1"]
-    below = [intermediates["conv"], *intermediates["primary"], routed.poses, routed.activations, routed.assignments]
+    below = [
+        intermediates["conv"],
+        *intermediates["primary"],
+        routed.poses,
+        routed.activations,
+        routed.assignments,
+    ]
     assert {array.dtype for array in below} == {np.dtype(jnp.bfloat16)}
     assert {array.dtype for array in intermediates["class_caps"]} == {np.dtype("float32")}
     np.testing.assert_allclose(activations, expected, atol=0.03)
@@ -129,18 +184,24 @@ def test_an_examples_result_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(("size", "layer"), [(4, "conv"), (8, "conv_caps_1"), (10, "conv_caps_2")])
 def test_too_small_an_image_names_the_layer_that_cannot_take_it(size, layer):
-    with pytest.raises(ValueError, match=rf"^{layer}: its input is \d+x\d+, too small for its \d+x\d+ kernel with stride \d"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{layer}: its input is \d+x\d+, too small for its \d+x\d+ kernel with stride \d",
+    ):
         jax.eval_shape(CapsNet(3, **SMALL).init, jax.random.key(0), jnp.zeros((1, size, 20, 1)))
 
 
 @pytest.mark.parametrize("model", [CapsNet(3, **SMALL), DynamicCapsNet(3)])
 def test_channels_that_come_first_are_asked_about(model):
-    with pytest.raises(ValueError, match=r"^conv: .* images have shape \[2, 3, 20, 24\]: do channels come first\?"):
+    with pytest.raises(
+        ValueError, match=r"^conv: .* images have shape \[2, 3, 20, 24\]: do channels come first\?"
+    ):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3, 20, 24)))
 
 
 @pytest.mark.parametrize(
-    ("images", "error"), [(jnp.zeros((20, 20, 1)), ValueError), (jnp.zeros((1, 20, 20, 1), jnp.uint8), TypeError)]
+    ("images", "error"),
+    [(jnp.zeros((20, 20, 1)), ValueError), (jnp.zeros((1, 20, 20, 1), jnp.uint8), TypeError)],
 )
 def test_wrong_images_are_refused(images, error):
     with pytest.raises(error, match=r"^images must have"):
@@ -152,7 +213,9 @@ def test_modules_stand_alone():
     features = jax.random.uniform(jax.random.key(5), (2, 6, 5, 7))
     capsules, _ = PrimaryCaps(2).init_with_output(jax.random.key(0), features)
     chex.assert_shape(tuple(capsules), ((2, 6, 5, 2, 4, 4), (2, 6, 5, 2)))
-    result, variables = ConvCaps(3, kernel=2, stride=3).init_with_output(jax.random.key(0), capsules)
+    result, variables = ConvCaps(3, kernel=2, stride=3).init_with_output(
+        jax.random.key(0), capsules
+    )
     chex.assert_shape(result.poses, (2, 2, 2, 3, 4, 4))
     assert set(variables["params"]) == {"transforms", "beta_u", "beta_a"}
     result, variables = ClassCaps(4).init_with_output(jax.random.key(0), capsules)
@@ -161,7 +224,9 @@ def test_modules_stand_alone():
 
 
 def test_class_capsules_add_the_coordinates_of_receptive_field_centers():
-    """One child everywhere with a zero pose, one iteration: a class's pose is the mean coordinate of the positions."""
+    """One child everywhere with a zero pose, one iteration: a class's pose is the mean coordinate
+    of the positions.
+    """
     children = Capsules(jnp.zeros((1, 3, 2, 1, 4, 4)), jnp.ones((1, 3, 2, 1)))
     rows, columns = np.array([0.1, 0.3, 0.8]), np.array([0.2, 0.7])
     layer = ClassCaps(2, RoutingOptions(num_iterations=1))
@@ -174,7 +239,9 @@ def test_class_capsules_add_the_coordinates_of_receptive_field_centers():
 
 def test_works_as_an_nnx_module():
     images = jnp.zeros((1, 20, 20, 1))
-    model = nnx.bridge.ToNNX(CapsNet(3, **SMALL, routing=ONE_ITERATION), rngs=nnx.Rngs(0)).lazy_init(images)
+    model = nnx.bridge.ToNNX(
+        CapsNet(3, **SMALL, routing=ONE_ITERATION), rngs=nnx.Rngs(0)
+    ).lazy_init(images)
     capsules, _ = model(images)
     chex.assert_shape(capsules.activations, (1, 3))
 
@@ -183,7 +250,9 @@ def test_the_same_network_is_not_traced_twice():
     model = CapsNet(3, **SMALL, routing=ONE_ITERATION)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, 20, 20, 1)))
     chex.clear_trace_counter()
-    apply = jax.jit(chex.assert_max_traces(lambda variables, images: model.apply(variables, images)[0], n=1))
+    apply = jax.jit(
+        chex.assert_max_traces(lambda variables, images: model.apply(variables, images)[0], n=1)
+    )
     for seed in range(2):
         apply(variables, jax.random.uniform(jax.random.key(seed), (2, 20, 20, 1)))
 

@@ -1,4 +1,6 @@
-"""Values that are traced are checked by whoever asks for it: `jax.experimental.checkify.checkify`."""
+"""Values that are traced are checked by whoever asks for it:
+`jax.experimental.checkify.checkify`.
+"""
 
 import functools
 
@@ -28,9 +30,15 @@ def broken(route, name, value):
 
 
 def test_a_program_that_is_traced_again_is_the_same():
-    """So that it is found in a cache of compiled programs, although checkify numbers checks as they are traced."""
+    """So that it is found in a cache of compiled programs, although checkify numbers checks as they
+    are traced.
+    """
     route = routing_cases.ROUTES["conv-streamed"]
-    lowered = lambda: jax.jit(functools.partial(route.function, num_iterations=1)).lower(*route.arrays()).as_text()  # noqa: E731
+
+    def lowered():
+        once = functools.partial(route.function, num_iterations=1)
+        return jax.jit(once).lower(*route.arrays()).as_text()
+
     first = lowered()
     jax.jit(lambda pred: checkify.debug_check(pred, "another check")).lower(True)
     assert lowered() == first
@@ -57,7 +65,9 @@ def test_wrong_values_are_named_in_debug_mode_and_pass_otherwise(kind, name, val
 
 def test_traced_constants_are_checked_too():
     route = routing_cases.EM_ROUTE
-    function = jax.jit(lambda epsilon: route.function(*route.arrays(), num_iterations=1, mass_epsilon=epsilon))
+    function = jax.jit(
+        lambda epsilon: route.function(*route.arrays(), num_iterations=1, mass_epsilon=epsilon)
+    )
     assert message(function, 1e-6) is None
     assert "mass_epsilon must lie in" in message(function, -1.0)
 
@@ -71,7 +81,11 @@ WRONG[2, 1] = np.nan
     [
         (jax.vmap(squash), WRONG, "vectors must be finite; got nan"),
         (jax.vmap(jax.vmap(squash)), WRONG[None, :, None], "vectors must be finite; got nan"),
-        (jax.jit(jax.vmap(jax.grad(lambda vector: squash(vector)[0]))), WRONG, "vectors must be finite; got nan"),
+        (
+            jax.jit(jax.vmap(jax.grad(lambda vector: squash(vector)[0]))),
+            WRONG,
+            "vectors must be finite; got nan",
+        ),
         (
             jax.vmap(lambda label: spread_loss(WRONG[:1], label[None], 0.5)),
             np.array([0, 7, 2, 5]),
@@ -90,7 +104,9 @@ def test_of_examples_on_several_devices_the_wrong_value_is_named(kind):
     mesh = jax.make_mesh((2,), ("a",), axis_types=(kind,), devices=jax.devices()[:2])
     function = jax.vmap(squash)
     if kind == AxisType.Auto:
-        function = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("a"), out_specs=PartitionSpec("a"))
+        function = jax.shard_map(
+            function, mesh=mesh, in_specs=PartitionSpec("a"), out_specs=PartitionSpec("a")
+        )
     given = jax.device_put(WRONG, NamedSharding(mesh, PartitionSpec("a")))
     assert "vectors must be finite; got nan" in message(jax.jit(function), given)
     assert message(jax.jit(function), jnp.zeros_like(given)) is None

@@ -1,4 +1,6 @@
-"""Diagnostics of routing, against slow loops, results made by hand, and what must hold of any routing."""
+"""Diagnostics of routing, against slow loops, results made by hand, and what must hold of any
+routing.
+"""
 
 import collections
 
@@ -25,7 +27,9 @@ def network():
 
 
 def result_of_types(activations):
-    """A result of `em_routing` with these activations `[..., J]`, two children, and nothing else of interest."""
+    """A result of `em_routing` with these activations `[..., J]`, two children, and nothing else of
+    interest.
+    """
     activations = np.asarray(activations, np.float32)
     *batch, num_parents = activations.shape
     poses = np.ones((*batch, num_parents, 16), np.float32)
@@ -42,7 +46,9 @@ def result_on_a_map(activations):
 
 
 def mean_entropy(shares_of_children):
-    """The mean over children of the entropy of each one's shares; `shares_of_children` is a list of lists."""
+    """The mean over children of the entropy of each one's shares; `shares_of_children` is a list of
+    lists.
+    """
     entropies = []
     for shares in shares_of_children:
         assert abs(sum(shares) - 1) < 1e-5
@@ -52,11 +58,17 @@ def mean_entropy(shares_of_children):
 
 @pytest.mark.parametrize("stride", [2, 3])
 def test_entropy_is_that_of_each_child_over_all_parents_that_it_reaches(stride):
-    result = conv_em_routing(*routing_cases.CONV_ROUTE.arrays(), stride=stride, **routing_cases.settings())
+    result = conv_em_routing(
+        *routing_cases.CONV_ROUTE.arrays(), stride=stride, **routing_cases.settings()
+    )
     shares = collections.defaultdict(list)
-    for (b, y, x, ky, kx, i, _), share in np.ndenumerate(np.asarray(result.assignments, np.float64)):
+    for (b, y, x, ky, kx, i, _), share in np.ndenumerate(
+        np.asarray(result.assignments, np.float64)
+    ):
         shares[b, y * stride + ky, x * stride + kx, i].append(share)
-    np.testing.assert_allclose(diagnose(result).assignment_entropy, mean_entropy(shares.values()), rtol=1e-5)
+    np.testing.assert_allclose(
+        diagnose(result).assignment_entropy, mean_entropy(shares.values()), rtol=1e-5
+    )
 
 
 def test_entropy_of_children_that_reach_every_parent():
@@ -68,7 +80,11 @@ def test_entropy_of_children_that_reach_every_parent():
 def test_entropy_of_certain_and_of_even_children():
     result = result_of_types([0.5, 0.5, 0.5, 0.5])
     certain, even, vanishing = [0, 1, 0, 0], [0.25] * 4, [1, 1e-40, 0, 0]
-    for children, expected in [((certain, certain), 0), ((certain, even), np.log(4) / 2), ((even, vanishing), np.log(4) / 2)]:
+    for children, expected in [
+        ((certain, certain), 0),
+        ((certain, even), np.log(4) / 2),
+        ((even, vanishing), np.log(4) / 2),
+    ]:
         found = diagnose(result._replace(assignments=np.array(children, np.float32)))
         np.testing.assert_allclose(found.assignment_entropy, expected, atol=1e-7)
 
@@ -95,7 +111,9 @@ def test_means_and_spreads():
     logits = np.array([[[[-1, 3], [4, 4]]]], np.float32)  # standard deviations 2 and 0
     found = diagnose(result._replace(activation_logits=logits))
     expected = 0.5, np.std([0.1, 0.7, 0.3, 0.9]), 1
-    np.testing.assert_allclose((found.activation_mean, found.activation_spread, found.logit_spread), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        (found.activation_mean, found.activation_spread, found.logit_spread), expected, rtol=1e-6
+    )
 
 
 def test_a_network_has_diagnostics_of_each_layer_that_routes(network):
@@ -109,11 +127,16 @@ def test_a_network_has_diagnostics_of_each_layer_that_routes(network):
 
 def test_iterations_end_with_the_diagnostics_of_the_network(network):
     model, variables, images = network
-    found, last = diagnose_iterations(model, variables, images), diagnose_layers(model.apply(variables, images)[1])
+    found, last = (
+        diagnose_iterations(model, variables, images),
+        diagnose_layers(model.apply(variables, images)[1]),
+    )
     assert list(found) == list(last)
     for name, num_iterations in zip(found, ITERATIONS, strict=True):
         chex.assert_shape(tuple(found[name]), (num_iterations,))
-        chex.assert_trees_all_equal(jax.tree.map(lambda values: values[-1], found[name]), last[name])
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda values: values[-1], found[name]), last[name]
+        )
 
 
 def test_iterations_begin_with_even_assignments_and_change_them(network):
@@ -127,7 +150,9 @@ def test_results_by_iteration_are_those_of_a_network_with_fewer_iterations(netwo
     model, variables, images = network
     results = results_by_iteration(model, variables, images, "class_caps")
     assert len(results) == 3
-    fewer = model.clone(routing=(RoutingOptions(num_iterations=2), RoutingOptions(num_iterations=1)))
+    fewer = model.clone(
+        routing=(RoutingOptions(num_iterations=2), RoutingOptions(num_iterations=1))
+    )
     chex.assert_trees_all_equal(results[0], fewer.apply(variables, images)[1]["class_caps"])
 
 
@@ -140,9 +165,13 @@ def test_one_routing_for_all_layers_serves_too(network):
 def test_jit_changes_nothing(network):
     model, variables, images = network
     intermediates = model.apply(variables, images)[1]
-    chex.assert_trees_all_close(jax.jit(diagnose_layers)(intermediates), diagnose_layers(intermediates), rtol=1e-6)
+    chex.assert_trees_all_close(
+        jax.jit(diagnose_layers)(intermediates), diagnose_layers(intermediates), rtol=1e-6
+    )
     jitted = jax.jit(lambda *arrays: diagnose_iterations(model, *arrays))(variables, images)
-    chex.assert_trees_all_close(jitted, diagnose_iterations(model, variables, images), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(
+        jitted, diagnose_iterations(model, variables, images), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_derivatives_are_finite_where_shares_and_spreads_are_zero():
@@ -152,9 +181,14 @@ def test_derivatives_are_finite_where_shares_and_spreads_are_zero():
     chex.assert_tree_all_finite(gradient)
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")])
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")],
+)
 def test_scalars_of_at_least_single_precision(precision, expected, x64):
-    result = jax.tree.map(lambda array: jnp.asarray(array, precision), result_of_types([[0.25, 0.75]]))
+    result = jax.tree.map(
+        lambda array: jnp.asarray(array, precision), result_of_types([[0.25, 0.75]])
+    )
     for value in diagnose(result):
         chex.assert_shape(value, ())
         assert value.dtype == expected
@@ -163,17 +197,40 @@ def test_scalars_of_at_least_single_precision(precision, expected, x64):
 def test_nan_is_not_hidden():
     broken = jax.tree.map(lambda array: np.full_like(array, np.nan), result_of_types([[0.5, 0.5]]))
     found = diagnose(broken)
-    assert np.isnan([found.assignment_entropy, found.activation_mean, found.activation_spread, found.logit_spread]).all()
+    assert np.isnan(
+        [
+            found.assignment_entropy,
+            found.activation_mean,
+            found.activation_spread,
+            found.logit_spread,
+        ]
+    ).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"activations": np.zeros(3, np.float32)}, ValueError, "result.activations must have shape"),
-        ({"assignments": np.zeros((4, 2, 2), np.float32)}, ValueError, "result.assignments must have the batch axes"),
-        ({"assignments": np.zeros((3, 2, 5), np.float32)}, ValueError, "result.assignments must have shape"),
+        (
+            {"activations": np.zeros(3, np.float32)},
+            ValueError,
+            "result.activations must have shape",
+        ),
+        (
+            {"assignments": np.zeros((4, 2, 2), np.float32)},
+            ValueError,
+            "result.assignments must have the batch axes",
+        ),
+        (
+            {"assignments": np.zeros((3, 2, 5), np.float32)},
+            ValueError,
+            "result.assignments must have shape",
+        ),
         ({"poses": np.zeros((3, 2, 4, 4), np.float32)}, ValueError, "result.poses must have shape"),
-        ({"variances": np.zeros((3, 2, 16), int)}, TypeError, "result.variances must have a floating point dtype"),
+        (
+            {"variances": np.zeros((3, 2, 16), int)},
+            TypeError,
+            "result.variances must have a floating point dtype",
+        ),
     ],
 )
 def test_a_result_whose_fields_do_not_fit_is_refused(changes, error, message):
@@ -186,7 +243,12 @@ def test_other_things_are_refused(network):
     capsules, intermediates = model.apply(variables, images)
     with pytest.raises(TypeError, match=r"^result must be a RoutingResult; got Capsules"):
         diagnose(capsules)
-    with pytest.raises(TypeError, match=r"^intermediates must be a mapping, the second output of CapsNet; got tuple"):
+    with pytest.raises(
+        TypeError,
+        match=r"^intermediates must be a mapping, the second output of CapsNet; got tuple",
+    ):
         diagnose_layers((capsules, intermediates))
-    with pytest.raises(ValueError, match=r"^layer must be one of 'conv_caps_1', 'class_caps'; got 'primary'"):
+    with pytest.raises(
+        ValueError, match=r"^layer must be one of 'conv_caps_1', 'class_caps'; got 'primary'"
+    ):
         results_by_iteration(model, variables, images, "primary")

@@ -1,4 +1,6 @@
-"""Dynamic routing: against loops written from the paper, its laws, its gradients, extremes and errors."""
+"""Dynamic routing: against loops written from the paper, its laws, its gradients, extremes and
+errors.
+"""
 
 import math
 import re
@@ -41,26 +43,42 @@ def loops(votes, num_iterations):
 def test_routing_equals_the_oracle(sizes, num_iterations, x64):
     for scale in (1e-2, 1.0, 10.0):
         votes = votes_like(3, *sizes, scale=scale, dtype=np.float64)
-        exact, single = (dynamic_routing(jnp.asarray(votes, d), num_iterations=num_iterations) for d in (jnp.float64, jnp.float32))
+        exact, single = (
+            dynamic_routing(jnp.asarray(votes, d), num_iterations=num_iterations)
+            for d in (jnp.float64, jnp.float32)
+        )
         for index, example in enumerate(votes):
             poses, couplings = loops(example, num_iterations)
             for result, tolerance in ((exact, 1e-12), (single, 1e-4)):
                 np.testing.assert_allclose(result.poses[index], poses, rtol=0, atol=tolerance)
-                np.testing.assert_allclose(result.couplings[index], couplings, rtol=0, atol=tolerance)
-                np.testing.assert_allclose(result.activations[index], np.linalg.norm(poses, axis=-1), atol=tolerance)
                 np.testing.assert_allclose(
-                    jax.nn.sigmoid(result.activation_logits[index]), result.activations[index], atol=tolerance
+                    result.couplings[index], couplings, rtol=0, atol=tolerance
+                )
+                np.testing.assert_allclose(
+                    result.activations[index], np.linalg.norm(poses, axis=-1), atol=tolerance
+                )
+                np.testing.assert_allclose(
+                    jax.nn.sigmoid(result.activation_logits[index]),
+                    result.activations[index],
+                    atol=tolerance,
                 )
 
 
 @pytest.mark.parametrize(
     "sizes, num_iterations",
-    [((5, 3, 4, 6), 3), ((1, 1, 1, 1), 1), *(pytest.param((6, 4, 8, 3), t, marks=pytest.mark.slow) for t in (1, 3))],
+    [
+        ((5, 3, 4, 6), 3),
+        ((1, 1, 1, 1), 1),
+        *(pytest.param((6, 4, 8, 3), t, marks=pytest.mark.slow) for t in (1, 3)),
+    ],
 )
 def test_votes_that_are_not_stored_route_alike(sizes, num_iterations, x64):
     """Values, and gradients by both arguments, of loops over the votes in memory."""
     N, J, D, E = sizes
-    children, transforms = votes_like(2, 3, N, D, dtype=np.float64), votes_like(N, J, D, E, seed=1, dtype=np.float64)
+    children, transforms = (
+        votes_like(2, 3, N, D, dtype=np.float64),
+        votes_like(N, J, D, E, seed=1, dtype=np.float64),
+    )
 
     def stored(children, transforms):
         votes = jnp.einsum("...nd,njde->...nje", children, transforms)
@@ -71,15 +89,22 @@ def test_votes_that_are_not_stored_route_alike(sizes, num_iterations, x64):
 
     def total(children, transforms, route):
         result = route(children, transforms)
-        return sum((weight * array**2).sum() for weight, array in enumerate(result, start=1)), result
+        return sum(
+            (weight * array**2).sum() for weight, array in enumerate(result, start=1)
+        ), result
 
     gradient = jax.jit(jax.grad(total, (0, 1), has_aux=True), static_argnums=2)
-    (ours, result), (theirs, expected) = (gradient(children, transforms, route) for route in (not_stored, stored))
+    (ours, result), (theirs, expected) = (
+        gradient(children, transforms, route) for route in (not_stored, stored)
+    )
     chex.assert_trees_all_close(result, expected, atol=1e-12)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-11)
     votes = np.einsum("nd,njde->nje", children[1, 2], transforms)
-    for found in (result, not_stored(children, transforms)):  # of the gradient's program, and without a gradient
-        for array, of_loops in zip((found.poses, found.couplings), loops(votes, num_iterations), strict=True):
+    # Of the gradient's program, and without a gradient.
+    for found in (result, not_stored(children, transforms)):
+        for array, of_loops in zip(
+            (found.poses, found.couplings), loops(votes, num_iterations), strict=True
+        ):
             np.testing.assert_allclose(array[1, 2], of_loops, atol=1e-12)
 
 
@@ -106,13 +131,17 @@ def test_order_does_not_matter(x64):
     children, parents = np.array([3, 1, 5, 0, 2, 4]), np.array([2, 0, 3, 1])
     plain, mixed = dynamic_routing(votes), dynamic_routing(votes[:, children][:, :, parents])
     np.testing.assert_allclose(mixed.poses, plain.poses[:, parents], atol=1e-12)
-    np.testing.assert_allclose(mixed.couplings, plain.couplings[:, children][:, :, parents], atol=1e-12)
+    np.testing.assert_allclose(
+        mixed.couplings, plain.couplings[:, children][:, :, parents], atol=1e-12
+    )
 
 
 def test_each_example_is_routed_by_itself(x64):
     votes = votes_like(3, 6, 4, 5, dtype=np.float64)
     together = dynamic_routing(votes)
-    chex.assert_trees_all_close(jax.tree.map(lambda array: array[1], together), dynamic_routing(votes[1]), atol=1e-13)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda array: array[1], together), dynamic_routing(votes[1]), atol=1e-13
+    )
     chex.assert_trees_all_close(together, jax.vmap(dynamic_routing)(votes), atol=1e-13)
 
 
@@ -127,21 +156,35 @@ def test_a_rotation_of_the_votes_rotates_the_result(x64):
 def test_more_iterations_follow_agreement():
     """All children agree about the first parent and contradict each other about the second."""
     votes = np.stack([np.ones((6, 3)), np.tile([[1.0], [-1.0]], (3, 3))], axis=1).astype(np.float32)
-    to_first = [float(dynamic_routing(votes, num_iterations=t).couplings[:, 0].mean()) for t in (1, 2, 3, 5)]
+    to_first = [
+        float(dynamic_routing(votes, num_iterations=t).couplings[:, 0].mean()) for t in (1, 2, 3, 5)
+    ]
     assert to_first[0] == 0.5 and (np.diff(to_first) > 0.01).all()
 
 
 @pytest.mark.parametrize(
-    "num_iterations, order", [(3, 1), pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)]
+    "num_iterations, order",
+    [
+        (3, 1),
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(3, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients(num_iterations, order, x64):
     votes = votes_like(2, 4, 3, 5, dtype=np.float64)
     routed = jax.jit(lambda votes: dynamic_routing(votes, num_iterations=num_iterations))
     check_grads(routed, (votes,), order, eps=1e-5, rtol=1e-5, atol=1e-5)
     check_grads(jax.jit(squash), (votes,), order=1, eps=1e-6, rtol=1e-7, atol=1e-7)
-    children, transforms = votes_like(2, 4, 3, dtype=np.float64), votes_like(4, 3, 3, 5, seed=1, dtype=np.float64)
-    not_stored = jax.jit(lambda *given: class_dynamic_routing(*given, num_iterations=num_iterations))
-    check_grads(not_stored, (children, transforms), order, modes=["rev"], eps=1e-5, rtol=1e-5, atol=1e-5)
+    children, transforms = (
+        votes_like(2, 4, 3, dtype=np.float64),
+        votes_like(4, 3, 3, 5, seed=1, dtype=np.float64),
+    )
+    not_stored = jax.jit(
+        lambda *given: class_dynamic_routing(*given, num_iterations=num_iterations)
+    )
+    check_grads(
+        not_stored, (children, transforms), order, modes=["rev"], eps=1e-5, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +201,10 @@ def test_gradients(num_iterations, order, x64):
 def test_extremes_give_finite_numbers(votes):
     def total(votes):
         result = dynamic_routing(votes, num_iterations=5)
-        return result.poses.sum() + result.activations.sum() + result.activation_logits.sum(), result
+        return (
+            result.poses.sum() + result.activations.sum() + result.activation_logits.sum(),
+            result,
+        )
 
     gradient, result = jax.jit(jax.grad(total, has_aux=True))(votes)
     chex.assert_tree_all_finite((gradient, result))
@@ -178,14 +224,25 @@ def test_low_precision_is_computed_in_float32(dtype):
     result, exact = dynamic_routing(votes), dynamic_routing(votes.astype(jnp.float32))
     for ours, theirs in zip(result, exact, strict=True):
         assert ours.dtype == dtype
-        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=jnp.finfo(dtype).eps, atol=jnp.finfo(dtype).eps)
-    children, transforms = (jnp.asarray(votes_like(*shape), dtype) for shape in ((2, 50, 4), (50, 3, 4, 8)))
-    result, exact = (class_dynamic_routing(children.astype(d), transforms.astype(d)) for d in (dtype, jnp.float32))
-    chex.assert_trees_all_close(result, jax.tree.map(lambda array: array.astype(dtype), exact), atol=0)
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), theirs, rtol=jnp.finfo(dtype).eps, atol=jnp.finfo(dtype).eps
+        )
+    children, transforms = (
+        jnp.asarray(votes_like(*shape), dtype) for shape in ((2, 50, 4), (50, 3, 4, 8))
+    )
+    result, exact = (
+        class_dynamic_routing(children.astype(d), transforms.astype(d))
+        for d in (dtype, jnp.float32)
+    )
+    chex.assert_trees_all_close(
+        result, jax.tree.map(lambda array: array.astype(dtype), exact), atol=0
+    )
 
 
 def test_it_is_traced_once():
-    routed = jax.jit(chex.assert_max_traces(lambda votes: dynamic_routing(votes, num_iterations=3), n=1))
+    routed = jax.jit(
+        chex.assert_max_traces(lambda votes: dynamic_routing(votes, num_iterations=3), n=1)
+    )
     for seed in range(3):
         routed(votes_like(2, 4, 3, 5, seed=seed))
 
@@ -193,11 +250,31 @@ def test_it_is_traced_once():
 @pytest.mark.parametrize(
     "votes, keywords, error, message",
     [
-        (np.zeros((4, 3), np.float32), {}, ValueError, r"votes must have shape \[\.\.\., N, J, D\]; got shape \[4, 3\]"),
+        (
+            np.zeros((4, 3), np.float32),
+            {},
+            ValueError,
+            r"votes must have shape \[\.\.\., N, J, D\]; got shape \[4, 3\]",
+        ),
         (np.zeros((0, 4, 3), np.float32), {}, ValueError, "no axis empty"),
-        (np.zeros((2, 4, 3), np.int32), {}, TypeError, "votes must have a floating point dtype; got int32"),
-        (np.zeros((2, 4, 3), np.float32), {"num_iterations": 0}, ValueError, "num_iterations must be at least 1; got 0"),
-        (np.zeros((2, 4, 3), np.float32), {"num_iterations": 2.0}, TypeError, "num_iterations must be a Python int"),
+        (
+            np.zeros((2, 4, 3), np.int32),
+            {},
+            TypeError,
+            "votes must have a floating point dtype; got int32",
+        ),
+        (
+            np.zeros((2, 4, 3), np.float32),
+            {"num_iterations": 0},
+            ValueError,
+            "num_iterations must be at least 1; got 0",
+        ),
+        (
+            np.zeros((2, 4, 3), np.float32),
+            {"num_iterations": 2.0},
+            TypeError,
+            "num_iterations must be a Python int",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(votes, keywords, error, message):
@@ -208,10 +285,30 @@ def test_wrong_arguments_are_refused(votes, keywords, error, message):
 @pytest.mark.parametrize(
     "shapes, keywords, error, message",
     [
-        ([(4, 3), (5, 2, 3, 6)], {}, ValueError, r"transforms must have shape \[N=4, J, D=3, E\], no axis empty; got shape \[5"),
-        ([(3,), (5, 2, 3, 6)], {}, ValueError, r"children must have shape \[\.\.\., N, D\]; got shape \[3\]"),
-        ([(4, 3), (4, 2, 3)], {}, ValueError, r"transforms must have shape \[N=4, J, D=3, E\]; got shape \[4, 2, 3\]"),
-        ([(4, 3), (4, 2, 3, 6)], {"num_iterations": 0}, ValueError, "num_iterations must be at least 1; got 0"),
+        (
+            [(4, 3), (5, 2, 3, 6)],
+            {},
+            ValueError,
+            r"transforms must have shape \[N=4, J, D=3, E\], no axis empty; got shape \[5",
+        ),
+        (
+            [(3,), (5, 2, 3, 6)],
+            {},
+            ValueError,
+            r"children must have shape \[\.\.\., N, D\]; got shape \[3\]",
+        ),
+        (
+            [(4, 3), (4, 2, 3)],
+            {},
+            ValueError,
+            r"transforms must have shape \[N=4, J, D=3, E\]; got shape \[4, 2, 3\]",
+        ),
+        (
+            [(4, 3), (4, 2, 3, 6)],
+            {"num_iterations": 0},
+            ValueError,
+            "num_iterations must be at least 1; got 0",
+        ),
     ],
 )
 def test_wrong_children_and_transforms_are_refused(shapes, keywords, error, message):

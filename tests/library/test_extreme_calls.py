@@ -1,11 +1,14 @@
-"""Well-formed calls at the edges, drawn at random: results are finite and what they claim to be, and so are gradients.
+"""Well-formed calls at the edges, drawn at random: results are finite and what they claim to be,
+and so are gradients.
 
-A draw has the number of one of so many shapes, each with its sizes, iterations, dtype and form (all that a program is compiled
-for), and values: votes from 1e-6 to 1e6 (in float16 as far as it goes), activations among which are 0, 1 and the smallest subnormal
-number, betas up to 1e4 either way, votes that are all equal.
+A draw has the number of one of so many shapes, each with its sizes, iterations, dtype and form (all
+that a program is compiled for), and values: votes from 1e-6 to 1e6 (in float16 as far as it goes),
+activations among which are 0, 1 and the smallest subnormal number, betas up to 1e4 either way,
+votes that are all equal.
 
-A gradient may be too large for float16, whose largest number is 65,504: to a child of activation 0 a parent without any other mass
-owes a gradient of 1 / `mass_epsilon`. It must then be infinite, which is how float16 says so, and the same in float32 as large.
+A gradient may be too large for float16, whose largest number is 65,504: to a child of activation 0
+a parent without any other mass owes a gradient of 1 / `mass_epsilon`. It must then be infinite,
+which is how float16 says so, and the same in float32 as large.
 """
 
 import functools
@@ -29,7 +32,9 @@ SHORT = dict(shapes=3, calls=100, seed=1)
 
 
 class Shape(NamedTuple):
-    """What a program is compiled for: of `routes[number % 3]`, with sizes from 1 to 40 and 1 to 10 iterations."""
+    """What a program is compiled for: of `routes[number % 3]`, with sizes from 1 to 40 and 1 to 10
+    iterations.
+    """
 
     route: str
     arrays: dict[str, tuple[int, ...]]
@@ -45,7 +50,10 @@ def size(rng, most=40):
 def draw_shape(number):
     rng = np.random.default_rng(number)
     while True:
-        keywords = {"num_iterations": int(rng.integers(1, 11)), "normalize_costs": bool(rng.integers(2))}
+        keywords = {
+            "num_iterations": int(rng.integers(1, 11)),
+            "normalize_costs": bool(rng.integers(2)),
+        }
         route, dtype = ROUTES[number % 3], DTYPES[(number + number // 3) % 3]
         batch, children, parents = size(rng), size(rng), size(rng)
         height, width = size(rng), size(rng)
@@ -53,7 +61,10 @@ def draw_shape(number):
             arrays = {"votes": (batch, children, parents, 16), "activations": (batch, children)}
             votes = batch * children * parents
         else:
-            arrays = {"poses": (batch, height, width, children, 4, 4), "activations": (batch, height, width, children)}
+            arrays = {
+                "poses": (batch, height, width, children, 4, 4),
+                "activations": (batch, height, width, children),
+            }
             keywords["implementation"] = str(rng.choice(["streamed", "streamed", "dense"]))
             keywords["competition"] = str(rng.choice(["all", "all", "types", "positions"]))
         if route == "class":
@@ -66,17 +77,24 @@ def draw_shape(number):
             positions = ((height - rows) // stride + 1) * ((width - columns) // stride + 1)
             votes = batch * positions * rows * columns * children * parents
         if votes <= MOST_VOTES:
-            return Shape(route, arrays | {"beta_u": (parents,), "beta_a": (parents,)}, keywords, dtype)
+            return Shape(
+                route, arrays | {"beta_u": (parents,), "beta_a": (parents,)}, keywords, dtype
+            )
 
 
 @functools.cache
 def program(number):
-    """The routing of a shape, compiled once: the gradient of a sum over poses, activations and logits, and the result.
+    """The routing of a shape, compiled once: the gradient of a sum over poses, activations and
+    logits, and the result.
 
     For float16 also, in front of them, the gradient by the same arrays in float32.
     """
     shape = draw_shape(number)
-    route = {"em": emcaps.em_routing, "conv": emcaps.conv_em_routing, "class": emcaps.class_em_routing}[shape.route]
+    route = {
+        "em": emcaps.em_routing,
+        "conv": emcaps.conv_em_routing,
+        "class": emcaps.class_em_routing,
+    }[shape.route]
 
     def total(arrays):
         result = route(**arrays, **shape.keywords)
@@ -84,14 +102,21 @@ def program(number):
         return sum(field.astype(jnp.float32).mean() for field in said), result
 
     def gradients(arrays):
-        wide = {name: array.astype(jnp.float32) for name, array in arrays.items()} if shape.dtype == "float16" else arrays
+        wide = (
+            {name: array.astype(jnp.float32) for name, array in arrays.items()}
+            if shape.dtype == "float16"
+            else arrays
+        )
         return jax.grad(total, has_aux=True)(wide)[0], *jax.grad(total, has_aux=True)(arrays)
 
     return shape, jax.jit(gradients)
 
 
 def draw_values(shape, values_seed, magnitude, equal, beta):
-    """The arrays of a call. All children's votes are the same for one parent if they are `equal`."""
+    """The arrays of a call.
+
+    All children's votes are the same for one parent if they are `equal`.
+    """
     rng = np.random.default_rng(values_seed)
     magnitude = min(magnitude, LARGEST[shape.dtype] / 8)
     subnormal = float(jnp.finfo(shape.dtype).smallest_subnormal)
@@ -102,7 +127,9 @@ def draw_values(shape, values_seed, magnitude, equal, beta):
         elif name in ("votes", "poses"):
             array = magnitude * rng.uniform(-1, 1, sizes)
             if equal:
-                array = np.broadcast_to(array[..., :1, :1, :] if name == "votes" else array[:1, :1, :1, :1], sizes)
+                array = np.broadcast_to(
+                    array[..., :1, :1, :] if name == "votes" else array[:1, :1, :1, :1], sizes
+                )
         elif name == "transforms":
             array = np.broadcast_to(np.eye(4), sizes) if equal else rng.uniform(-1, 1, sizes)
         else:
@@ -116,15 +143,21 @@ def assert_sound(shape, wide_gradients, gradients, result):
         assert np.isfinite(field).all(), f"{name} is not finite"
     for name, gradient in gradients.items():
         wide = wide_gradients[name]
-        assert np.isfinite(wide).all() and not np.isnan(gradient).any(), f"the gradient by {name} is not finite"
+        assert np.isfinite(wide).all() and not np.isnan(gradient).any(), (
+            f"the gradient by {name} is not finite"
+        )
         too_large = np.abs(wide) > 0.9 * float(jnp.finfo(gradient.dtype).max)
         assert (np.isfinite(gradient) | too_large).all(), f"the gradient by {name} is not finite"
-    activations, assignments = (array.astype(np.float64) for array in (result.activations, result.assignments))
+    activations, assignments = (
+        array.astype(np.float64) for array in (result.activations, result.assignments)
+    )
     assert activations.min() >= 0 and activations.max() <= 1
     assert result.variances.min() > 0
     assert assignments.min() >= 0
     totals = per_competition(shape, assignments)
-    np.testing.assert_allclose(totals, 1, atol=4 * assignments.size**0.5 * float(jnp.finfo(shape.dtype).eps))
+    np.testing.assert_allclose(
+        totals, 1, atol=4 * assignments.size**0.5 * float(jnp.finfo(shape.dtype).eps)
+    )
 
 
 def per_competition(shape, assignments):
@@ -147,7 +180,9 @@ def route_extremes(shapes, calls, seed_of_draws):
     done = []
 
     @seed(seed_of_draws)
-    @settings(max_examples=calls, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=calls, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(
         number=st.integers(0, shapes - 1),
         values_seed=st.integers(0, 2**32 - 1),
@@ -157,7 +192,9 @@ def route_extremes(shapes, calls, seed_of_draws):
     )
     def check(number, values_seed, magnitude, equal, beta):
         shape, routed = program(number)
-        assert_sound(shape, *jax.device_get(routed(draw_values(shape, values_seed, magnitude, equal, beta))))
+        assert_sound(
+            shape, *jax.device_get(routed(draw_values(shape, values_seed, magnitude, equal, beta)))
+        )
         done.append(number)
 
     check()

@@ -1,4 +1,6 @@
-"""The kernels for NVIDIA GPUs, interpreted; and which form of the votes a program has, by the platform that it is lowered for."""
+"""The kernels for NVIDIA GPUs, interpreted; and which form of the votes a program has, by the
+platform that it is lowered for.
+"""
 
 import contextlib
 import functools
@@ -18,7 +20,8 @@ from emcaps.procedure import Constants, Procedure
 from emcaps.receptive_field import ReceptiveField
 from emcaps.votes import StreamedVotes, VoteTerms
 
-SHAPES = [(6, 3, COLUMNS, 5), (8, 4, 2 * COLUMNS, 4)]  # N, J, M, Q: what tiles divide, and what they do not
+# N, J, M, Q: what tiles divide, and what they do not.
+SHAPES = [(6, 3, COLUMNS, 5), (8, 4, 2 * COLUMNS, 4)]
 
 
 def random_arrays(seed, *shapes):
@@ -34,8 +37,13 @@ def assert_close(ours, theirs, bound):
 def both(shape, operation, *given):
     """What kernels and chunks make of the same."""
     num_children, num_parents, width, inner = shape
-    poses, transforms = random_arrays(0, (num_children, 4, inner, width), (num_children, inner, 4, num_parents))
-    return [jax.jit(functools.partial(operation, form(poses, transforms)))(*given) for form in (KernelVotes, StreamedVotes)]
+    poses, transforms = random_arrays(
+        0, (num_children, 4, inner, width), (num_children, inner, 4, num_parents)
+    )
+    return [
+        jax.jit(functools.partial(operation, form(poses, transforms)))(*given)
+        for form in (KernelVotes, StreamedVotes)
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -52,7 +60,12 @@ def test_moments_and_scores(shape, types):
     assert_close(ours.second, theirs.second, 1e-6)
     assert_close(ours.mass, jnp.broadcast_to(theirs.mass, ours.mass.shape), 1e-6)
     linear = None if weighted == 1 else linear
-    assert_close(*both(shape, lambda votes, *given: votes.scores(*given, linear), constant, quadratic, center), 1e-6)
+    assert_close(
+        *both(
+            shape, lambda votes, *given: votes.scores(*given, linear), constant, quadratic, center
+        ),
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -62,7 +75,11 @@ def test_gradient(shape):
     def terms(seed, number, scaled):
         parents = (number, 4, 4, num_parents, width)
         weights, scale, *forms = random_arrays(
-            seed, (number, num_children, num_parents, width), (num_children, width), parents, parents
+            seed,
+            (number, num_children, num_parents, width),
+            (num_children, width),
+            parents,
+            parents,
         )
         return VoteTerms(weights, scale if scaled else None, *forms)
 
@@ -74,7 +91,10 @@ def test_gradient(shape):
 def test_moments_are_taken_again_only_where_they_lost_digits():
     shape = num_children, num_parents, width, _ = SHAPES[1]
     weights, scale, old, new = random_arrays(
-        1, (num_children, num_parents, width), (num_children, width), *[(4, 4, num_parents, width)] * 2
+        1,
+        (num_children, num_parents, width),
+        (num_children, width),
+        *[(4, 4, num_parents, width)] * 2,
     )
     lost = jnp.zeros((num_parents, width), bool).at[1, COLUMNS + 3].set(True)
 
@@ -96,14 +116,28 @@ def test_routing_and_its_gradient(damping):
     )
     scalars = [jnp.float32(value) for value in (0.1, 1e-6, 0.1, 4.0)]
     constants = Constants(beta_u[:, None], beta_a[:, None], jnp.ones(3), *scalars)
-    procedure = Procedure(ReceptiveField((6, 6), (3, 3), 1), 3, True, "all", "reachable", damping, assignment_gradient=True)
+    procedure = Procedure(
+        ReceptiveField((6, 6), (3, 3), 1),
+        3,
+        True,
+        "all",
+        "reachable",
+        damping,
+        assignment_gradient=True,
+    )
 
     def loss(form, *given):
-        return sum((leaf**2).sum() for leaf in route_blocks(Blocks(procedure, Form(form), remat=False), *given))
+        return sum(
+            (leaf**2).sum()
+            for leaf in route_blocks(Blocks(procedure, Form(form), remat=False), *given)
+        )
 
     given = (poses, jax.nn.sigmoid(activations)), transforms, constants
     losses = (functools.partial(loss, form) for form in (KernelVotes, StreamedVotes))
-    assert_close(*(jax.jit(jax.value_and_grad(of_form, argnums=(0, 1, 2)))(*given) for of_form in losses), 1e-4)
+    assert_close(
+        *(jax.jit(jax.value_and_grad(of_form, argnums=(0, 1, 2)))(*given) for of_form in losses),
+        1e-4,
+    )
 
 
 # By platform, without its devices.
@@ -111,7 +145,10 @@ def test_routing_and_its_gradient(damping):
 
 def lowered(platform, implementation):
     """The StableHLO of a routing with its gradient, lowered for a platform."""
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in routing_cases.CONV_ROUTE.shapes.values()]
+    arrays = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in routing_cases.CONV_ROUTE.shapes.values()
+    ]
 
     def loss(*arrays):
         return conv_em_routing(*arrays, implementation=implementation).poses.sum()
@@ -119,17 +156,25 @@ def lowered(platform, implementation):
     gpu = contextlib.nullcontext()
     described = inspect.signature(jax.sharding.AbstractDevice).parameters
     if "platform" in described and platform == "cuda":  # newer JAX asks for which GPU kernels are
-        device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-        gpu = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device))
+        device = jax.sharding.AbstractDevice(
+            device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
+        )
+        gpu = jax.sharding.use_abstract_mesh(
+            jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+        )
     unchecked = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
     gradient = jax.jit(jax.grad(loss, argnums=(0, 2)))
     with gpu:
-        return export.export(gradient, platforms=[platform], disabled_checks=unchecked)(*arrays).mlir_module()
+        return export.export(gradient, platforms=[platform], disabled_checks=unchecked)(
+            *arrays
+        ).mlir_module()
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_form_of_the_votes_is_that_of_the_platform(platform):
-    """Chunks have their pairs of sums as complex numbers; votes that are fused are kept from being shared by several passes."""
+    """Chunks have their pairs of sums as complex numbers; votes that are fused are kept from being
+    shared by several passes.
+    """
     text = lowered(platform, "streamed")
     assert ("complex<" in text) == (platform == "cpu")
     assert ("optimization_barrier" in text) == (platform != "cpu")

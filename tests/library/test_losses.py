@@ -124,7 +124,10 @@ def test_margin_loss_is_that_of_dynamic_routing(dtype):
     rng = np.random.default_rng(1)
     activations, labels = rng.uniform(size=(6, 4)).astype(dtype), rng.integers(4, size=6)
     expected = [
-        sum(max(0, 0.9 - a) ** 2 if j == label else 0.5 * max(0, a - 0.1) ** 2 for j, a in enumerate(row))
+        sum(
+            max(0, 0.9 - a) ** 2 if j == label else 0.5 * max(0, a - 0.1) ** 2
+            for j, a in enumerate(row)
+        )
         for row, label in zip(activations.astype(np.float64), labels, strict=True)
     ]
     loss = jax.jit(margin_loss)(activations, labels)
@@ -135,7 +138,9 @@ def test_margin_loss_is_that_of_dynamic_routing(dtype):
 def test_margin_loss_refuses_labels_or_marks_them():
     with pytest.raises(ValueError, match="labels"):
         margin_loss(ACTIVATIONS, np.array([0, 3, 1]))
-    np.testing.assert_array_equal(np.isnan(jax.jit(margin_loss)(ACTIVATIONS, np.array([0, 3, 1]))), [False, True, False])
+    np.testing.assert_array_equal(
+        np.isnan(jax.jit(margin_loss)(ACTIVATIONS, np.array([0, 3, 1]))), [False, True, False]
+    )
 
 
 LOSSES = {"spread": functools.partial(spread_loss, margin=0.6), "margin": margin_loss}
@@ -146,12 +151,18 @@ LOSSES = {"spread": functools.partial(spread_loss, margin=0.6), "margin": margin
 def test_one_hot_targets_are_labels(name, shape, dtype):
     """Exactly: values, and gradients."""
     rng, loss = np.random.default_rng(2), LOSSES[name]
-    activations, labels = rng.uniform(size=shape).astype(dtype), rng.integers(shape[1], size=shape[0])
+    activations, labels = (
+        rng.uniform(size=shape).astype(dtype),
+        rng.integers(shape[1], size=shape[0]),
+    )
     targets = np.eye(shape[1], dtype=np.float32)[labels]
     found = loss(activations, targets)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, loss(activations, labels))
-    slopes = [jax.grad(lambda a, given=given: loss(a, given).sum())(activations) for given in (targets, labels)]
+    slopes = [
+        jax.grad(lambda a, given=given: loss(a, given).sum())(activations)
+        for given in (targets, labels)
+    ]
     np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-7)
 
 
@@ -160,14 +171,21 @@ def test_targets_that_sum_to_1_give_the_mean_over_labels(name, x64):
     rng, loss = np.random.default_rng(3), LOSSES[name]
     activations, targets = rng.uniform(size=(6, 4)), rng.dirichlet(np.ones(4), 6)
     each = np.stack([loss(activations, np.full(6, label)) for label in range(4)], axis=1)
-    np.testing.assert_allclose(jax.jit(loss)(activations, targets), (targets * each).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(loss)(activations, targets), (targets * each).sum(1), rtol=1e-12
+    )
 
 
 def test_of_several_labels_each_leads_those_that_are_not_there():
-    activations, targets = np.array([[0.9, 0.2, 0.3, 0.4]], np.float32), np.array([[1, 1, 0, 0]], np.float32)
+    activations, targets = (
+        np.array([[0.9, 0.2, 0.3, 0.4]], np.float32),
+        np.array([[1, 1, 0, 0]], np.float32),
+    )
     pairs = 0.0 + 0.1**2 + 0.7**2 + 0.8**2  # 0.9 and 0.2 ahead of 0.3 and 0.4 by 0.6
     np.testing.assert_allclose(spread_loss(activations, targets, 0.6), [pairs], rtol=1e-5)
-    np.testing.assert_allclose(margin_loss(activations, targets), [0.7**2 + 0.5 * (0.2**2 + 0.3**2)], rtol=1e-5)
+    np.testing.assert_allclose(
+        margin_loss(activations, targets), [0.7**2 + 0.5 * (0.2**2 + 0.3**2)], rtol=1e-5
+    )
     nothing = np.zeros((1, 4), np.float32)
     np.testing.assert_array_equal(spread_loss(activations, nothing, 0.6), [0])
     np.testing.assert_array_equal(spread_loss(activations, 1 - nothing, 0.6), [0])
@@ -177,7 +195,12 @@ def test_spread_loss_of_targets_is_its_equation(x64):
     rng = np.random.default_rng(4)
     activations, targets = rng.uniform(size=(3, 4)), rng.uniform(size=(3, 4))
     expected = [
-        sum(min(p[t], 1 - p[i]) * max(0, 0.5 - (a[t] - a[i])) ** 2 for t in range(4) for i in range(4) if i != t)
+        sum(
+            min(p[t], 1 - p[i]) * max(0, 0.5 - (a[t] - a[i])) ** 2
+            for t in range(4)
+            for i in range(4)
+            if i != t
+        )
         for a, p in zip(activations, targets, strict=True)
     ]
     np.testing.assert_allclose(spread_loss(activations, targets, 0.5), expected, rtol=1e-12)
@@ -192,7 +215,12 @@ def test_gradients_of_targets(name, x64):
     activations, targets = rng.uniform(size=(4, 5)), rng.uniform(0.05, 0.95, size=(4, 5))
     check_grads(jax.jit(LOSSES[name]), (activations, targets), order=2, modes=["rev"])
     mixed = rng.dirichlet(np.ones(5), 4)
-    check_grads(jax.jit(functools.partial(LOSSES[name], labels=mixed)), (activations,), order=2, modes=["fwd", "rev"])
+    check_grads(
+        jax.jit(functools.partial(LOSSES[name], labels=mixed)),
+        (activations,),
+        order=2,
+        modes=["fwd", "rev"],
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -202,14 +230,19 @@ def test_targets_out_of_range_are_refused_or_marked(name, wrong):
     targets[1, 2] = wrong
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 1\]; got"):
         LOSSES[name](ACTIVATIONS, targets)
-    np.testing.assert_array_equal(np.isnan(jax.jit(LOSSES[name])(ACTIVATIONS, targets)), [False, True, False])
+    np.testing.assert_array_equal(
+        np.isnan(jax.jit(LOSSES[name])(ACTIVATIONS, targets)), [False, True, False]
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.eye(3, dtype=np.int32), r"labels must be integers \[B\], or floating point \[B, J\]; got int32 \[3, 3\]"),
+        (
+            np.eye(3, dtype=np.int32),
+            r"labels must be integers \[B\], or floating point \[B, J\]; got int32 \[3, 3\]",
+        ),
         (np.eye(3, dtype=bool), "labels must be integers .* got bool"),
         (np.ones((3, 4), np.float32), r"labels must have shape \[B=3, J=3\].*; got shape \[3, 4\]"),
         (np.ones((2, 3), np.float32), "labels must have shape"),

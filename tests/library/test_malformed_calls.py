@@ -1,7 +1,9 @@
-"""Calls with one wrong argument, drawn at random from the contracts of all public functions: each is refused by name.
+"""Calls with one wrong argument, drawn at random from the contracts of all public functions: each
+is refused by name.
 
-Every draw takes a call that is right, and breaks one argument of it: another type, dtype, rank, size, value. The error must be
-raised by emcaps itself, at the door, and say which argument it is and what came.
+Every draw takes a call that is right, and breaks one argument of it: another type, dtype, rank,
+size, value. The error must be raised by emcaps itself, at the door, and say which argument it is
+and what came.
 """
 
 import collections
@@ -28,7 +30,8 @@ class Wrong(NamedTuple):
     Attributes:
         value: it.
         named: what the message may name.
-        traceable: whether it is an array that is wrong by its shape or dtype, which is known when tracing.
+        traceable: whether it is an array that is wrong by its shape or dtype, which is known when
+            tracing.
     """
 
     value: Any
@@ -42,7 +45,8 @@ class Array(NamedTuple):
     Attributes:
         value: a right one.
         free: axes whose size nothing but this array decides; they must only not be empty.
-        ranks: by how many axes the rank may not change: an array with batch axes may have more of them.
+        ranks: by how many axes the rank may not change: an array with batch axes may have more of
+            them.
         values: wrong ones, to be put at some place.
         dtypes: wrong ones.
         absent: whether None is right.
@@ -70,11 +74,23 @@ class Array(NamedTuple):
             return Wrong(value, (name,))
         if kind == "rank" and self.ranks:
             axis = draw(st.integers(0, value.ndim - 1))
-            changed = value.take(0, axis) if draw(st.sampled_from(self.ranks)) < 0 else np.expand_dims(value, axis)
+            changed = (
+                value.take(0, axis)
+                if draw(st.sampled_from(self.ranks)) < 0
+                else np.expand_dims(value, axis)
+            )
             return Wrong(changed, arrays, True)
         axis = draw(st.integers(0, value.ndim - 1))
-        size = 0 if axis in self.free else draw(st.integers(0, 9).filter(lambda size: size != value.shape[axis]))
-        return Wrong(np.full((*value.shape[:axis], size, *value.shape[axis + 1 :]), 0.5, value.dtype), arrays, True)
+        size = (
+            0
+            if axis in self.free
+            else draw(st.integers(0, 9).filter(lambda size: size != value.shape[axis]))
+        )
+        return Wrong(
+            np.full((*value.shape[:axis], size, *value.shape[axis + 1 :]), 0.5, value.dtype),
+            arrays,
+            True,
+        )
 
 
 class Other(NamedTuple):
@@ -87,7 +103,10 @@ class Other(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A right call: a function, and its arguments by name. Those that are not arrays have a default, or are in `given`."""
+    """A right call: a function, and its arguments by name.
+
+    Those that are not arrays have a default, or are in `given`.
+    """
 
     function: Any
     arguments: dict[str, Array | Other]
@@ -99,7 +118,9 @@ def floats(*shape, low=0.1, high=0.9):
 
 
 def module(kind, *names):
-    """A function that makes a module of `kind`, with the attributes among its keywords, and calls it with the rest."""
+    """A function that makes a module of `kind`, with the attributes among its keywords, and calls
+    it with the rest.
+    """
 
     def call(**arguments):
         inputs = [arguments.pop(name) for name in names]
@@ -179,7 +200,10 @@ MAP = {"poses": Array(floats(2, 5, 4, 2, 4, 4)), "activations": UNIT(floats(2, 5
 CHILDREN = {name: array._replace(values=()) for name, array in MAP.items()}
 NO_ROUTING = ("paper", 3, (), emcaps.NearIdentity())
 ROUTING = Other((None, *NO_ROUTING))
-INIT = dict.fromkeys(("transform_init", "beta_u_init", "beta_a_init"), Other((None, "paper", 0.1, emcaps.RoutingOptions())))
+INIT = dict.fromkeys(
+    ("transform_init", "beta_u_init", "beta_a_init"),
+    Other((None, "paper", 0.1, emcaps.RoutingOptions())),
+)
 IMAGES = Array(floats(2, 20, 20, 1), (0, 1, 2, 3), values=())
 LAYER = emcaps.ReceptiveField((5, 4), (3, 2), 1)
 
@@ -190,11 +214,18 @@ def receptive_field(method):
 
 CALLS_BY_NAME = {
     "em_routing": Call(
-        emcaps.em_routing, {"votes": Array(floats(5, 3, 16)), "activations": UNIT(floats(5)), **BETAS, **ROUTING_CALL}
+        emcaps.em_routing,
+        {"votes": Array(floats(5, 3, 16)), "activations": UNIT(floats(5)), **BETAS, **ROUTING_CALL},
     ),
     "conv_em_routing": Call(
         emcaps.conv_em_routing,
-        {**MAP, "transforms": Array(floats(3, 2, 2, 3, 4, 4), (0, 1)), **BETAS, "stride": INT, **ROUTING_CALL},
+        {
+            **MAP,
+            "transforms": Array(floats(3, 2, 2, 3, 4, 4), (0, 1)),
+            **BETAS,
+            "stride": INT,
+            **ROUTING_CALL,
+        },
     ),
     "class_em_routing": Call(
         emcaps.class_em_routing,
@@ -207,28 +238,47 @@ CALLS_BY_NAME = {
         },
     ),
     "inverse_temperature_schedule": Call(
-        emcaps.inverse_temperature_schedule, {"num_iterations": INT, "final": NOT_NEGATIVE}, {"num_iterations": 3}
+        emcaps.inverse_temperature_schedule,
+        {"num_iterations": INT, "final": NOT_NEGATIVE},
+        {"num_iterations": 3},
     ),
     "dynamic_routing": Call(
-        emcaps.dynamic.dynamic_routing, {"votes": Array(floats(5, 3, 4), (0, 1, 2), ranks=(-1,)), "num_iterations": INT}
+        emcaps.dynamic.dynamic_routing,
+        {"votes": Array(floats(5, 3, 4), (0, 1, 2), ranks=(-1,)), "num_iterations": INT},
     ),
     "class_dynamic_routing": Call(
         emcaps.dynamic.class_dynamic_routing,
-        {"children": Array(floats(5, 4), ranks=(-1,)), "transforms": Array(floats(5, 3, 4, 6), (1, 3)), "num_iterations": INT},
+        {
+            "children": Array(floats(5, 4), ranks=(-1,)),
+            "transforms": Array(floats(5, 3, 4, 6), (1, 3)),
+            "num_iterations": INT,
+        },
     ),
     "squash": Call(emcaps.dynamic.squash, {"vectors": Array(floats(4), (0,), ranks=(-1,))}),
     "spread_loss": Call(
         emcaps.spread_loss,
-        {"activations": Array(floats(4, 3), (1,), values=()), "labels": LABELS(np.array([0, 1, 2, 0])), "margin": NUMBER},
+        {
+            "activations": Array(floats(4, 3), (1,), values=()),
+            "labels": LABELS(np.array([0, 1, 2, 0])),
+            "margin": NUMBER,
+        },
         {"margin": 0.5},
     ),
     "spread_loss.targets": Call(
         emcaps.spread_loss,
-        {"activations": Array(floats(4, 3), values=()), "labels": UNIT(floats(4, 3)), "margin": NUMBER},
+        {
+            "activations": Array(floats(4, 3), values=()),
+            "labels": UNIT(floats(4, 3)),
+            "margin": NUMBER,
+        },
         {"margin": 0.5},
     ),
     "margin_loss": Call(
-        emcaps.margin_loss, {"activations": Array(floats(4, 3), (1,), values=()), "labels": LABELS(np.array([0, 1, 2, 0]))}
+        emcaps.margin_loss,
+        {
+            "activations": Array(floats(4, 3), (1,), values=()),
+            "labels": LABELS(np.array([0, 1, 2, 0])),
+        },
     ),
     "margin_schedule": Call(
         emcaps.margin_schedule,
@@ -237,11 +287,17 @@ CALLS_BY_NAME = {
     ),
     "reconstruction_loss": Call(
         emcaps.dynamic.reconstruction_loss,
-        {"images": Array(floats(2, 3, 4, 1), values=()), "reconstructed": Array(floats(2, 3, 4, 1), values=())},
+        {
+            "images": Array(floats(2, 3, 4, 1), values=()),
+            "reconstructed": Array(floats(2, 3, 4, 1), values=()),
+        },
     ),
     "receptive_field_centers": Call(
         emcaps.receptive_field_centers,
-        {"image_size": INT, "layers": Other((((5, 0),), ((3, 2), (1,)), ((9, 1),), ((2.0, 1),), (3,), ("ab",)))},
+        {
+            "image_size": INT,
+            "layers": Other((((5, 0),), ((3, 2), (1,)), ((9, 1),), ((2.0, 1),), (3,), ("ab",))),
+        },
         {"image_size": 8, "layers": ((3, 2), (3, 1))},
     ),
     "ReceptiveField": Call(
@@ -249,15 +305,23 @@ CALLS_BY_NAME = {
         {"map_size": SIZES, "kernel_size": Other((*SIZES.values, (6, 1), (1, 5))), "stride": INT},
         {"map_size": (5, 4), "kernel_size": (3, 2)},
     ),
-    "ReceptiveField.gather": Call(receptive_field("gather"), {"children": Array(floats(5, 4, 2), (2,), ranks=(-1,), values=())}),
+    "ReceptiveField.gather": Call(
+        receptive_field("gather"),
+        {"children": Array(floats(5, 4, 2), (2,), ranks=(-1,), values=())},
+    ),
     **{
-        f"ReceptiveField.{name}": Call(receptive_field(name), {"seen": Array(floats(3, 2, 3, 3, 2), (4,), ranks=(-1,), values=())})
+        f"ReceptiveField.{name}": Call(
+            receptive_field(name),
+            {"seen": Array(floats(3, 2, 3, 3, 2), (4,), ranks=(-1,), values=())},
+        )
         for name in ("scatter_sum", "scatter_max")
     },
     "RoutingOptions": Call(emcaps.RoutingOptions, OPTIONS, {"num_iterations": 3}),
     "NearIdentity": Call(emcaps.NearIdentity, {"scale": NUMBER, "stddev": NOT_NEGATIVE}),
     "partition_specs": Call(
-        emcaps.partition_specs, {"parent_axis": Other((None, 3, ("types",), b"types"))}, {"tree": {}, "parent_axis": "types"}
+        emcaps.partition_specs,
+        {"parent_axis": Other((None, 3, ("types",), b"types"))},
+        {"tree": {}, "parent_axis": "types"},
     ),
     "CapsNet": Call(
         module(emcaps.CapsNet, "images"),
@@ -271,7 +335,10 @@ CALLS_BY_NAME = {
             "dtype": DTYPE,
             "param_dtype": PARAM_DTYPE,
             **dict.fromkeys(("conv_kernel", "conv_stride"), INT),
-            **dict.fromkeys(("capsule_kernels", "capsule_strides"), Other((3, "3", (3,), (3, 0), (3, 1.5), (1, 1, 1)))),
+            **dict.fromkeys(
+                ("capsule_kernels", "capsule_strides"),
+                Other((3, "3", (3,), (3, 0), (3, 1.5), (1, 1, 1))),
+            ),
             "parent_axis": AXIS,
         },
         {"num_classes": 3},
@@ -296,7 +363,14 @@ CALLS_BY_NAME = {
     ),
     "ClassCaps": Call(
         child_module(emcaps.ClassCaps),
-        {**CHILDREN, "num_classes": INT, "routing": ROUTING, **INIT, "add_coordinates": FLAG, "param_dtype": PARAM_DTYPE},
+        {
+            **CHILDREN,
+            "num_classes": INT,
+            "routing": ROUTING,
+            **INIT,
+            "add_coordinates": FLAG,
+            "param_dtype": PARAM_DTYPE,
+        },
         {"num_classes": 3},
     ),
     "DynamicCapsNet": Call(
@@ -304,7 +378,15 @@ CALLS_BY_NAME = {
         {
             "images": IMAGES,
             **dict.fromkeys(
-                ("num_classes", "conv_channels", "primary_capsules", "primary_size", "class_size", "num_iterations"), INT
+                (
+                    "num_classes",
+                    "conv_channels",
+                    "primary_capsules",
+                    "primary_size",
+                    "class_size",
+                    "num_iterations",
+                ),
+                INT,
             ),
         },
         {"num_classes": 3},
@@ -336,13 +418,16 @@ CALLS_BY_NAME = {
 NETWORK = emcaps.CapsNet(3, 4, 2, (2,))
 OF_NETWORK = {
     "model": Other((None, "CapsNet", emcaps.dynamic.DynamicCapsNet(3))),
-    "variables": Other((None, 3, {}, {"params": {}}, {"params": {"conv": {"kernel": np.zeros((5, 5, 1, 4))}}})),
+    "variables": Other(
+        (None, 3, {}, {"params": {}}, {"params": {"conv": {"kernel": np.zeros((5, 5, 1, 4))}}})
+    ),
     "images": IMAGES,
 }
 NETWORK_CALL = {
     "model": NETWORK,
     "variables": jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(NETWORK.init, jax.random.key(0), IMAGES.value)
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(NETWORK.init, jax.random.key(0), IMAGES.value),
     ),
 }
 CALLS_BY_NAME |= {
@@ -350,12 +435,16 @@ CALLS_BY_NAME |= {
         lambda **fields: emcaps.diagnostics.diagnose(emcaps.RoutingResult(**fields)),
         {
             **dict.fromkeys(("poses", "variances"), Array(floats(2, 3, 3, 2, 4, 4), values=())),
-            **dict.fromkeys(("activations", "activation_logits"), Array(floats(2, 3, 3, 2), values=())),
+            **dict.fromkeys(
+                ("activations", "activation_logits"), Array(floats(2, 3, 3, 2), values=())
+            ),
             "assignments": Array(floats(2, 3, 3, 3, 3, 2, 2), (3, 4, 5), values=()),
         },
     ),
     "diagnose_layers": Call(
-        emcaps.diagnostics.diagnose_layers, {"intermediates": Other((None, 3, [1], "class_caps"))}, {"intermediates": {}}
+        emcaps.diagnostics.diagnose_layers,
+        {"intermediates": Other((None, 3, [1], "class_caps"))},
+        {"intermediates": {}},
     ),
     "diagnose_iterations": Call(emcaps.diagnostics.diagnose_iterations, OF_NETWORK, NETWORK_CALL),
     "results_by_iteration": Call(
@@ -369,7 +458,9 @@ drawn = collections.Counter()
 
 @st.composite
 def malformed(draw):
-    """A call of a function by its name, with one wrong argument: the name of that, what is wrong, and whether to trace it."""
+    """A call of a function by its name, with one wrong argument: the name of that, what is wrong,
+    and whether to trace it.
+    """
     function = draw(st.sampled_from(sorted(CALLS_BY_NAME)))
     _, arguments, _ = CALLS_BY_NAME[function]
     name = draw(st.sampled_from(sorted(arguments)))
@@ -379,7 +470,11 @@ def malformed(draw):
 
 
 def right_arguments(call):
-    arrays = {name: argument.value for name, argument in call.arguments.items() if isinstance(argument, Array)}
+    arrays = {
+        name: argument.value
+        for name, argument in call.arguments.items()
+        if isinstance(argument, Array)
+    }
     return arrays | call.given
 
 
@@ -403,13 +498,19 @@ def refuse(drawn_call):
     drawn[function] += 1
     with pytest.raises((TypeError, ValueError)) as refusal:
         if traced:
-            jax.eval_shape(lambda value: (call.function(**arguments | {name: value}), None)[1], wrong.value)
+            jax.eval_shape(
+                lambda value: (call.function(**arguments | {name: value}), None)[1], wrong.value
+            )
         else:
             call.function(**arguments)
     raised_in = Path(traceback.extract_tb(refusal.value.__traceback__)[-1].filename)
-    assert raised_in.is_relative_to(Path(emcaps.__file__).parent), f"{function}: {refusal.value!r} comes from {raised_in}"
+    assert raised_in.is_relative_to(Path(emcaps.__file__).parent), (
+        f"{function}: {refusal.value!r} comes from {raised_in}"
+    )
     message = str(refusal.value)
-    assert any(name in message for name in wrong.named) and "got" in message, f"{function}, {name}: {message}"
+    assert any(name in message for name in wrong.named) and "got" in message, (
+        f"{function}, {name}: {message}"
+    )
 
 
 def test_each_of_many_malformed_calls_is_refused_by_name():
@@ -421,8 +522,18 @@ def test_each_of_many_malformed_calls_is_refused_by_name():
 
 def test_every_public_function_and_module_is_drawn_from():
     modules = emcaps, emcaps.dynamic, emcaps.diagnostics
-    public = {name for module in modules for name in module.__all__} - {"dynamic", "diagnostics", "pretrained"}
-    records = {"Capsules", "RoutingResult", "RoutingDiagnostics", "DynamicRoutingResult", "RECONSTRUCTION_WEIGHT"}
+    public = {name for module in modules for name in module.__all__} - {
+        "dynamic",
+        "diagnostics",
+        "pretrained",
+    }
+    records = {
+        "Capsules",
+        "RoutingResult",
+        "RoutingDiagnostics",
+        "DynamicRoutingResult",
+        "RECONSTRUCTION_WEIGHT",
+    }
     records |= {"PAPER", "TRAINABLE"}
     # Those of emcaps.pretrained have tests of their own, test_classifier*.py.
     assert {name.split(".")[0] for name in CALLS_BY_NAME} | records == public

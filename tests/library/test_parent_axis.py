@@ -1,4 +1,6 @@
-"""Parent types divided over devices: the routing, its gradients and the network are those of one device that has them all."""
+"""Parent types divided over devices: the routing, its gradients and the network are those of one
+device that has them all.
+"""
 
 import dataclasses
 import functools
@@ -25,11 +27,15 @@ def four_types(route):
 
 
 def divided(function, in_axes, out_axes):
-    """A function on two devices, its arguments and results divided along these axes; None is the same on both."""
+    """A function on two devices, its arguments and results divided along these axes; None is the
+    same on both.
+    """
     spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "types")  # noqa: E731
     mesh = Mesh(np.array(jax.devices()[:2]), ("types",))
     in_specs, out_specs = (tuple(map(spec, axes)) for axes in (in_axes, out_axes))
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    )
 
 
 def assert_divided_is_whole(route, **keywords):
@@ -37,12 +43,26 @@ def assert_divided_is_whole(route, **keywords):
     arrays, given = four_types(route), settings(dtype=np.float64) | keywords
     whole = route.function(*arrays, **given)
     here = functools.partial(route.function, **given, parent_axis="types")
-    found = divided(lambda *shares: tuple(here(*shares)), route.parent_axes, route.result_parent_axes)(*arrays)
+    found = divided(
+        lambda *shares: tuple(here(*shares)), route.parent_axes, route.result_parent_axes
+    )(*arrays)
     assert_results_close(type(whole)(*found), whole, 1e-12)
 
 
-@pytest.mark.parametrize("competition", [pytest.param({}, marks=SLOW), {"normalize_costs": True}], ids=["paper", "normalized"])
-@pytest.mark.parametrize("name", ["em", "conv-streamed", pytest.param("class", marks=SLOW), pytest.param("conv-dense", marks=SLOW)])
+@pytest.mark.parametrize(
+    "competition",
+    [pytest.param({}, marks=SLOW), {"normalize_costs": True}],
+    ids=["paper", "normalized"],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "em",
+        "conv-streamed",
+        pytest.param("class", marks=SLOW),
+        pytest.param("conv-dense", marks=SLOW),
+    ],
+)
 def test_divided_types_route_as_if_they_were_together(name, competition, x64):
     assert_divided_is_whole(ROUTES[name], **competition)
 
@@ -66,7 +86,9 @@ def test_gradients_are_of_the_sum_over_the_devices(name, x64):
             for gradient, axis in zip(gradients, route.parent_axes, strict=True)
         )
 
-    for gradient, wanted in zip(divided(here, route.parent_axes, route.parent_axes)(*arrays), expected, strict=True):
+    for gradient, wanted in zip(
+        divided(here, route.parent_axes, route.parent_axes)(*arrays), expected, strict=True
+    ):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-9, atol=1e-11)
 
 
@@ -89,18 +111,26 @@ def test_specs_divide_the_convolutional_capsules_and_nothing_else():
         "beta_u": PartitionSpec("types"),
         "beta_a": PartitionSpec("types"),
     }
-    rest = [spec for layer in ("conv", "primary", "class_caps") for spec in jax.tree.leaves(specs["mean"][layer])]
+    rest = [
+        spec
+        for layer in ("conv", "primary", "class_caps")
+        for spec in jax.tree.leaves(specs["mean"][layer])
+    ]
     assert {*rest, specs["step"]} == {PartitionSpec()}
 
 
 def test_a_layer_gives_all_devices_all_of_its_parents(x64):
     layer = ConvCaps(4, routing=dataclasses.replace(TRAINABLE, assignment_temperature_rate=0.0))
     random = np.random.default_rng(0)
-    children = emcaps.Capsules(random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2)))
+    children = emcaps.Capsules(
+        random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2))
+    )
     params = jax.jit(layer.init)(jax.random.key(0), children)["params"]
     params["beta_u"] = random.normal(size=4)
     here = lambda *shares: tuple(  # noqa: E731
-        layer.clone(parent_axis="types").apply({"params": dict(zip(params, shares, strict=True))}, children)
+        layer.clone(parent_axis="types").apply(
+            {"params": dict(zip(params, shares, strict=True))}, children
+        )
     )
     axes = dict(zip(CONV_ROUTE.shapes, CONV_ROUTE.parent_axes, strict=True))
     found = divided(here, [axes[name] for name in params], (None,) * 5)
@@ -111,8 +141,16 @@ def test_a_layer_gives_all_devices_all_of_its_parents(x64):
 def test_types_that_cannot_be_divided_are_refused():
     layer = ConvCaps(3, parent_axis="types")
     children = emcaps.Capsules(jnp.zeros((1, 3, 3, 2, 4, 4)), jnp.zeros((1, 3, 3, 2)))
-    init = divided(lambda poses, activations: layer.init(jax.random.key(0), emcaps.Capsules(poses, activations)), (None, None), ())
-    with pytest.raises(ValueError, match="num_capsules must be divisible by the 2 devices of 'types'; got 3"):
+    init = divided(
+        lambda poses, activations: layer.init(
+            jax.random.key(0), emcaps.Capsules(poses, activations)
+        ),
+        (None, None),
+        (),
+    )
+    with pytest.raises(
+        ValueError, match="num_capsules must be divisible by the 2 devices of 'types'; got 3"
+    ):
         init(*children)
 
 

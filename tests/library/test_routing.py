@@ -13,7 +13,9 @@ import routing_cases
 from emcaps import RoutingResult, class_em_routing, conv_em_routing, em_routing
 
 each_implementation = pytest.mark.parametrize("implementation", routing_cases.IMPLEMENTATIONS)
-each_route = pytest.mark.parametrize("route", routing_cases.ROUTES.values(), ids=routing_cases.ROUTES)
+each_route = pytest.mark.parametrize(
+    "route", routing_cases.ROUTES.values(), ids=routing_cases.ROUTES
+)
 
 
 # What the result is.
@@ -23,7 +25,9 @@ each_route = pytest.mark.parametrize("route", routing_cases.ROUTES.values(), ids
 def test_result_is_a_routing_result(route):
     result = route.function(*route.arrays(), **routing_cases.settings())
     assert isinstance(result, RoutingResult)
-    np.testing.assert_allclose(result.activations, 1 / (1 + np.exp(-np.asarray(result.activation_logits))), rtol=1e-5)
+    np.testing.assert_allclose(
+        result.activations, 1 / (1 + np.exp(-np.asarray(result.activation_logits))), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("low", ["bfloat16", "float16"])
@@ -130,7 +134,10 @@ def test_permuting_parents_permutes_the_result(route, x64):
 
 
 def take(arrays, order, axes):
-    return [x if axis is None else np.take(np.asarray(x), order, axis) for x, axis in zip(arrays, axes, strict=True)]
+    return [
+        x if axis is None else np.take(np.asarray(x), order, axis)
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
 
 
 @each_route
@@ -139,7 +146,10 @@ def test_batch_elements_do_not_meet(route, x64):
     arrays = route.arrays(dtype=np.float64)
     routed = jitted(route.function)  # where activations are known, NaN is refused
     first = jax.tree.map(operator.itemgetter(0), routed(*arrays))
-    for neighbor in (route.arrays(1, np.float64)[:2], [np.full_like(x, np.nan) for x in arrays[:2]]):
+    for neighbor in (
+        route.arrays(1, np.float64)[:2],
+        [np.full_like(x, np.nan) for x in arrays[:2]],
+    ):
         mixed = [np.stack([x[0], y[1]]) for x, y in zip(arrays[:2], neighbor, strict=True)]
         again = jax.tree.map(operator.itemgetter(0), routed(*mixed, *arrays[2:]))
         chex.assert_trees_all_equal(first, again)
@@ -159,7 +169,10 @@ def jitted(function):
 
 @each_route
 def test_vmap_is_the_batch_axis(route, x64):
-    (children, activations, *rest), keywords = route.arrays(dtype=np.float64), routing_cases.settings(dtype=np.float64)
+    (children, activations, *rest), keywords = (
+        route.arrays(dtype=np.float64),
+        routing_cases.settings(dtype=np.float64),
+    )
     batched = route.function(children, activations, *rest, **keywords)
     if route is not routing_cases.EM_ROUTE:  # these always have a batch axis: one of size 1 inside
         children, activations = children[:, None], activations[:, None]
@@ -174,14 +187,19 @@ def test_vmap_is_the_batch_axis(route, x64):
 @each_route
 def test_silent_children_do_not_matter(route, x64):
     """A child with activation 0 still divides itself, but what it votes for changes no parent."""
-    (children, activations, *rest), keywords = route.arrays(dtype=np.float64), routing_cases.settings(dtype=np.float64)
+    (children, activations, *rest), keywords = (
+        route.arrays(dtype=np.float64),
+        routing_cases.settings(dtype=np.float64),
+    )
     activations = activations.copy()
     activations[:, 1] = 0
     changed = children.copy()
     changed[:, 1] = 10 * children[:, 1] + 3
     result = route.function(children, activations, *rest, **keywords)
     again = route.function(changed, activations, *rest, **keywords)
-    routing_cases.assert_results_close(again._replace(assignments=result.assignments), result, 1e-12)
+    routing_cases.assert_results_close(
+        again._replace(assignments=result.assignments), result, 1e-12
+    )
     assert not np.array_equal(again.assignments, result.assignments)
 
 
@@ -207,7 +225,9 @@ def test_kernel_as_large_as_the_map_is_em_routing(implementation, x64):
     votes = np.einsum("bhwixy,hwijyz->bhwijxz", poses, transforms).reshape(2, 12, 3, 16)
     keywords = routing_cases.settings(dtype=np.float64)
     flat = em_routing(votes, activations.reshape(2, -1), beta_u, beta_a, **keywords)
-    conv = conv_em_routing(poses, activations, transforms, beta_u, beta_a, implementation=implementation, **keywords)
+    conv = conv_em_routing(
+        poses, activations, transforms, beta_u, beta_a, implementation=implementation, **keywords
+    )
     expected = RoutingResult(*(np.reshape(f, c.shape) for f, c in zip(flat, conv, strict=True)))
     routing_cases.assert_results_close(conv, expected, 1e-12)
 
@@ -264,7 +284,8 @@ def test_interior_is_translation_equivariant(implementation, x64):
     inside_left = np.s_[:, :, margin + 1 : columns - margin]
     inside_right = np.s_[:, :, margin : columns - margin - 1]
     expected, result = (
-        RoutingResult(*(np.asarray(f)[inside] for f in fields)) for fields, inside in ((left, inside_left), (right, inside_right))
+        RoutingResult(*(np.asarray(f)[inside] for f in fields))
+        for fields, inside in ((left, inside_left), (right, inside_right))
     )
     assert expected.activations.size
     routing_cases.assert_results_close(result, expected, 1e-12)
@@ -301,7 +322,9 @@ def test_new_values_are_not_traced_again(route):
     @jax.jit
     @chex.assert_max_traces(n=1)
     def routed(arrays, inverse_temperature, constants):
-        return route.function(*arrays, num_iterations=2, inverse_temperature=inverse_temperature, **constants)
+        return route.function(
+            *arrays, num_iterations=2, inverse_temperature=inverse_temperature, **constants
+        )
 
     names = ("min_variance", "mass_epsilon", "mass_scale", "assignment_temperature")
     for seed in (1, 2):

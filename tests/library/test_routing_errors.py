@@ -11,7 +11,11 @@ import routing_cases
 from emcaps import PAPER, RoutingOptions
 from emcaps.options import RoutingChanges
 
-ROUTES = {"em": routing_cases.EM_ROUTE, "conv": routing_cases.CONV_ROUTE, "class": routing_cases.CLASS_ROUTE}
+ROUTES = {
+    "em": routing_cases.EM_ROUTE,
+    "conv": routing_cases.CONV_ROUTE,
+    "class": routing_cases.CLASS_ROUTE,
+}
 each_route = pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
 
 
@@ -31,41 +35,75 @@ def test_right_arguments_are_taken(route):
 
 @each_route
 def test_what_is_not_given_is_as_the_paper_has_it(route):
-    parameters = inspect.signature(getattr(route.function, "func", route.function)).parameters.values()
+    parameters = inspect.signature(
+        getattr(route.function, "func", route.function)
+    ).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
     others = {"stride": 1, "coordinates": None, "parent_axis": None}
-    assert defaults == {"options": PAPER} | {name: value for name, value in others.items() if name in defaults}
+    assert defaults == {"options": PAPER} | {
+        name: value for name, value in others.items() if name in defaults
+    }
 
 
 def test_the_papers_options_are_its_procedure():
-    numbers = {"num_iterations": 3, "inverse_temperature": None, "min_variance": 5e-4, "mass_epsilon": 1e-7}
+    numbers = {
+        "num_iterations": 3,
+        "inverse_temperature": None,
+        "min_variance": 5e-4,
+        "mass_epsilon": 1e-7,
+    }
     masses = {"mass_scale": None, "parent_mass": None, "field_mass": None}
-    procedure = {"assignment_temperature": 1.0, "normalize_costs": False, "damping": 0.0, "assignment_gradient": True}
+    procedure = {
+        "assignment_temperature": 1.0,
+        "normalize_costs": False,
+        "damping": 0.0,
+        "assignment_gradient": True,
+    }
     rates = {"assignment_temperature_rate": 0.0, "inverse_temperature_rate": 0.0}
-    forms = {"competition": "all", "initial_assignments": "reachable", "implementation": "streamed", "remat": False}
+    forms = {
+        "competition": "all",
+        "initial_assignments": "reachable",
+        "implementation": "streamed",
+        "remat": False,
+    }
     assert dataclasses.asdict(PAPER) == numbers | masses | procedure | rates | forms
 
 
 def test_keywords_are_the_fields_that_they_change():
-    assert list(RoutingChanges.__annotations__) == [field.name for field in dataclasses.fields(RoutingOptions)]
+    assert list(RoutingChanges.__annotations__) == [
+        field.name for field in dataclasses.fields(RoutingOptions)
+    ]
 
 
 @each_route
 def test_keywords_change_fields_of_the_options(route):
-    arrays, options = route.arrays(), dict(num_iterations=2, damping=0.1, inverse_temperature=0.5, normalize_costs=True)
+    arrays, options = (
+        route.arrays(),
+        dict(num_iterations=2, damping=0.1, inverse_temperature=0.5, normalize_costs=True),
+    )
     changed = route.function(*arrays, options=RoutingOptions(num_iterations=5), **options)
-    jax.tree.map(np.testing.assert_array_equal, changed, route.function(*arrays, options=RoutingOptions(**options)))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        changed,
+        route.function(*arrays, options=RoutingOptions(**options)),
+    )
 
 
 @each_route
 def test_a_number_is_the_inverse_temperature_of_all_iterations(route):
     expected = route.function(*route.arrays(), inverse_temperature=np.full(3, 0.5, np.float32))
-    jax.tree.map(np.testing.assert_array_equal, route.function(*route.arrays(), inverse_temperature=0.5), expected)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        route.function(*route.arrays(), inverse_temperature=0.5),
+        expected,
+    )
 
 
 @each_route
 @pytest.mark.parametrize(
-    "options", [{"inverse_temperature": 1}, {"damping": np.float64(0.5)}, {"min_variance": np.float64(0.5)}], ids=str
+    "options",
+    [{"inverse_temperature": 1}, {"damping": np.float64(0.5)}, {"min_variance": np.float64(0.5)}],
+    ids=str,
 )
 def test_what_is_computed_in_is_not_decided_by_an_options_dtype(route, options, x64):
     arrays = route.arrays()
@@ -76,11 +114,17 @@ def test_what_is_computed_in_is_not_decided_by_an_options_dtype(route, options, 
 
 
 def gradient_of(route, arrays):
-    return lambda **given: jax.grad(lambda *arrays: route.function(*arrays, **given).poses.sum())(*arrays)
+    return lambda **given: jax.grad(lambda *arrays: route.function(*arrays, **given).poses.sum())(
+        *arrays
+    )
 
 
 @pytest.mark.parametrize(
-    ("mass", "scale"), [({"parent_mass": 16.0}, 16 * (3 * 3 * 3) / (5 * 4 * 2)), ({"field_mass": 9.0}, 9 * 3 / (3 * 2 * 2))]
+    ("mass", "scale"),
+    [
+        ({"parent_mass": 16.0}, 16 * (3 * 3 * 3) / (5 * 4 * 2)),
+        ({"field_mass": 9.0}, 9 * 3 / (3 * 2 * 2)),
+    ],
 )
 def test_a_layers_mass_is_a_scale(mass, scale):
     route = ROUTES["conv"]
@@ -90,7 +134,10 @@ def test_a_layers_mass_is_a_scale(mass, scale):
 
 def test_the_shape_that_is_asked_for_is_named():
     votes, activations, beta_u, beta_a = routing_cases.EM_ROUTE.arrays()
-    with pytest.raises(ValueError, match=r"activations must have shape \[1, 2, 5\], that of votes .*; got shape \[2, 5\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"activations must have shape \[1, 2, 5\], that of votes .*; got shape \[2, 5\]",
+    ):
         ROUTES["em"].function(votes[None], activations, beta_u, beta_a)
 
 
@@ -220,7 +267,9 @@ def test_num_iterations_cannot_be_traced(route):
         jax.jit(routed)(3)
 
 
-@pytest.mark.parametrize(("stride", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), ((1, 1), TypeError)])
+@pytest.mark.parametrize(
+    ("stride", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), ((1, 1), TypeError)]
+)
 def test_wrong_strides_are_refused(stride, error):
     assert_refused(routing_cases.CONV_ROUTE, "stride", stride, error)
 
@@ -236,7 +285,11 @@ def test_unknown_implementations_are_refused_and_the_known_ones_listed(route, un
 
 @each_route
 @pytest.mark.parametrize(
-    ("name", "known"), [("competition", "'all', 'types', 'positions'"), ("initial_assignments", "'reachable', 'types'")]
+    ("name", "known"),
+    [
+        ("competition", "'all', 'types', 'positions'"),
+        ("initial_assignments", "'reachable', 'types'"),
+    ],
 )
 def test_unknown_forms_are_refused_and_the_known_ones_listed(route, name, known):
     with pytest.raises(ValueError, match=f"^{name} must be one of {known}; got 'none'"):
@@ -245,7 +298,11 @@ def test_unknown_forms_are_refused_and_the_known_ones_listed(route, name, known)
 
 def test_damping_cannot_be_traced():
     with pytest.raises(TypeError, match="damping must be a number known when tracing"):
-        jax.jit(lambda damping: routing_cases.EM_ROUTE.function(*routing_cases.EM_ROUTE.arrays(), damping=damping))(0.1)
+        jax.jit(
+            lambda damping: routing_cases.EM_ROUTE.function(
+                *routing_cases.EM_ROUTE.arrays(), damping=damping
+            )
+        )(0.1)
 
 
 def test_unknown_keywords_are_refused():

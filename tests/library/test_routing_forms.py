@@ -1,4 +1,6 @@
-"""Other forms of the routing, as other code has it: who competes, what is damped, how it starts, and what derivatives see."""
+"""Other forms of the routing, as other code has it: who competes, what is damped, how it starts,
+and what derivatives see.
+"""
 
 from itertools import product
 
@@ -15,9 +17,16 @@ from emcaps import class_em_routing, conv_em_routing, inverse_temperature_schedu
 FORMS = [
     {"damping": 0.1},
     {"competition": "positions", "initial_assignments": "types", "damping": 0.3},
-    {"competition": "types", "initial_assignments": "types", "normalize_costs": True, "assignment_temperature": 4.0},
+    {
+        "competition": "types",
+        "initial_assignments": "types",
+        "normalize_costs": True,
+        "assignment_temperature": 4.0,
+    },
 ]
-each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(map(str, form.values())))
+each_form = pytest.mark.parametrize(
+    "form", FORMS, ids=lambda form: " ".join(map(str, form.values()))
+)
 each_implementation = pytest.mark.parametrize("implementation", routing_cases.IMPLEMENTATIONS)
 
 
@@ -30,15 +39,22 @@ def test_a_form_equals_the_oracle(x64, implementation, form):
     exact = conv_em_routing(*arrays, **keywords, implementation=implementation)
     routing_cases.assert_results_close(exact, expected, 1e-9)
     if implementation == "streamed":
-        single = routing_cases.cast((arrays, routing_cases.settings() | {"stride": 2} | form), np.float32)
+        single = routing_cases.cast(
+            (arrays, routing_cases.settings() | {"stride": 2} | form), np.float32
+        )
         routing_cases.assert_results_close(conv_em_routing(*single[0], **single[1]), expected, 1e-4)
 
 
-@pytest.mark.parametrize("form", [FORMS[1], pytest.param(FORMS[2], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "form", [FORMS[1], pytest.param(FORMS[2], marks=pytest.mark.slow)], ids=str
+)
 def test_streamed_gradients_equal_dense_ones(x64, form):
     arrays = tuple(map(jnp.asarray, routing_cases.CONV_ROUTE.arrays(4, np.float64)))
     keywords = routing_cases.settings(dtype=np.float64) | {"stride": 2} | form
-    streamed, dense = (values_and_gradients(conv_em_routing, arrays, keywords, name) for name in ("streamed", "dense"))
+    streamed, dense = (
+        values_and_gradients(conv_em_routing, arrays, keywords, name)
+        for name in ("streamed", "dense")
+    )
     for ours, theirs in zip(jax.tree.leaves(streamed), jax.tree.leaves(dense), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-10 * np.abs(theirs).max())
 
@@ -47,13 +63,17 @@ def test_class_capsules_compete_by_type_or_not_at_all(x64):
     route = routing_cases.CLASS_ROUTE
     arrays, keywords = route.arrays(5, np.float64), routing_cases.settings(dtype=np.float64)
     routing_cases.assert_results_close(
-        route.function(*arrays, **keywords, competition="types"), route.function(*arrays, **keywords), 1e-12
+        route.function(*arrays, **keywords, competition="types"),
+        route.function(*arrays, **keywords),
+        1e-12,
     )
     alone = class_em_routing(*arrays, **keywords, competition="positions")
     np.testing.assert_allclose(alone.assignments, 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", ["streamed", pytest.param("dense", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "implementation", ["streamed", pytest.param("dense", marks=pytest.mark.slow)]
+)
 def test_derivatives_can_leave_the_assignments_out(x64, implementation):
     """Then they are those of the last M-step, with the assignments that it used."""
     arrays = tuple(map(jnp.asarray, routing_cases.CONV_ROUTE.arrays(6, np.float64)))
@@ -69,7 +89,9 @@ def test_derivatives_can_leave_the_assignments_out(x64, implementation):
         for kh, kw in product(range(3), range(2)):
             window = np.s_[:, kh : kh + 3, kw : kw + 3]
             data = assignments[:, :, :, kh, kw] * arrays[1][window][..., None]
-            total += jnp.einsum("bhwij,bhwiac,ijcd->bhwjad", data, poses[window], transforms[kh, kw])
+            total += jnp.einsum(
+                "bhwij,bhwiac,ijcd->bhwjad", data, poses[window], transforms[kh, kw]
+            )
             mass += data.sum(3)
         return total / mass[..., None, None]
 
@@ -77,31 +99,40 @@ def test_derivatives_can_leave_the_assignments_out(x64, implementation):
         weighted = lambda *given: (weights * function(*given)).sum()  # noqa: E731
         return jax.jit(jax.grad(weighted, argnums=(0, 1)))(arrays[0], arrays[2])
 
-    weights = np.random.default_rng(0).normal(size=jax.eval_shape(means, arrays[0], arrays[2]).shape)
+    weights = np.random.default_rng(0).normal(
+        size=jax.eval_shape(means, arrays[0], arrays[2]).shape
+    )
     ours, expected = gradients(routed_means), gradients(means)
     for mine, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-12)
 
 
-# Published code, transcribed in NumPy from its equations. One example, stride 1: votes [S, N, J, P] of children `child_of` [S, N].
+# Published code, transcribed in NumPy from its equations. One example, stride 1: votes [S, N, J, P]
+# of children `child_of` [S, N].
 
 
 def patches(seed):
     """A small layer, as arguments of `conv_em_routing` and as votes."""
     arrays = routing_cases.CONV_ROUTE.arrays(seed, np.float64)
-    poses, activations, transforms = (array[:1] if index < 2 else array for index, array in enumerate(arrays[:3]))
+    poses, activations, transforms = (
+        array[:1] if index < 2 else array for index, array in enumerate(arrays[:3])
+    )
     (_, H, W, child_types), (KH, KW, _, J) = activations.shape, transforms.shape[:4]
     number = np.arange(H * W * child_types).reshape(H, W, child_types)
     votes, child_of = [], []
     for row, column in product(range(H - KH + 1), range(W - KW + 1)):
         window = np.s_[row : row + KH, column : column + KW]
-        votes.append(np.einsum("kliac,klijcd->klijad", poses[0][window], transforms).reshape(-1, J, 16))
+        votes.append(
+            np.einsum("kliac,klijcd->klijad", poses[0][window], transforms).reshape(-1, J, 16)
+        )
         child_of.append(number[window].ravel())
     return (poses, activations, transforms), np.array(votes), np.array(child_of)
 
 
 def by_child(values, child_of, combine):
-    """Combine `[S, N, ...]` over all the places where a child is seen, and put the result at each of them."""
+    """Combine `[S, N, ...]` over all the places where a child is seen, and put the result at each
+    of them.
+    """
     result = np.empty_like(values)
     for child in np.unique(child_of):
         result[child_of == child] = combine(values[child_of == child])
@@ -109,7 +140,9 @@ def by_child(values, child_of, combine):
 
 
 def ibm(votes, child_of, activations, beta_v, beta_a, iterations):
-    """Gritzman's: costs of log standard deviations times 100 over (children per parent), everything competes."""
+    """Gritzman's: costs of log standard deviations times 100 over (children per parent), everything
+    competes.
+    """
     N, J = votes.shape[1:3]
     seen = activations.ravel()[child_of]
     reached = by_child(np.ones(votes.shape[:2]), child_of, lambda ones: ones.sum()) * J
@@ -119,20 +152,32 @@ def ibm(votes, child_of, activations, beta_v, beta_a, iterations):
         weights = routing * seen[:, :, None]
         mass = weights.sum(1)
         mean = (weights[..., None] * votes).sum(1) / (mass + 1e-9)[..., None]
-        variance = (weights[..., None] * (votes - mean[:, None]) ** 2).sum(1) / (mass + 1e-9)[..., None] + 1e-9
-        cost = ((beta_v[:, None] + np.log(np.sqrt(variance))) * mass[..., None] * (100 * J / N)).sum(-1)
+        variance = (weights[..., None] * (votes - mean[:, None]) ** 2).sum(1) / (mass + 1e-9)[
+            ..., None
+        ] + 1e-9
+        cost = (
+            (beta_v[:, None] + np.log(np.sqrt(variance))) * mass[..., None] * (100 * J / N)
+        ).sum(-1)
         logit = inverse_temperature * (beta_a - cost)
-        density = -0.5 * np.log(2 * np.pi * variance)[:, None] - (votes - mean[:, None]) ** 2 / (2 * variance[:, None])
+        density = -0.5 * np.log(2 * np.pi * variance)[:, None] - (votes - mean[:, None]) ** 2 / (
+            2 * variance[:, None]
+        )
         log_p = density.sum(-1) - np.log1p(np.exp(-logit))[:, None]
         if iteration < iterations - 1:
-            routing = np.exp(by_child(log_p, child_of, lambda scores: scores - np.logaddexp.reduce(scores, axis=None)))
+            routing = np.exp(
+                by_child(
+                    log_p, child_of, lambda scores: scores - np.logaddexp.reduce(scores, axis=None)
+                )
+            )
     return mean, logit
 
 
 def released(votes, child_of, activations, sigma_bias, activation_bias, iterations):
-    """Google's: damped centers, costs of log variances with offsets, types do not compete, first shares of 1 / J.
+    """Google's: damped centers, costs of log variances with offsets, types do not compete, first
+    shares of 1 / J.
 
-    Left out are the 1e-7 that it adds to the mass in the cost as well, and to the sums over which it divides the E-step.
+    Left out are the 1e-7 that it adds to the mass in the cost as well, and to the sums over which
+    it divides the E-step.
     """
     J, P = votes.shape[2:]
     seen = activations.ravel()[child_of]
@@ -141,14 +186,22 @@ def released(votes, child_of, activations, sigma_bias, activation_bias, iteratio
     for iteration in range(iterations):
         confidence = posterior * seen[:, :, None]
         mass = confidence.sum(1)
-        center = 0.9 * (confidence[..., None] * votes).sum(1) / (mass + 1e-7)[..., None] + 0.1 * center
+        center = (
+            0.9 * (confidence[..., None] * votes).sum(1) / (mass + 1e-7)[..., None] + 0.1 * center
+        )
         noise = (votes - center[:, None]) ** 2
         variance = 5e-4 + (confidence[..., None] * noise).sum(1) / (mass + 1e-7)[..., None]
         win = mass * (-np.log(variance).sum(-1) - sigma_bias * P * (np.log(2 * np.pi) + 1))
         logit = 0.01 * (1 - 0.95 ** (iteration + 1)) * (win - 5000 * activation_bias)
         log_sigma = (P * np.log(2 * np.pi) + np.log(variance).sum(-1)) / 2
-        prior = -np.log1p(np.exp(-logit))[:, None] - log_sigma[:, None] - (noise / (2 * variance[:, None])).sum(-1)
-        posterior = np.exp(prior - by_child(prior, child_of, lambda scores: np.logaddexp.reduce(scores, axis=0)))
+        prior = (
+            -np.log1p(np.exp(-logit))[:, None]
+            - log_sigma[:, None]
+            - (noise / (2 * variance[:, None])).sum(-1)
+        )
+        posterior = np.exp(
+            prior - by_child(prior, child_of, lambda scores: np.logaddexp.reduce(scores, axis=0))
+        )
     return center, logit
 
 
@@ -158,7 +211,9 @@ def test_ibms_code_can_be_expressed(x64, iterations):
     rng = np.random.default_rng(8)
     beta_v, beta_a = rng.normal(size=3), rng.normal(-100, 50, size=3)
     mean, logit = ibm(votes, child_of, activations, beta_v, beta_a, iterations)
-    constants = dict(mass_scale=100 * votes.shape[2] / votes.shape[1], mass_epsilon=1e-9, min_variance=1e-9)
+    constants = dict(
+        mass_scale=100 * votes.shape[2] / votes.shape[1], mass_epsilon=1e-9, min_variance=1e-9
+    )
     arrays = (poses, activations, transforms, beta_v, beta_a)
     assert_means_and_logits(arrays, dict(num_iterations=iterations, **constants), mean, logit)
 
@@ -169,17 +224,37 @@ def test_the_released_code_can_be_expressed(x64, iterations):
     rng = np.random.default_rng(10)
     sigma_bias, activation_bias = rng.uniform(0, 1, size=3), rng.uniform(0, 0.1, size=3)
     center, logit = released(votes, child_of, activations, sigma_bias, activation_bias, iterations)
-    arrays = (poses, activations, transforms, sigma_bias * (np.log(2 * np.pi) + 1) / 2, -5000 * activation_bias)
-    options = dict(competition="positions", initial_assignments="types", damping=0.1, mass_scale=2.0)
+    arrays = (
+        poses,
+        activations,
+        transforms,
+        sigma_bias * (np.log(2 * np.pi) + 1) / 2,
+        -5000 * activation_bias,
+    )
+    options = dict(
+        competition="positions", initial_assignments="types", damping=0.1, mass_scale=2.0
+    )
     assert_means_and_logits(arrays, dict(num_iterations=iterations, **options), center, logit)
 
 
 def assert_means_and_logits(arrays, options, means, logits):
-    """Ours, dense in float64 and streamed in float64 and float32, against `[S, J, P]` and `[S, J]`."""
-    ways = (("dense", np.float64, 1e-9), ("streamed", np.float64, 1e-9), ("streamed", np.float32, 1e-4))
+    """Ours, dense in float64 and streamed in float64 and float32, against `[S, J, P]`
+    and `[S, J]`.
+    """
+    ways = (
+        ("dense", np.float64, 1e-9),
+        ("streamed", np.float64, 1e-9),
+        ("streamed", np.float32, 1e-4),
+    )
     for implementation, dtype, tolerance in ways:
         schedule = inverse_temperature_schedule(options["num_iterations"]).astype(dtype)
         given = routing_cases.cast(arrays, dtype)
-        result = conv_em_routing(*given, **options, inverse_temperature=schedule, implementation=implementation)
+        result = conv_em_routing(
+            *given, **options, inverse_temperature=schedule, implementation=implementation
+        )
         for ours, theirs in ((result.poses, means), (result.activation_logits, logits)):
-            np.testing.assert_allclose(np.asarray(ours).reshape(theirs.shape), theirs, atol=tolerance * np.abs(theirs).max())
+            np.testing.assert_allclose(
+                np.asarray(ours).reshape(theirs.shape),
+                theirs,
+                atol=tolerance * np.abs(theirs).max(),
+            )

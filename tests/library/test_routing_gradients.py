@@ -41,7 +41,9 @@ def test_gradients(name, num_iterations, assignment_temperature, normalize_costs
 
     @jax.jit
     def routed(arrays, constants):
-        return route.function(*arrays, num_iterations=num_iterations, normalize_costs=normalize_costs, **constants)
+        return route.function(
+            *arrays, num_iterations=num_iterations, normalize_costs=normalize_costs, **constants
+        )
 
     arguments = (route.arrays(dtype=np.float64), constants)
     check_grads(routed, arguments, order=1, modes=["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
@@ -57,7 +59,10 @@ def test_routing_again_on_the_way_back_changes_no_gradient(x64):
         result = route.function(*arrays, num_iterations=2, normalize_costs=True, remat=remat)
         return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
 
-    programs = [jax.jit(jax.grad(total), static_argnums=1).lower(arrays, remat).compile() for remat in (False, True)]
+    programs = [
+        jax.jit(jax.grad(total), static_argnums=1).lower(arrays, remat).compile()
+        for remat in (False, True)
+    ]
     kept, again = (program(arrays) for program in programs)
     chex.assert_trees_all_close(again, kept, rtol=1e-12)
     memory, less = (program.memory_analysis().temp_size_in_bytes for program in programs)
@@ -156,7 +161,9 @@ def test_hard_inputs_give_finite_numbers(name, num_iterations, normalize_costs):
     assert_finite(ROUTES[name], num_iterations, normalize_costs)
 
 
-@pytest.mark.parametrize(("size", "normalize_costs"), [("one child", False), ("one parent", True), ("one of each", True)])
+@pytest.mark.parametrize(
+    ("size", "normalize_costs"), [("one child", False), ("one parent", True), ("one of each", True)]
+)
 def test_a_single_child_or_parent_gives_finite_numbers(size, normalize_costs):
     N, J = {"one child": (1, 3), "one parent": (4, 1), "one of each": (1, 1)}[size]
     shapes = {"votes": (2, N, J, 16), "activations": (2, N), "beta_u": (J,), "beta_a": (J,)}

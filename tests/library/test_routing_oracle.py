@@ -1,4 +1,6 @@
-"""EM routing against the oracle: every number of Procedure 1, on random cases and on ill-conditioned ones."""
+"""EM routing against the oracle: every number of Procedure 1, on random cases and on
+ill-conditioned ones.
+"""
 
 import functools
 
@@ -14,7 +16,10 @@ each_implementation = pytest.mark.parametrize("implementation", routing_cases.IM
 
 def seeds(number):
     """Of so many cases the second half takes part when slow tests are asked for."""
-    return [seed if seed < number // 2 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(number)]
+    return [
+        seed if seed < number // 2 else pytest.param(seed, marks=pytest.mark.slow)
+        for seed in range(number)
+    ]
 
 
 def assert_like_oracle(function, oracle, case, dtype):

@@ -1,4 +1,6 @@
-"""Streamed routing against dense: values, gradients, blocks of the batch, low precision, and what it refuses."""
+"""Streamed routing against dense: values, gradients, blocks of the batch, low precision, and what
+it refuses.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -46,33 +48,47 @@ def network_like_arguments(batch, dtype=jnp.float32):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 6, 12])
-@pytest.mark.parametrize(("function", "case"), [(conv_em_routing, conv_case), (class_em_routing, class_case)])
+@pytest.mark.parametrize(
+    ("function", "case"), [(conv_em_routing, conv_case), (class_em_routing, class_case)]
+)
 def test_equals_dense_on_the_oracles_cases_in_float64(x64, function, case, seed):
     """To 1e-10, or to what the case makes of a rounding error in its input."""
     arrays, keywords = case(seed)
     arrays = tuple(jnp.asarray(array) for array in arrays)
     rounded = tuple(array * (1 + np.finfo(float).eps) for array in arrays)
     streamed = values_and_gradients(function, arrays, keywords, "streamed")
-    dense, nearby = (values_and_gradients(function, inputs, keywords, "dense") for inputs in (arrays, rounded))
+    dense, nearby = (
+        values_and_gradients(function, inputs, keywords, "dense") for inputs in (arrays, rounded)
+    )
     for ours, theirs, near in zip(*map(jax.tree.leaves, (streamed, dense, nearby)), strict=True):
-        assert np.abs(ours - theirs).max() <= 1e-10 * np.abs(theirs).max() + 10 * np.abs(near - theirs).max()
+        assert (
+            np.abs(ours - theirs).max()
+            <= 1e-10 * np.abs(theirs).max() + 10 * np.abs(near - theirs).max()
+        )
 
 
 @pytest.mark.slow
 def test_equals_dense_in_float32_on_several_blocks_of_the_batch():
     arguments = network_like_arguments(25)  # 6 positions: blocks of 13, the last one filled up
-    streamed, dense = (values_and_gradients(conv_em_routing, arguments, NETWORK_LIKE, name) for name in ("streamed", "dense"))
+    streamed, dense = (
+        values_and_gradients(conv_em_routing, arguments, NETWORK_LIKE, name)
+        for name in ("streamed", "dense")
+    )
     assert_close(streamed, dense, 1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float16, 3e-3)])
 def test_low_precision_is_accumulated_in_float32(dtype, tolerance):
-    """Against float32 on the same numbers: what differs is only the rounding of the output, about half a unit in the last place."""
+    """Against float32 on the same numbers: what differs is only the rounding of the output, about
+    half a unit in the last place.
+    """
     arguments = network_like_arguments(3, dtype)
     result = conv_em_routing(*arguments, **NETWORK_LIKE)
     assert result.poses.dtype == result.activations.dtype == dtype
     assert result.activation_logits.dtype == result.variances.dtype == np.float32
-    exact = conv_em_routing(*cast(tuple(map(np.asarray, network_like_arguments(3, dtype))), np.float32), **NETWORK_LIKE)
+    exact = conv_em_routing(
+        *cast(tuple(map(np.asarray, network_like_arguments(3, dtype))), np.float32), **NETWORK_LIKE
+    )
     for ours, theirs in zip(result, exact, strict=True):
         difference = np.abs(np.asarray(ours, np.float32) - theirs).max()
         assert difference <= tolerance * np.abs(theirs).max()

@@ -1,4 +1,6 @@
-"""The two vote operators: streamed against dense, each the other's transpose, and the digits that they keep."""
+"""The two vote operators: streamed against dense, each the other's transpose, and the digits that
+they keep.
+"""
 
 import chex
 import jax
@@ -8,7 +10,13 @@ import pytest
 
 from emcaps.votes import StreamedVotes, VoteTerms, dense_votes
 
-SIZES = [(1, 4, 1, 1), (7, 4, 3, 5), (18, 5, 2, 4), pytest.param((24, 4, 4, 9), marks=pytest.mark.slow)]  # N, Q, J, M
+# N, Q, J, M.
+SIZES = [
+    (1, 4, 1, 1),
+    (7, 4, 3, 5),
+    (18, 5, 2, 4),
+    pytest.param((24, 4, 4, 9), marks=pytest.mark.slow),
+]
 
 
 def draw(seed, sizes):
@@ -28,7 +36,9 @@ def test_votes_are_pose_times_transform(x64, sizes):
     poses, transforms = np.asarray(poses), np.asarray(transforms)
     expected = np.full_like(votes, np.nan)
     for child, parent, column in np.ndindex(sizes[0], sizes[2], sizes[3]):
-        expected[child, :, :, parent, column] = poses[child, :, :, column] @ transforms[child, :, :, parent]
+        expected[child, :, :, parent, column] = (
+            poses[child, :, :, column] @ transforms[child, :, :, parent]
+        )
     np.testing.assert_allclose(votes, expected, rtol=1e-12, atol=1e-13)
 
 
@@ -45,12 +55,18 @@ def test_streamed_operators_equal_dense(x64, sizes):
             "weighted sum": votes.weighted_sum(scale),
         }
 
-    streamed, dense = (jax.jit(operators, static_argnums=0)(hold, *draw(1, sizes)) for hold in (StreamedVotes, dense_votes))
+    streamed, dense = (
+        jax.jit(operators, static_argnums=0)(hold, *draw(1, sizes))
+        for hold in (StreamedVotes, dense_votes)
+    )
     chex.assert_trees_all_close(streamed, dense, rtol=1e-11, atol=1e-11)
 
 
 def test_vmap_leaves_the_places_of_children_alone():
-    """Which children a step takes is the same for a whole mapped batch. Otherwise each step would gather them one by one."""
+    """Which children a step takes is the same for a whole mapped batch.
+
+    Otherwise each step would gather them one by one.
+    """
     poses, transforms, weights, (_, _, center) = draw(1, SIZES[2])
 
     def moments(poses):
@@ -77,7 +93,11 @@ def test_gradient_is_that_of_the_scores(x64, sizes):
     def objective(poses, transforms):
         votes = dense_votes(poses, transforms)
         return sum(
-            (weights * factor * votes.scores(jnp.zeros_like(center[0, 0]), w * quadratic, center, linear)).sum()
+            (
+                weights
+                * factor
+                * votes.scores(jnp.zeros_like(center[0, 0]), w * quadratic, center, linear)
+            ).sum()
             for w, factor in ((1.0, 1.0), (2.0, 2.0), (1.0, weights[:, :1]), (2.0, weights[:, :1]))
         )
 
@@ -99,9 +119,13 @@ def test_second_moments_keep_their_digits_when_the_variance_is_a_millionth_of_th
     children, parents, columns = 72, 4, 8
     poses = np.zeros((children, 4, 4, columns), np.float32)
     poses[:] = 1 + 1e-3 * rng.normal(size=poses.shape)
-    transforms = np.broadcast_to(np.eye(4, dtype=np.float32)[None, :, :, None], (children, 4, 4, parents))
+    transforms = np.broadcast_to(
+        np.eye(4, dtype=np.float32)[None, :, :, None], (children, 4, 4, parents)
+    )
     weights = rng.uniform(size=(children, parents, columns)).astype(np.float32)
-    exact_votes = np.einsum("nikm,nkhj->nihjm", poses.astype(np.float64), transforms.astype(np.float64))
+    exact_votes = np.einsum(
+        "nikm,nkhj->nihjm", poses.astype(np.float64), transforms.astype(np.float64)
+    )
     spread, votes = weights[:, None, None], exact_votes.astype(np.float32)
     mass = weights.sum(0)
 
@@ -114,7 +138,9 @@ def test_second_moments_keep_their_digits_when_the_variance_is_a_millionth_of_th
     streamed = StreamedVotes(jnp.asarray(poses), jnp.asarray(transforms))
     # A center as routing has it: the mean under other weights of the same votes.
     center = streamed.weighted_sum(jnp.asarray(weights[:, 0])) / weights[:, 0].sum(0)
-    _, first, second = (np.asarray(moment) for moment in streamed.moments(jnp.asarray(weights), center))
+    _, first, second = (
+        np.asarray(moment) for moment in streamed.moments(jnp.asarray(weights), center)
+    )
     ours = second / mass - (first / mass) ** 2
     assert np.abs(ours / exact - 1).max() <= max(two_pass_error, 1e-6)
     assert two_pass_error < 1e-3, "the two-pass formula itself must be a meaningful bar"

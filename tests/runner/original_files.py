@@ -12,13 +12,21 @@ import numpy as np
 from experiments.data import loading, tfds_builders
 from experiments.data.dataset import Dataset
 
-SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "smallnorb": (96, 96, 2), "cifar10": (32, 32, 3)}
+SHAPES = {
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "smallnorb": (96, 96, 2),
+    "cifar10": (32, 32, 3),
+}
 CIFAR_NAMES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FACTORS = {"instance": 10, "elevation": 9, "azimuth": 18, "lighting": 6}
 
 
 def noise(name: str, num_train: int = 10, num_test: int = 3) -> Dataset:
-    """A data set of this name's image size, labels and factors. `class_names` is empty: most files do not hold them."""
+    """A data set of this name's image size, labels and factors.
+
+    `class_names` is empty: most files do not hold them.
+    """
     random = np.random.default_rng(0)
 
     def integers(high: int, *shape: int) -> np.ndarray:
@@ -33,20 +41,31 @@ def noise(name: str, num_train: int = 10, num_test: int = 3) -> Dataset:
         )
         for split, size in (("train", num_train), ("test", num_test))
     }
-    return Dataset(name, (), *parts["train"][:2], *parts["test"][:2], parts["train"][2], parts["test"][2])
+    return Dataset(
+        name, (), *parts["train"][:2], *parts["test"][:2], parts["train"][2], parts["test"][2]
+    )
 
 
 def write(dataset: Dataset, folder: Path) -> dict[str, Path]:
     """Write a data set in the format of its name, and return the file of each URL."""
     folder.mkdir(parents=True, exist_ok=True)
     if dataset.name == "cifar10":
-        contents = tfds_builders.Cifar10._cifar_info.fget(dataset)  # it asks for nothing but the name
+        # It asks for nothing but the name.
+        contents = tfds_builders.Cifar10._cifar_info.fget(dataset)
         path = folder / Path(contents.url).name
         batches = {"test": contents.test_files, "train": contents.train_files}
-        members = {contents.prefix + contents.label_files[0]: "\n".join(CIFAR_NAMES).encode() + b"\n\n"}
+        members = {
+            contents.prefix + contents.label_files[0]: "\n".join(CIFAR_NAMES).encode() + b"\n\n"
+        }
         for split, files in batches.items():
-            labels, images = (np.array_split(getattr(dataset, f"{split}_{kind}"), len(files)) for kind in ("labels", "images"))
-            members |= {contents.prefix + file: cifar_records(*batch) for file, *batch in zip(files, labels, images, strict=True)}
+            labels, images = (
+                np.array_split(getattr(dataset, f"{split}_{kind}"), len(files))
+                for kind in ("labels", "images")
+            )
+            members |= {
+                contents.prefix + file: cifar_records(*batch)
+                for file, *batch in zip(files, labels, images, strict=True)
+            }
         write_tar(path, members)
         return {contents.url: path}
     if dataset.name == "smallnorb":
@@ -55,9 +74,15 @@ def write(dataset: Dataset, folder: Path) -> dict[str, Path]:
         write_array = write_norb
     else:
         url = loading.BUILDERS[dataset.name].URL
-        urls = {split: [url + file for file in files] for split, files in tfds_builders.IDX_FILES.items()}
+        urls = {
+            split: [url + file for file in files]
+            for split, files in tfds_builders.IDX_FILES.items()
+        }
         arrays = {
-            split: (getattr(dataset, f"{split}_images")[..., 0], getattr(dataset, f"{split}_labels").astype(np.uint8))
+            split: (
+                getattr(dataset, f"{split}_images")[..., 0],
+                getattr(dataset, f"{split}_labels").astype(np.uint8),
+            )
             for split in urls
         }
         write_array = write_idx
@@ -81,10 +106,16 @@ def write_norb(path: Path, array: np.ndarray) -> None:
 
 
 def norb_arrays(dataset: Dataset, split: str) -> Sequence[np.ndarray]:
-    """Pairs `[N, 2, 96, 96]`, categories `[N]`, and `[N, 4]`: instance, elevation, azimuth (doubled), lighting."""
+    """Pairs `[N, 2, 96, 96]`, categories `[N]`, and `[N, 4]`: instance, elevation, azimuth
+    (doubled), lighting.
+    """
     factors = getattr(dataset, f"{split}_factors")
     info = np.stack([factors[name] * (2 if name == "azimuth" else 1) for name in FACTORS], axis=1)
-    return np.moveaxis(getattr(dataset, f"{split}_images"), -1, 1), getattr(dataset, f"{split}_labels"), info
+    return (
+        np.moveaxis(getattr(dataset, f"{split}_images"), -1, 1),
+        getattr(dataset, f"{split}_labels"),
+        info,
+    )
 
 
 def cifar_records(labels: np.ndarray, images: np.ndarray) -> bytes:

@@ -25,10 +25,20 @@ from experiments.runtime.records import Record
 
 IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(
-    conv_channels=4, primary_capsules=2, conv_capsules=(3,), routing=RoutingOptions(num_iterations=1), class_iterations=None
+    conv_channels=4,
+    primary_capsules=2,
+    conv_capsules=(3,),
+    routing=RoutingOptions(num_iterations=1),
+    class_iterations=None,
 )
 CONFIG = TrainConfig(
-    model=MODEL, dataset="mnist", steps=6, batch_size=8, eval_every=4, images=ImageConfig(max_shift=1), warmup_steps=0
+    model=MODEL,
+    dataset="mnist",
+    steps=6,
+    batch_size=8,
+    eval_every=4,
+    images=ImageConfig(max_shift=1),
+    warmup_steps=0,
 )
 
 
@@ -61,7 +71,9 @@ def write_npz(path: Path) -> None:
     data = dataset(num_train=60)
     split = np.array(["train"] * len(data.train_labels) + ["test"] * len(data.test_labels))
     images = np.concatenate([data.train_images, data.test_images])
-    np.savez(path, image=images, label=np.concatenate([data.train_labels, data.test_labels]), split=split)
+    np.savez(
+        path, image=images, label=np.concatenate([data.train_labels, data.test_labels]), split=split
+    )
 
 
 @functools.cache
@@ -80,7 +92,10 @@ def newest_state(folder: Path, config: TrainConfig = CONFIG) -> TrainState:
 
 def deterministic(records: list[Record]) -> list[Record]:
     """Records without what a clock has measured."""
-    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+    return [
+        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
+        for record in records
+    ]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
@@ -104,5 +119,10 @@ def classifier():
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]
     images = np.random.default_rng(0).integers(0, 256, (4, 15, 14, 2), np.uint8)
-    view, examples = View(standardize=True, crop=13), Examples(images, np.array([0, 1, 2, 0], np.int32))
-    return Classifier(model, params, view, (15, 14, 2), ("a", "b", "c"), examples, {"test_error": 0.5})
+    view, examples = (
+        View(standardize=True, crop=13),
+        Examples(images, np.array([0, 1, 2, 0], np.int32)),
+    )
+    return Classifier(
+        model, params, view, (15, 14, 2), ("a", "b", "c"), examples, {"test_error": 0.5}
+    )

@@ -23,24 +23,39 @@ def small():
 def test_any_number_of_images_is_classified_each_by_itself(small, number):
     images = np.resize(small.examples.images, (number, 15, 14, 2))
     classes, activations, poses = small.predict(images)
-    assert (classes.shape, activations.shape, poses.shape) == ((number,), (number, 3), (number, 3, 4, 4))
+    assert (classes.shape, activations.shape, poses.shape) == (
+        (number,),
+        (number, 3),
+        (number, 3, 4, 4),
+    )
     assert classes.dtype == np.int32
-    capsules, _ = jax.jit(small.model.apply)({"params": small.params}, small.view(small.examples.images))
+    capsules, _ = jax.jit(small.model.apply)(
+        {"params": small.params}, small.view(small.examples.images)
+    )
     np.testing.assert_allclose(activations, np.resize(capsules.activations, (number, 3)), rtol=1e-4)
-    np.testing.assert_allclose(poses, np.resize(capsules.poses, (number, 3, 4, 4)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        poses, np.resize(capsules.poses, (number, 3, 4, 4)), rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_array_equal(classes, np.asarray(activations).argmax(-1))
 
 
 def test_bytes_and_numbers_up_to_1_are_the_same_image(small):
     images = small.examples.images
-    np.testing.assert_allclose(small.predict(images / np.float32(255)).poses, small.predict(images).poses, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        small.predict(images / np.float32(255)).poses,
+        small.predict(images).poses,
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
 
 def test_predictions_are_part_of_other_programs(small):
     """Under `jit`, and differentiable by the images."""
     images = jnp.asarray(small.examples.images / np.float32(255))
     expected = small.predict(images)
-    np.testing.assert_allclose(jax.jit(small.predict)(images).activations, expected.activations, rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(small.predict)(images).activations, expected.activations, rtol=1e-4
+    )
     slope = jax.jit(jax.grad(lambda images: small.predict(images).activations[:, 0].sum()))(images)
     assert np.isfinite(slope).all() and np.abs(slope).max() > 0
 
@@ -49,10 +64,26 @@ def test_predictions_are_part_of_other_programs(small):
     ("images", "error", "message"),
     [
         ([[0]], TypeError, "images must be an array; got list"),
-        (np.zeros((1, 15, 14, 2), np.int32), TypeError, "images must be uint8, or floating point in .*; got int32"),
-        (np.zeros((15, 14, 2), np.uint8), ValueError, r"images must have shape \[N, 15, 14, 2\]; got shape \[15, 14, 2\]"),
-        (np.zeros((1, 14, 15, 2), np.uint8), ValueError, r"images must have shape .*; got shape \[1, 14, 15, 2\]"),
-        (np.zeros((1, 2, 15, 14), np.uint8), ValueError, r"got shape \[1, 2, 15, 14\]: do channels come first\?"),
+        (
+            np.zeros((1, 15, 14, 2), np.int32),
+            TypeError,
+            "images must be uint8, or floating point in .*; got int32",
+        ),
+        (
+            np.zeros((15, 14, 2), np.uint8),
+            ValueError,
+            r"images must have shape \[N, 15, 14, 2\]; got shape \[15, 14, 2\]",
+        ),
+        (
+            np.zeros((1, 14, 15, 2), np.uint8),
+            ValueError,
+            r"images must have shape .*; got shape \[1, 14, 15, 2\]",
+        ),
+        (
+            np.zeros((1, 2, 15, 14), np.uint8),
+            ValueError,
+            r"got shape \[1, 2, 15, 14\]: do channels come first\?",
+        ),
         (np.full((1, 15, 14, 2), 7.0), ValueError, r"images must lie in \[0, 1\]; got 7"),
         (np.full((1, 15, 14, 2), np.nan), ValueError, r"images must lie in \[0, 1\]; got nan"),
     ],
@@ -67,7 +98,13 @@ def test_wrong_images_are_refused(small, images, error, message):
     [
         {"conv_capsules": [2]},
         {"routing": [RoutingOptions(num_iterations=1)] * 2},
-        {"routing": RoutingOptions(num_iterations=1, assignment_temperature=jnp.float32(16), inverse_temperature=np.array(1.0))},
+        {
+            "routing": RoutingOptions(
+                num_iterations=1,
+                assignment_temperature=jnp.float32(16),
+                inverse_temperature=np.array(1.0),
+            )
+        },
         {"transform_init": emcaps.NearIdentity(jnp.float32(0.5))},
         {"capsule_kernels": [3], "capsule_strides": [2]},
     ],
@@ -85,13 +122,29 @@ def test_networks_with_lists_and_arrays_classify(small, tmp_path, settings):
     ("changes", "error", "message"),
     [
         ({"model": None}, TypeError, "model must be a CapsNet; got NoneType"),
-        ({"model": CapsNet(3, 4, 2, np.array([2]))}, TypeError, "conv_capsules must be a tuple of ints"),  # pyright: ignore
+        (
+            {"model": CapsNet(3, 4, 2, np.array([2]))},
+            TypeError,
+            "conv_capsules must be a tuple of ints",
+        ),  # pyright: ignore
         ({"params": [1]}, ValueError, "variables must be those of the model"),
         ({"view": None}, TypeError, "view must be a View; got NoneType"),
-        ({"image_shape": 15}, TypeError, "image_shape must be a tuple, list or array of one axis; got 15"),
+        (
+            {"image_shape": 15},
+            TypeError,
+            "image_shape must be a tuple, list or array of one axis; got 15",
+        ),
         ({"image_shape": (15, 14)}, ValueError, "image_shape must be a tuple of 3 ints"),
-        ({"image_shape": (15.0, 14, 2)}, TypeError, "each entry of image_shape must be a Python int.*; got 15.0"),
-        ({"class_names": "abc"}, TypeError, "class_names must be a tuple, list or array of one axis; got 'abc'"),
+        (
+            {"image_shape": (15.0, 14, 2)},
+            TypeError,
+            "each entry of image_shape must be a Python int.*; got 15.0",
+        ),
+        (
+            {"class_names": "abc"},
+            TypeError,
+            "class_names must be a tuple, list or array of one axis; got 'abc'",
+        ),
         ({"class_names": np.arange(3)}, TypeError, "class_names must be strings; got 0"),
         ({"examples": None}, TypeError, "examples must be Examples"),
         ({"facts": [1]}, TypeError, "facts must be a mapping; got list"),
@@ -110,9 +163,13 @@ def test_labels_of_examples_are_of_the_classes(small):
 def test_a_traced_temperature_is_no_part_of_a_classifier(small):
     def classify(temperature):
         routing = RoutingOptions(num_iterations=1, assignment_temperature=temperature)
-        return dataclasses.replace(small, model=small.model.clone(routing=routing)).predict(small.examples.images)
+        return dataclasses.replace(small, model=small.model.clone(routing=routing)).predict(
+            small.examples.images
+        )
 
-    with pytest.raises(TypeError, match="assignment_temperature of a classifier's network must be a known number"):
+    with pytest.raises(
+        TypeError, match="assignment_temperature of a classifier's network must be a known number"
+    ):
         jax.jit(classify)(16.0)
 
 
@@ -126,7 +183,9 @@ def test_a_view_is_what_the_experiments_call_an_evaluation_view(view):
 def test_wrong_views_are_refused():
     with pytest.raises(ValueError, match="crop must be at most the images' height and width"):
         View(crop=9)(jnp.zeros((1, 8, 8, 1)))
-    with pytest.raises(ValueError, match="downsample must divide the images' height and width, 7x8; got 2"):
+    with pytest.raises(
+        ValueError, match="downsample must divide the images' height and width, 7x8; got 2"
+    ):
         View(downsample=2)(jnp.zeros((1, 7, 8, 1)))
     for wrong in ({"downsample": 0}, {"crop": -1}):
         with pytest.raises(ValueError, match="must be at least 1"):

@@ -1,4 +1,6 @@
-"""Files of classifiers: what is written comes back as it was; what is no classifier is refused, and nothing in it is run."""
+"""Files of classifiers: what is written comes back as it was; what is no classifier is refused, and
+nothing in it is run.
+"""
 
 import dataclasses
 import json
@@ -32,8 +34,14 @@ def test_a_file_holds_all_of_it(small, tmp_path):
     assert loaded.model == small.model
     for name in ("view", "image_shape", "class_names", "facts"):
         assert getattr(loaded, name) == getattr(small, name)
-    jax.tree.map(np.testing.assert_array_equal, (loaded.params, loaded.examples), (small.params, small.examples))
-    np.testing.assert_array_equal(loaded.predict(small.examples.images).poses, small.predict(small.examples.images).poses)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (loaded.params, loaded.examples),
+        (small.params, small.examples),
+    )
+    np.testing.assert_array_equal(
+        loaded.predict(small.examples.images).poses, small.predict(small.examples.images).poses
+    )
     with pytest.raises(FileExistsError):
         save_classifier(tmp_path / "small.safetensors", small)
 
@@ -44,7 +52,10 @@ def test_a_file_holds_all_of_it(small, tmp_path):
         ({"class_names": ("a", "b")}, "class_names must be 3 names; got 2"),
         ({"image_shape": (20, 20, 1)}, "variables must be those of the model"),
         ({"params": {}}, "variables must be those of the model"),
-        ({"examples": Examples(np.zeros((1, 3, 3, 2), np.uint8), np.zeros(1, np.int32))}, "examples must be uint8 images"),
+        (
+            {"examples": Examples(np.zeros((1, 3, 3, 2), np.uint8), np.zeros(1, np.int32))},
+            "examples must be uint8 images",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_not_written(small, tmp_path, changes, message):
@@ -59,14 +70,20 @@ def test_a_file_keeps_the_dtype_that_the_network_computes_in(small, tmp_path, dt
     save_classifier(tmp_path / "a.safetensors", classifier)
     loaded = load_classifier(tmp_path / "a.safetensors")
     assert loaded.model.dtype == jnp.dtype(dtype)
-    for ours, theirs in zip(loaded.predict(small.examples.images), classifier.predict(small.examples.images), strict=True):
+    for ours, theirs in zip(
+        loaded.predict(small.examples.images),
+        classifier.predict(small.examples.images),
+        strict=True,
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_file_keeps_the_dtype_of_parameters_and_not_how_they_start(small, tmp_path):
     model = small.model.clone(transform_init=emcaps.NearIdentity(0.5), param_dtype="bfloat16")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.params)
-    save_classifier(tmp_path / "a.safetensors", dataclasses.replace(small, model=model, params=params))
+    save_classifier(
+        tmp_path / "a.safetensors", dataclasses.replace(small, model=model, params=params)
+    )
     loaded = load_classifier(tmp_path / "a.safetensors")
     assert loaded.model == small.model.clone(param_dtype=jnp.dtype("bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
@@ -83,7 +100,14 @@ def rewritten(path, change):
 
 def test_files_of_before_are_read_as_they_were(small, tmp_path):
     def older(described, _):
-        for name in ("dtype", "param_dtype", "conv_kernel", "conv_stride", "capsule_kernels", "capsule_strides"):
+        for name in (
+            "dtype",
+            "param_dtype",
+            "conv_kernel",
+            "conv_stride",
+            "capsule_kernels",
+            "capsule_strides",
+        ):
             del described["model"][name]
         described["model"]["capsule_init"] = {"identity": 0.0}
         described["class_names"] = [0.0, 1.0, 2.0]
@@ -92,7 +116,9 @@ def test_files_of_before_are_read_as_they_were(small, tmp_path):
     rewritten(tmp_path / "a.safetensors", older)
     loaded = load_classifier(tmp_path / "a.safetensors")
     assert loaded.model.dtype is None and loaded.class_names == ("0", "1", "2")
-    np.testing.assert_array_equal(loaded.predict(small.examples.images).poses, small.predict(small.examples.images).poses)
+    np.testing.assert_array_equal(
+        loaded.predict(small.examples.images).poses, small.predict(small.examples.images).poses
+    )
 
 
 def test_parameters_are_not_read_with_less_precision(small, tmp_path):
@@ -101,7 +127,10 @@ def test_parameters_are_not_read_with_less_precision(small, tmp_path):
 
     save_classifier(tmp_path / "a.safetensors", small)
     rewritten(tmp_path / "a.safetensors", wider)
-    with pytest.raises(ValueError, match="params/conv/bias is float64, which JAX would make float32; enable jax_enable_x64"):
+    with pytest.raises(
+        ValueError,
+        match="params/conv/bias is float64, which JAX would make float32; enable jax_enable_x64",
+    ):
         load_classifier(tmp_path / "a.safetensors")
 
 
@@ -114,10 +143,18 @@ def test_numbers_of_numpy_are_kept_as_what_they_are(small, tmp_path):
         "mean": None,
     }
     image_shape, class_names = np.array(small.image_shape), np.array(small.class_names)
-    classifier = dataclasses.replace(small, facts=facts, image_shape=image_shape, class_names=class_names)
+    classifier = dataclasses.replace(
+        small, facts=facts, image_shape=image_shape, class_names=class_names
+    )
     save_classifier(tmp_path / "a.safetensors", classifier)
     loaded = load_classifier(tmp_path / "a.safetensors")
-    assert loaded.facts == {"steps": 5, "test_error": 0.5, "held_out": True, "seeds": [0, 1], "mean": None}
+    assert loaded.facts == {
+        "steps": 5,
+        "test_error": 0.5,
+        "held_out": True,
+        "seeds": [0, 1],
+        "mean": None,
+    }
     assert [type(value) for value in loaded.facts.values()] == [int, float, bool, list, type(None)]
     assert (loaded.image_shape, loaded.class_names) == ((15, 14, 2), ("a", "b", "c"))
 
@@ -126,7 +163,11 @@ def test_numbers_of_numpy_are_kept_as_what_they_are(small, tmp_path):
     ("facts", "error", "message"),
     [
         ({3: "steps"}, TypeError, "keys of facts must be strings; got 3"),
-        ({"run": {"folder": Path("a")}}, TypeError, r"facts\['run'\]\['folder'\] must be in terms of JSON; got .*Path"),
+        (
+            {"run": {"folder": Path("a")}},
+            TypeError,
+            r"facts\['run'\]\['folder'\] must be in terms of JSON; got .*Path",
+        ),
         ({"curve": np.zeros(3)}, TypeError, r"facts\['curve'\] must be in terms of JSON"),
         ({"test_error": np.nan}, ValueError, r"facts\['test_error'\] must be finite"),
     ],
@@ -139,11 +180,17 @@ def test_facts_that_a_file_would_change_are_refused(small, tmp_path, facts, erro
 
 def test_what_does_not_come_back_as_it_was_is_not_left(small, tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
-    other = dataclasses.replace(small, class_names=("a", "b", "d"), params=jax.tree.map(lambda leaf: leaf + 1, small.params))
+    other = dataclasses.replace(
+        small, class_names=("a", "b", "d"), params=jax.tree.map(lambda leaf: leaf + 1, small.params)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(emcaps.pretrained.classifier, "load_classifier", lambda _: other)
         with pytest.raises(
-            ValueError, match=f"{path} cannot hold .* read back, it has another class_names, params/class_caps/beta_a"
+            ValueError,
+            match=(
+                f"{path} cannot hold .* read back, it has another class_names, "
+                "params/class_caps/beta_a"
+            ),
         ):
             save_classifier(path, small)
     with monkeypatch.context() as patch:
@@ -206,7 +253,15 @@ def damaged(contents, kind, canary):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("cut", "empty", "pickle", "huge header", "huge array", "no description", "deep description"),
+        *(
+            "cut",
+            "empty",
+            "pickle",
+            "huge header",
+            "huge array",
+            "no description",
+            "deep description",
+        ),
         *("unknown setting", "wrong setting", "other network", "not finite", "missing array"),
     ],
 )
@@ -223,7 +278,12 @@ def test_a_file_that_holds_no_classifier_is_refused_and_nothing_in_it_is_run(sma
     ("name", "error", "message"),
     [
         (None, TypeError, "name must be a string or a path; got None"),
-        ("cifar10", ValueError, "name must be one of 'mnist', 'toynorb', or a path that ends in .safetensors; got 'cifar10'"),
+        (
+            "cifar10",
+            ValueError,
+            "name must be one of 'mnist', 'toynorb', or a path that ends in .safetensors; got "
+            "'cifar10'",
+        ),
         ("nowhere/at/all.safetensors", FileNotFoundError, "nowhere"),
     ],
 )

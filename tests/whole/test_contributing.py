@@ -17,7 +17,9 @@ TEMPLATES = sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.md"))
 STEPS = re.findall(r"^\d\. `(\S+?)`: (.*(?:\n   .*)*)", CONTRIBUTING, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:emcaps|experiments|tests)/[\w/.]*\w", CONTRIBUTING))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"\b(?:emcaps|experiments|tests)/[\w/.]*\w", CONTRIBUTING)))
+)
 def test_files_and_folders_are_there(path):
     assert (TOP / path).exists()
 
@@ -42,11 +44,17 @@ def test_the_three_commands_are_there():
 
 
 def test_the_workflow_calls_the_script():
-    workflow = yaml.load((GITHUB / "workflows" / "ci.yml").read_text(), yaml.BaseLoader)  # which leaves `on` a string
+    # Which leaves `on` a string.
+    workflow = yaml.load((GITHUB / "workflows" / "ci.yml").read_text(), yaml.BaseLoader)
     assert workflow["on"] == ["push", "pull_request"]
     (job,) = workflow["jobs"].values()
-    actions, commands = ([step[key] for step in job["steps"] if key in step] for key in ("uses", "run"))
-    assert [action.partition("@")[0] for action in actions] == ["actions/checkout", "actions/setup-python"]
+    actions, commands = (
+        [step[key] for step in job["steps"] if key in step] for key in ("uses", "run")
+    )
+    assert [action.partition("@")[0] for action in actions] == [
+        "actions/checkout",
+        "actions/setup-python",
+    ]
     assert commands == [".ci/run"] and shutil.which(TOP / ".ci" / "run")
     assert job["strategy"]["matrix"]["python-version"] == ["3.11", "3.13"]
     assert job["steps"][1]["with"]["python-version"] == "${{ matrix.python-version }}"
@@ -55,7 +63,11 @@ def test_the_workflow_calls_the_script():
 def test_hooks_are_what_ci_runs_of_the_tools_of_the_extra():
     (repository,) = yaml.safe_load((TOP / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local"
-    extra = " ".join(tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"])
+    extra = " ".join(
+        tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"][
+            "dev"
+        ]
+    )
     for hook in repository["hooks"]:
         tool, _, command = hook["entry"].partition(" ")
         assert hook["language"] == "system" and f"{tool}>=" in extra
@@ -69,9 +81,15 @@ def test_templates_have_a_name_and_say_what_they_are_for(template):
 
 
 def test_what_a_bug_report_asks_for_prints_versions_and_devices():
-    commands = re.findall(r'^python -c "(.*)"$', (GITHUB / "ISSUE_TEMPLATE" / "bug_report.md").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r'^python -c "(.*)"$',
+        (GITHUB / "ISSUE_TEMPLATE" / "bug_report.md").read_text(),
+        re.MULTILINE,
+    )
     printed = "".join(
-        subprocess.run([sys.executable, "-c", command], cwd=TOP, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", command], cwd=TOP, capture_output=True, text=True, check=True
+        ).stdout
         for command in commands
     )
     for what in ("emcaps", "flax", "jaxlib", "python", "device info"):

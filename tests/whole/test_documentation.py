@@ -1,4 +1,6 @@
-"""The site's sources, without Sphinx: every public name has something to say, and a place in the reference."""
+"""The site's sources, without Sphinx: every public name has something to say, and a place in the
+reference.
+"""
 
 import inspect
 import operator
@@ -18,7 +20,9 @@ PUBLIC = SITE["public_names"]()
 def test_a_name_is_public_in_one_place():
     places = [emcaps, emcaps.dynamic, emcaps.diagnostics, emcaps.pretrained]
     assert len(PUBLIC) == sum(len(place.__all__) for place in places) - 3  # the three modules
-    assert PUBLIC["em_routing"] == "emcaps.em_routing" and PUBLIC["squash"] == "emcaps.dynamic.squash"
+    assert (
+        PUBLIC["em_routing"] == "emcaps.em_routing" and PUBLIC["squash"] == "emcaps.dynamic.squash"
+    )
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -29,7 +33,8 @@ def test_every_public_name_has_a_docstring(name):
     else:
         docstring, assignment = SITE["constant"](name)
         assert assignment.startswith(f"{name} = ")
-    # Classes that say nothing get their signature for a docstring, from NamedTuple and from dataclass.
+    # Classes that say nothing get their signature for a docstring, from NamedTuple and from
+    # dataclass.
     assert docstring.strip() and not docstring.startswith(f"{name}(")
 
 
@@ -72,7 +77,10 @@ def test_docstrings_are_put_in_the_words_of_sphinx():
     """)
 
 
-@pytest.mark.parametrize("page, links", [("README", ["../changelog.md", "CONTRIBUTING.md"]), ("CONTRIBUTING", ["README.md"])])
+@pytest.mark.parametrize(
+    "page, links",
+    [("README", ["../changelog.md", "CONTRIBUTING.md"]), ("CONTRIBUTING", ["README.md"])],
+)
 def test_links_of_pages_lead_to_pages(page, links, tmp_path, monkeypatch):
     monkeypatch.setitem(SITE["write_pages"].__globals__, "GENERATED", tmp_path)
     SITE["write_pages"]()
@@ -82,7 +90,10 @@ def test_links_of_pages_lead_to_pages(page, links, tmp_path, monkeypatch):
 
 
 def test_tutorials_become_pages():
-    script = '"""A title.\n\nWhat it is.\n"""\n\n# %%\n# Some *words*:\n#\n# - more.\n\nx = 1  # why\n\n# %%\ny = 2\n'
+    script = (
+        '"""A title.\n\nWhat it is.\n"""\n\n# %%\n# Some *words*:\n#\n# - more.\n\nx = 1  # '
+        "why\n\n# %%\ny = 2\n"
+    )
     page = [line for line in SITE["tutorial_page"](script).splitlines() if line]
     assert page == [
         "# A title",
@@ -101,4 +112,6 @@ def test_tutorials_become_pages():
     ],
 )
 def test_records_in_signatures_are_short(signature, shown):
-    assert SITE["process_signature"](None, "function", "emcaps.name", None, None, signature, "") == (shown, "")
+    assert SITE["process_signature"](
+        None, "function", "emcaps.name", None, None, signature, ""
+    ) == (shown, "")

@@ -1,4 +1,6 @@
-"""The weights that come with the package: their size, their examples, and the errors that are published."""
+"""The weights that come with the package: their size, their examples, and the errors that are
+published.
+"""
 
 import itertools
 import os
@@ -36,7 +38,8 @@ def wrong_share(classifier, images, labels):
 
 @pytest.mark.parametrize(
     ("number", "tolerance"),
-    [(2000, 0.005), pytest.param(10_000, 2e-4, marks=pytest.mark.slow)],  # three standard deviations; two images, by rounding
+    # Three standard deviations; two images, by rounding.
+    [(2000, 0.005), pytest.param(10_000, 2e-4, marks=pytest.mark.slow)],
 )
 def test_the_mnist_weights_make_the_errors_that_are_published(number, tolerance, optimized):
     root = os.environ.get("TFDS_DATA_DIR")
@@ -49,22 +52,35 @@ def test_the_mnist_weights_make_the_errors_that_are_published(number, tolerance,
 
 
 def rendered(views):
-    """Stereo pairs, in all lightings, and the categories of test toys: for each of (category, instance, elevation, azimuths)."""
+    """Stereo pairs, in all lightings, and the categories of test toys: for each of (category,
+    instance, elevation, azimuths).
+    """
     images, labels = [], []
     for category, instance, elevation, azimuths in views:
         azimuths = jnp.array([AZIMUTHS[label] for label in azimuths], jnp.float32)
-        pairs = np.asarray(photograph(toy(category, instance), jnp.full_like(azimuths, ELEVATIONS[elevation]), azimuths))
+        pairs = np.asarray(
+            photograph(
+                toy(category, instance), jnp.full_like(azimuths, ELEVATIONS[elevation]), azimuths
+            )
+        )
         images.append(np.moveaxis(pairs.reshape(-1, 2, 48, 48), 1, -1))
         labels += [category] * len(images[-1])
     return np.concatenate(images), np.array(labels)
 
 
 def test_the_toynorb_weights_make_about_the_errors_that_are_published(optimized):
-    """On three views of each test toy, from one elevation: 450 pairs, of which those of a toy are alike."""
+    """On three views of each test toy, from one elevation: 450 pairs, of which those of a toy are
+    alike.
+    """
     toys = enumerate(itertools.product(range(5), ToyNorb.SPLITS["test"]))
-    views = [(*which, number % 9, [(number + place) % 18 for place in (0, 6, 12)]) for number, which in toys]
+    views = [
+        (*which, number % 9, [(number + place) % 18 for place in (0, 6, 12)])
+        for number, which in toys
+    ]
     classifier = load_classifier("toynorb")
-    assert wrong_share(classifier, *rendered(views)) == pytest.approx(classifier.facts["test_error"], abs=0.05)
+    assert wrong_share(classifier, *rendered(views)) == pytest.approx(
+        classifier.facts["test_error"], abs=0.05
+    )
 
 
 @pytest.mark.slow
@@ -72,4 +88,6 @@ def test_the_toynorb_weights_make_exactly_the_errors_that_are_published(optimize
     views = itertools.product(range(5), ToyNorb.SPLITS["test"], range(9), [range(18)])
     classifier, (images, labels) = load_classifier("toynorb"), rendered(views)
     assert len(labels) == classifier.facts["test_examples"]
-    assert wrong_share(classifier, images, labels) == pytest.approx(classifier.facts["test_error"], abs=2e-4)
+    assert wrong_share(classifier, images, labels) == pytest.approx(
+        classifier.facts["test_error"], abs=2e-4
+    )

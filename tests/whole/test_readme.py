@@ -1,4 +1,6 @@
-"""What README.md shows is what there is: its examples run, print what stands there, and its links lead somewhere."""
+"""What README.md shows is what there is: its examples run, print what stands there, and its links
+lead somewhere.
+"""
 
 import re
 from pathlib import Path
@@ -19,7 +21,10 @@ def blocks(language):
 def test_the_first_example_prints_what_stands_below_it(capsys):
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
     printed, shown = capsys.readouterr().out, blocks("text")[0]
-    words = [re.sub(r"\s+", " ", re.sub(NUMBER, "#", text)).replace("[ ", "[") for text in (printed, shown)]
+    words = [
+        re.sub(r"\s+", " ", re.sub(NUMBER, "#", text)).replace("[ ", "[")
+        for text in (printed, shown)
+    ]
     assert words[0] == words[1]
     numbers = [np.array(re.findall(NUMBER, text), float) for text in (printed, shown)]
     np.testing.assert_allclose(*numbers, atol=0.11)  # poses have one digit after the point
@@ -29,7 +34,11 @@ def test_the_other_examples_run_and_print_what_their_comments_say(capsys):
     names = {}
     for block in blocks("python")[1:]:
         exec(compile(block, "README.md", "exec"), names)
-        for line, comment in zip(capsys.readouterr().out.splitlines(), re.findall(r"print\(.*\)  # (.*)", block), strict=True):
+        for line, comment in zip(
+            capsys.readouterr().out.splitlines(),
+            re.findall(r"print\(.*\)  # (.*)", block),
+            strict=True,
+        ):
             assert line.startswith(comment.partition(":")[0])
 
 

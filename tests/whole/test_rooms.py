@@ -1,4 +1,6 @@
-"""The house: a file at the top of `experiments` is a command, a folder is a room of parts, and rooms import in one direction."""
+"""The house: a file at the top of `experiments` is a command, a folder is a room of parts, and
+rooms import in one direction.
+"""
 
 import ast
 import graphlib
@@ -14,7 +16,11 @@ PARTS_OF_NO_ROOM = {"documentation", "tutorials"}
 def modules():
     """Source by the name of the module, of all rooms and commands."""
     files = [path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*.py")]
-    files = [path for path in files if path.parts[1] not in PARTS_OF_NO_ROOM and path.name != "__init__.py"]
+    files = [
+        path
+        for path in files
+        if path.parts[1] not in PARTS_OF_NO_ROOM and path.name != "__init__.py"
+    ]
     return {".".join(path.with_suffix("").parts): (ROOT / path).read_text() for path in files}
 
 
@@ -57,7 +63,13 @@ def test_rooms_import_in_one_direction():
     for name, below in rooms.items():
         below.discard(name)
     order = list(graphlib.TopologicalSorter(rooms).static_order())
-    assert order.index("runtime") < order.index("data") < order.index("learning") < order.index("runs") < order.index("claims")
+    assert (
+        order.index("runtime")
+        < order.index("data")
+        < order.index("learning")
+        < order.index("runs")
+        < order.index("claims")
+    )
 
 
 @pytest.mark.parametrize("name", sorted({room(name) for name in MODULES if not is_command(name)}))

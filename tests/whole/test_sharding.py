@@ -1,4 +1,6 @@
-"""A batch divided in each of JAX's own ways: values and gradients of one device, each device busy with its own examples."""
+"""A batch divided in each of JAX's own ways: values and gradients of one device, each device busy
+with its own examples.
+"""
 
 import functools
 
@@ -40,7 +42,10 @@ def by_vmap(function, mesh):
     """One example at a time."""
 
     def one(example, shared):
-        return jax.tree.map(lambda array: array[0], function(jax.tree.map(lambda array: array[None], example), shared))
+        return jax.tree.map(
+            lambda array: array[0],
+            function(jax.tree.map(lambda array: array[None], example), shared),
+        )
 
     return jax.vmap(one, (0, None))
 
@@ -62,7 +67,9 @@ VMAP_WAYS = {
 
 
 def loss(result):
-    return (result.poses.astype(jnp.float32) ** 2).sum() + jnp.sin(3 * result.activations.astype(jnp.float32)).sum()
+    return (result.poses.astype(jnp.float32) ** 2).sum() + jnp.sin(
+        3 * result.activations.astype(jnp.float32)
+    ).sum()
 
 
 def values_and_gradients(function, batched, shared):
@@ -85,7 +92,9 @@ def check_division(way, function, batched, shared, tolerance, sums=1):
     given = place(batched, mesh, BATCH), place(shared, mesh, WHOLE)
     compiled = run.lower(*given).compile()
     result, gradients = compiled(*given)
-    for ours, theirs in zip(jax.tree.leaves((result, gradients)), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves((result, gradients)), jax.tree.leaves(expected), strict=True
+    ):
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
         np.testing.assert_allclose(ours, theirs, atol=tolerance * max(np.abs(theirs).max(), 1))
     for array in jax.tree.leaves((result, gradients[0])):
@@ -99,7 +108,10 @@ def by_batch(name, dtype=np.float32, **keywords):
     """A route as a function of what has examples and what they share, and its arguments."""
     route = ROUTES[name]
     arrays = route.arrays(dtype=dtype)
-    function = lambda batched, shared: route.function(*batched, *shared, **(settings(dtype=dtype) | keywords))  # noqa: E731
+
+    def function(batched, shared):
+        return route.function(*batched, *shared, **(settings(dtype=dtype) | keywords))
+
     return function, arrays[:2], arrays[2:]
 
 
@@ -126,8 +138,14 @@ def test_each_device_routes_its_own_examples(name, way, x64):
         ("conv-streamed", "explicit vmap", 1),
         ("em", "explicit vmap", 3),  # in each iteration the costs' gradient is summed
         ("em", "shard_map vmap", 1),
-        *(pytest.param("conv-streamed", way, 1, marks=SLOW) for way in ("automatic vmap", "shard_map vmap")),
-        *(pytest.param("conv-dense", way, 4, marks=SLOW) for way in ("explicit vmap", "automatic vmap")),
+        *(
+            pytest.param("conv-streamed", way, 1, marks=SLOW)
+            for way in ("automatic vmap", "shard_map vmap")
+        ),
+        *(
+            pytest.param("conv-dense", way, 4, marks=SLOW)
+            for way in ("explicit vmap", "automatic vmap")
+        ),
         pytest.param("conv-dense", "shard_map vmap", 1, marks=SLOW),
         *(pytest.param("class", way, 1, marks=SLOW) for way in VMAP_WAYS),
     ],
@@ -154,7 +172,8 @@ def test_low_precision_is_divided_as_well(way):
     [
         (CapsNet(3, 4, 2, (4, 2), TRAINABLE), 1e-4, 1),
         (CapsNet(3, 4, 2, (4, 2), TRAINABLE, dtype=BF16), 2e-2, 1),
-        (DynamicCapsNet(3, 8, 2, 4, 4), 1e-4, 1 + 3 * 5),  # the partitioner sums for each of three parents, in each of five uses
+        # The partitioner sums for each of three parents, in each of five uses.
+        (DynamicCapsNet(3, 8, 2, 4, 4), 1e-4, 1 + 3 * 5),
     ],
     ids=["em", "bf16", "dynamic"],
 )
@@ -162,7 +181,9 @@ def test_networks_are_divided(model, tolerance, sums_of_automatic, way):
     images = np.random.default_rng(0).uniform(size=(4, 19, 19, 1)).astype(np.float32)
     params = jax.jit(model.init)(jax.random.key(0), images[:1])
     sums = sums_of_automatic if way == "automatic" else 1
-    check_division(way, lambda images, params: model.apply(params, images)[0], images, params, tolerance, sums)
+    check_division(
+        way, lambda images, params: model.apply(params, images)[0], images, params, tolerance, sums
+    )
 
 
 def test_what_examples_share_may_be_sharded_too():
@@ -171,7 +192,9 @@ def test_what_examples_share_may_be_sharded_too():
     transforms, *rest = shared
     divided = place(np.concatenate([transforms] * 2, 2), mesh, PartitionSpec(None, None, "a"))
     poses, activations = (np.concatenate([array] * 2, 3) for array in batched)
-    result = jax.jit(function)((place(poses, mesh, BATCH), place(activations, mesh, BATCH)), (divided, *rest))
+    result = jax.jit(function)(
+        (place(poses, mesh, BATCH), place(activations, mesh, BATCH)), (divided, *rest)
+    )
     assert_results_close(result, function((poses, activations), (np.asarray(divided), *rest)), 1e-4)
 
 
@@ -193,18 +216,30 @@ def test_another_sharding_of_the_children_is_refused(specs, message):
 def test_losses_and_decoder_take_a_sharded_batch():
     mesh = two_devices(AxisType.Explicit)
     random = np.random.default_rng(0)
-    activations, poses = random.uniform(size=(4, 3)).astype(np.float32), random.normal(size=(4, 3, 4, 4)).astype(np.float32)
+    activations, poses = (
+        random.uniform(size=(4, 3)).astype(np.float32),
+        random.normal(size=(4, 3, 4, 4)).astype(np.float32),
+    )
     labels, decoder = np.array([0, 1, 2, 0]), Decoder((4, 4, 1), (2,))
     params = decoder.init(jax.random.key(0), poses, labels)
 
     def function(activations, poses, labels):
         images = decoder.apply(params, poses, labels)
-        losses = emcaps.spread_loss(activations, labels, 0.5) + emcaps.margin_loss(activations, labels)
-        losses += emcaps.spread_loss(activations, activations, 0.5) + emcaps.margin_loss(activations, activations)  # as targets
-        return losses + emcaps.dynamic.reconstruction_loss(emcaps.pretrained.prepare_images(images, standardize=True), images)
+        losses = emcaps.spread_loss(activations, labels, 0.5) + emcaps.margin_loss(
+            activations, labels
+        )
+        # As targets.
+        losses += emcaps.spread_loss(activations, activations, 0.5) + emcaps.margin_loss(
+            activations, activations
+        )
+        return losses + emcaps.dynamic.reconstruction_loss(
+            emcaps.pretrained.prepare_images(images, standardize=True), images
+        )
 
     given = activations, poses, labels
-    np.testing.assert_allclose(jax.jit(function)(*place(given, mesh, BATCH)), function(*given), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(function)(*place(given, mesh, BATCH)), function(*given), rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -217,13 +252,20 @@ def test_a_classifier_takes_sharded_images():
         assert len(ours.sharding.device_set) == 2
 
 
-@pytest.mark.parametrize("name", ["conv-streamed", pytest.param("conv-dense", marks=SLOW), pytest.param("em", marks=SLOW)])
+@pytest.mark.parametrize(
+    "name",
+    ["conv-streamed", pytest.param("conv-dense", marks=SLOW), pytest.param("em", marks=SLOW)],
+)
 def test_gradients_of_divided_types_come_summed_where_jax_tracks_what_varies(name, x64):
     """With `check_vma`, the default, no device has to add anything."""
     route, arrays = ROUTES[name], four_types(ROUTES[name])
     places, given = range(len(arrays)), settings(dtype=np.float64) | {"normalize_costs": True}
-    expected = jax.jit(jax.grad(lambda *arrays: loss(route.function(*arrays, **given)), places))(*arrays)
-    specs = tuple(WHOLE if axis is None else PartitionSpec(*[None] * axis, "a") for axis in route.parent_axes)
+    expected = jax.jit(jax.grad(lambda *arrays: loss(route.function(*arrays, **given)), places))(
+        *arrays
+    )
+    specs = tuple(
+        WHOLE if axis is None else PartitionSpec(*[None] * axis, "a") for axis in route.parent_axes
+    )
     here = jax.grad(lambda *shares: loss(route.function(*shares, **given, parent_axis="a")), places)
     mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     found = jax.jit(jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=specs))(*arrays)
@@ -233,13 +275,23 @@ def test_gradients_of_divided_types_come_summed_where_jax_tracks_what_varies(nam
 
 def test_a_layer_of_divided_types_is_the_same_on_all_devices_and_so_is_its_gradient(x64):
     random = np.random.default_rng(0)
-    children = emcaps.Capsules(random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2)))
+    children = emcaps.Capsules(
+        random.normal(size=(1, 4, 3, 2, 4, 4)), random.uniform(size=(1, 4, 3, 2))
+    )
     params = jax.jit(ConvCaps(4).init)(jax.random.key(0), children)["params"]
-    whole = jax.jit(jax.grad(lambda params: loss(ConvCaps(4).apply({"params": params}, children))))(params)
+    whole = jax.jit(jax.grad(lambda params: loss(ConvCaps(4).apply({"params": params}, children))))(
+        params
+    )
     specs = emcaps.partition_specs({"conv_caps_1": params}, "a")["conv_caps_1"]
-    divided = jax.grad(lambda params, children: loss(ConvCaps(4, parent_axis="a").apply({"params": params}, children)))
+    divided = jax.grad(
+        lambda params, children: loss(
+            ConvCaps(4, parent_axis="a").apply({"params": params}, children)
+        )
+    )
     mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    found = jax.jit(jax.shard_map(divided, mesh=mesh, in_specs=(specs, WHOLE), out_specs=specs))(params, children)
+    found = jax.jit(jax.shard_map(divided, mesh=mesh, in_specs=(specs, WHOLE), out_specs=specs))(
+        params, children
+    )
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, whole[name], rtol=1e-9, atol=1e-11)
 
@@ -247,30 +299,46 @@ def test_a_layer_of_divided_types_is_the_same_on_all_devices_and_so_is_its_gradi
 def check_export(function, batched, shared):
     """What is exported for a batch of any size gives what the function gives."""
     (size,) = jax.export.symbolic_shape("size")
-    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype), batched)
-    exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(shapes, shared)
+    shapes = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype), batched
+    )
+    exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(
+        shapes, shared
+    )
     for number in (1, 7, 64):
         given = jax.tree.map(lambda array: np.resize(array, (number, *array.shape[1:])), batched)  # noqa: B023
         for ours, theirs in zip(
-            jax.tree.leaves(exported.call(given, shared)), jax.tree.leaves(function(given, shared)), strict=True
+            jax.tree.leaves(exported.call(given, shared)),
+            jax.tree.leaves(function(given, shared)),
+            strict=True,
         ):
             np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(np.abs(theirs).max(), 1))
 
 
-@pytest.mark.parametrize("name", ["conv-streamed", *(pytest.param(name, marks=SLOW) for name in ("conv-dense", "class", "em"))])
+@pytest.mark.parametrize(
+    "name",
+    ["conv-streamed", *(pytest.param(name, marks=SLOW) for name in ("conv-dense", "class", "em"))],
+)
 def test_a_program_for_any_batch_can_be_exported(name):
     check_export(*by_batch(name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [CapsNet(3, 4, 2, (4, 2), TRAINABLE), DynamicCapsNet(3, 8, 2, 4, 4)], ids=["em", "dynamic"])
+@pytest.mark.parametrize(
+    "model",
+    [CapsNet(3, 4, 2, (4, 2), TRAINABLE), DynamicCapsNet(3, 8, 2, 4, 4)],
+    ids=["em", "dynamic"],
+)
 def test_networks_for_any_batch_can_be_exported(model):
     images = np.random.default_rng(0).uniform(size=(3, 19, 19, 1)).astype(np.float32)
     params = jax.jit(model.init)(jax.random.key(0), images)
     check_export(lambda images, params: model.apply(params, images), images, params)
 
 
-STRICT = {"ranks": lambda: jax.numpy_rank_promotion("raise"), "dtypes": lambda: jax.numpy_dtype_promotion("strict")}
+STRICT = {
+    "ranks": lambda: jax.numpy_rank_promotion("raise"),
+    "dtypes": lambda: jax.numpy_dtype_promotion("strict"),
+}
 
 
 def everything():
@@ -280,17 +348,41 @@ def everything():
     labels = np.array([0, 2], np.uint8)
     for name, route in ROUTES.items():
         for dtype in (np.float32, BF16):
-            yield f"{name} {dtype.__name__}", functools.partial(route.function, damping=0.1), route.arrays(dtype=dtype)
+            yield (
+                f"{name} {dtype.__name__}",
+                functools.partial(route.function, damping=0.1),
+                route.arrays(dtype=dtype),
+            )
     yield "dynamic_routing", emcaps.dynamic.dynamic_routing, (normal(2, 5, 4, 3),)
-    yield "class_dynamic_routing", emcaps.dynamic.class_dynamic_routing, (normal(2, 5, 4), normal(5, 3, 4, 2))
+    yield (
+        "class_dynamic_routing",
+        emcaps.dynamic.class_dynamic_routing,
+        (normal(2, 5, 4), normal(5, 3, 4, 2)),
+    )
     yield "squash", emcaps.dynamic.squash, (normal(2, 3),)
     margin = lambda step: emcaps.margin_schedule(step, 10)  # noqa: E731
-    yield "spread_loss", lambda a: emcaps.spread_loss(a, labels, margin(jnp.int32(3))), (normal(2, 3).astype(BF16),)
+    yield (
+        "spread_loss",
+        lambda a: emcaps.spread_loss(a, labels, margin(jnp.int32(3))),
+        (normal(2, 3).astype(BF16),),
+    )
     targets = np.float32([[0.7, 0.3, 0], [1, 1, 0]])
-    yield "spread_loss of targets", lambda a: emcaps.spread_loss(a, targets, 0.5), (normal(2, 3).astype(BF16),)
-    yield "margin_loss of targets", lambda a: emcaps.margin_loss(a, targets), (normal(2, 3).astype(BF16),)
+    yield (
+        "spread_loss of targets",
+        lambda a: emcaps.spread_loss(a, targets, 0.5),
+        (normal(2, 3).astype(BF16),),
+    )
+    yield (
+        "margin_loss of targets",
+        lambda a: emcaps.margin_loss(a, targets),
+        (normal(2, 3).astype(BF16),),
+    )
     yield "margin_loss", lambda a: emcaps.margin_loss(a, labels), (normal(2, 3),)
-    yield "reconstruction_loss", emcaps.dynamic.reconstruction_loss, (normal(2, 4, 4, 1), normal(2, 4, 4, 1))
+    yield (
+        "reconstruction_loss",
+        emcaps.dynamic.reconstruction_loss,
+        (normal(2, 4, 4, 1), normal(2, 4, 4, 1)),
+    )
     yield "View", emcaps.pretrained.View(2, True, 4), (np.abs(normal(2, 8, 8, 1)),)
     field = emcaps.ReceptiveField((5, 4), (3, 2), 1)
     yield (
@@ -299,7 +391,10 @@ def everything():
         (normal(2, 5, 4, 3),),
     )
     options = RoutingOptions(damping=0.1)
-    models = {"CapsNet": CapsNet(3, 4, 2, (4,), options), "CapsNet bfloat16": CapsNet(3, 4, 2, (4,), options, dtype=BF16)}
+    models = {
+        "CapsNet": CapsNet(3, 4, 2, (4,), options),
+        "CapsNet bfloat16": CapsNet(3, 4, 2, (4,), options, dtype=BF16),
+    }
     models["DynamicCapsNet"] = DynamicCapsNet(3, 8, 2, 4, 4)
     for name, model in models.items():
         images = normal(2, 17, 17, 1)
@@ -308,7 +403,11 @@ def everything():
         yield name, model.apply, (params, images)
     intermediates = lambda params, images: models["CapsNet"].apply(params, images)[1]  # noqa: E731
     params = jax.eval_shape(models["CapsNet"].init, jax.random.key(0), images)
-    yield "diagnostics", lambda *given: emcaps.diagnostics.diagnose_layers(intermediates(*given)), (params, images)
+    yield (
+        "diagnostics",
+        lambda *given: emcaps.diagnostics.diagnose_layers(intermediates(*given)),
+        (params, images),
+    )
     decoder = Decoder((3, 3, 1), (4,))
     decode = lambda poses: decoder.init_with_output(jax.random.key(0), poses, labels)  # noqa: E731
     yield "Decoder", decode, (normal(2, 3, 4, 4),)
@@ -320,7 +419,8 @@ def test_nothing_is_promoted_implicitly(strict):
     for name, function, given in everything():
 
         def total(*given):
-            floating = (leaf for leaf in jax.tree.leaves(function(*given)) if jnp.issubdtype(leaf.dtype, jnp.floating))  # noqa: B023
+            leaves = jax.tree.leaves(function(*given))  # noqa: B023
+            floating = (leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
             return sum(leaf.astype(jnp.float32).sum() for leaf in floating)
 
         with STRICT[strict]():

@@ -38,15 +38,27 @@ def test_right_gradients_pass_and_a_wrong_one_is_caught(capsys):
 @pytest.mark.slow
 def test_several_devices_train_as_one():
     ways = ("data", "share", "type")
-    names = ["losses", "share", *(f"{way}_{what}" for way in ways for what in ("losses", "difference"))]
+    names = [
+        "losses",
+        "share",
+        *(f"{way}_{what}" for way in ways for what in ("losses", "difference")),
+    ]
     code = f"""
 import json, runpy
 left = runpy.run_module("experiments.tutorials.several_devices")
 print(json.dumps([left[name] for name in {names}]))
 """
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # the second compiles faster
+    # The second compiles faster.
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=TOP, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     *_, last = done.stdout.splitlines()
     left = dict(zip(names, json.loads(last), strict=True))

@@ -14,7 +14,9 @@ LABELS = np.array([0, 2, 1])
 def measured(**routing):
     model = CapsNet(3, 4, 2, (2, 2), RoutingOptions(num_iterations=2, **routing))
     wide = jnp.asarray(np.random.default_rng(0).normal(size=(3, 22, 22, 1)), jnp.float32)
-    return make_agreement(model)(jax.jit(model.init)(jax.random.key(0), wide)["params"], wide, LABELS)
+    return make_agreement(model)(
+        jax.jit(model.init)(jax.random.key(0), wide)["params"], wide, LABELS
+    )
 
 
 def test_the_first_iteration_has_decided_nothing():
@@ -29,14 +31,25 @@ def test_sharp_routing_decides_all_and_soft_routing_nothing():
     sharp, soft = measured(assignment_temperature=1e-3), measured(assignment_temperature=1e3)
     for layer in ("conv_caps_1", "conv_caps_2", "class_caps"):
         assert sharp[layer]["entropy"][1] < 0.05 and sharp[layer]["best_share"][1] > 0.95
-        assert soft[layer]["entropy"][1] > 0.99 and soft[layer]["best_share"][1] < 1.1 * soft[layer]["best_share"][0]
-    assert soft["classes"]["true_spread"][1] == pytest.approx(soft["classes"]["true_spread"][0], rel=0.02)
+        assert (
+            soft[layer]["entropy"][1] > 0.99
+            and soft[layer]["best_share"][1] < 1.1 * soft[layer]["best_share"][0]
+        )
+    assert soft["classes"]["true_spread"][1] == pytest.approx(
+        soft["classes"]["true_spread"][0], rel=0.02
+    )
 
 
 def test_the_table_has_means_over_seeds():
     found = measured()
-    other = found | {"classes": found["classes"] | {"true_share": [1.0, 2 - found["classes"]["true_share"][1]]}}
-    temperatures = {"assignment_temperature": {"class_caps": 2.0}}  # layers with one iteration learn none
-    records = [{"agreement": found, "temperatures": temperatures}, {"agreement": other, "temperatures": temperatures}]
+    other = found | {
+        "classes": found["classes"] | {"true_share": [1.0, 2 - found["classes"]["true_share"][1]]}
+    }
+    # Layers with one iteration learn none.
+    temperatures = {"assignment_temperature": {"class_caps": 2.0}}
+    records = [
+        {"agreement": found, "temperatures": temperatures},
+        {"agreement": other, "temperatures": temperatures},
+    ]
     (row,) = agreement_table({"": records}).rows
     assert (row[0], row[2], row[-1]) == ("`default`", "1.00 x even", "assignment class_caps 2")

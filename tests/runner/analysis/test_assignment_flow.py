@@ -15,7 +15,9 @@ def network():
     model = make_model(tiny_run.MODEL, 3)
     images = np.random.default_rng(0).uniform(size=(2, *tiny_run.IMAGE_SHAPE)).astype(np.float32)
     params = tiny_run.initial_state().params
-    intermediates = jax.jit(lambda images: network_intermediates(tiny_run.CONFIG, model, params, images, 0))(images)
+    intermediates = jax.jit(
+        lambda images: network_intermediates(tiny_run.CONFIG, model, params, images, 0)
+    )(images)
     return model, jax.device_get(intermediates)
 
 
@@ -30,7 +32,9 @@ def test_the_flow_is_that_of_loops(network):
         to_class = classes.assignments[b, 0, 0, y, x, j]
         np.testing.assert_allclose(to_class.sum(), 1, rtol=1e-5)
         for k, l, i in np.ndindex(routed.assignments.shape[3:6]):  # noqa: E741
-            expected[b, 2 * y + k, 2 * x + l, i] += routed.assignments[b, y, x, k, l, i, j] * to_class
+            expected[b, 2 * y + k, 2 * x + l, i] += (
+                routed.assignments[b, y, x, k, l, i, j] * to_class
+            )
     expected = (intermediates["primary"].activations[..., None] * expected).sum(3)
     np.testing.assert_allclose(flow["primary"].to_class, expected, rtol=1e-4, atol=1e-6)
 

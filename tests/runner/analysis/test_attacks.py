@@ -1,4 +1,6 @@
-"""Attacks: they stay within bounds, do on simple functions what can be computed by hand, and do not compile for each epsilon."""
+"""Attacks: they stay within bounds, do on simple functions what can be computed by hand, and do not
+compile for each epsilon.
+"""
 
 import functools
 
@@ -30,7 +32,9 @@ def linear(images):
 def logits(images):
     """Of three classes, by a network whose second layer is not linear."""
     flat = images.reshape(len(images), -1)
-    return jnp.tanh(flat @ random(24, 8, seed=3)) @ random(8, 3, seed=4) + jnp.sin(9 * flat) @ random(24, 3, seed=5)
+    return jnp.tanh(flat @ random(24, 8, seed=3)) @ random(8, 3, seed=4) + jnp.sin(
+        9 * flat
+    ) @ random(24, 3, seed=5)
 
 
 LABELS = logits(IMAGES).argmax(-1)
@@ -45,7 +49,13 @@ def targeted(images):
 
 
 def pgd_here(objective, images, epsilon, **how):
-    return pgd(objective, images, epsilon, KEYS[: len(images)], **{"num_steps": 4, "num_restarts": 3, **how})
+    return pgd(
+        objective,
+        images,
+        epsilon,
+        KEYS[: len(images)],
+        **{"num_steps": 4, "num_restarts": 3, **how},
+    )
 
 
 ATTACKS = {"fgsm": fgsm, "bim": functools.partial(bim, num_steps=4), "pgd": pgd_here}
@@ -56,7 +66,11 @@ every_attack = pytest.mark.parametrize("name", ATTACKS)
 @functools.cache
 def compiled(name, objective):
     """The attack as a function of images and epsilon, which notes in `TRACES` when it is traced."""
-    return jax.jit(functools.partial(ATTACKS[name], lambda images: TRACES.append(objective) or objective(images)))
+    return jax.jit(
+        functools.partial(
+            ATTACKS[name], lambda images: TRACES.append(objective) or objective(images)
+        )
+    )
 
 
 @every_attack
@@ -83,7 +97,11 @@ def test_a_linear_objective_is_maximal_in_one_step(name):
 @every_attack
 def test_accuracy_of_a_linear_classifier_falls_with_epsilon(name):
     scores = linear(IMAGES) - jnp.median(linear(IMAGES))
-    attack = jax.jit(lambda epsilon: ATTACKS[name](lambda images: -jnp.sign(scores) * linear(images), IMAGES, epsilon))
+    attack = jax.jit(
+        lambda epsilon: ATTACKS[name](
+            lambda images: -jnp.sign(scores) * linear(images), IMAGES, epsilon
+        )
+    )
     accuracies = []
     for epsilon in (0.0, 0.02, 0.05, 0.1, 0.3):
         changed = linear(attack(epsilon)) - jnp.median(linear(IMAGES))
@@ -100,7 +118,10 @@ def test_more_work_makes_a_stronger_attack():
 
 
 def test_restarts_are_at_other_places():
-    few, many = loss(pgd_here(loss, IMAGES, EPSILON, num_restarts=1)), loss(compiled("pgd", loss)(IMAGES, EPSILON))
+    few, many = (
+        loss(pgd_here(loss, IMAGES, EPSILON, num_restarts=1)),
+        loss(compiled("pgd", loss)(IMAGES, EPSILON)),
+    )
     assert (many >= few - 1e-5).all() and (many > few + 1e-2).any()
 
 
@@ -119,7 +140,9 @@ def test_a_targeted_attack_moves_towards_its_target(name):
 
 @every_attack
 def test_compiled_attacks_are_those_that_are_not(name):
-    np.testing.assert_allclose(compiled(name, loss)(IMAGES, EPSILON), ATTACKS[name](loss, IMAGES, EPSILON), atol=1e-6)
+    np.testing.assert_allclose(
+        compiled(name, loss)(IMAGES, EPSILON), ATTACKS[name](loss, IMAGES, EPSILON), atol=1e-6
+    )
 
 
 @every_attack
@@ -133,10 +156,13 @@ def test_all_epsilons_are_compiled_once(name):
 
 
 @pytest.mark.foolbox
-@pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")  # SciPy to Foolbox
+# SciPy to Foolbox.
+@pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
 @pytest.mark.parametrize("epsilon", [0.03, EPSILON])
 def test_foolbox_agrees(epsilon):
-    foolbox = pytest.importorskip("foolbox", reason="Foolbox is not installed: pip install emcaps[foolbox]")
+    foolbox = pytest.importorskip(
+        "foolbox", reason="Foolbox is not installed: pip install emcaps[foolbox]"
+    )
     theirs = {
         "fgsm": foolbox.attacks.LinfFastGradientAttack(),
         "bim": foolbox.attacks.LinfBasicIterativeAttack(rel_stepsize=2.5 / 4, steps=4),
@@ -146,7 +172,9 @@ def test_foolbox_agrees(epsilon):
     for name, attack in theirs.items():
         _, expected, _ = attack(model, IMAGES, LABELS, epsilons=epsilon)
         np.testing.assert_allclose(compiled(name, loss)(IMAGES, epsilon), expected, atol=1e-6)
-    _, expected, _ = theirs["bim"](model, IMAGES, foolbox.criteria.TargetedMisclassification(targets), epsilons=epsilon)
+    _, expected, _ = theirs["bim"](
+        model, IMAGES, foolbox.criteria.TargetedMisclassification(targets), epsilons=epsilon
+    )
     np.testing.assert_allclose(compiled("bim", targeted)(IMAGES, epsilon), expected, atol=1e-6)
 
 
@@ -154,11 +182,17 @@ def test_foolbox_agrees(epsilon):
 
 
 def test_statistics_of_known_gradients():
-    """The left of each image counts by 3, the right by nothing; every fourth image by nothing at all."""
+    """The left of each image counts by 3, the right by nothing; every fourth image by nothing at
+    all.
+    """
     counts = jnp.where(jnp.arange(NUMBER) % 4 == 0, 0.0, 3.0)
-    values, gradients = value_and_gradient(lambda images: counts * images[:, :, 0].sum((1, 2)), IMAGES)
+    values, gradients = value_and_gradient(
+        lambda images: counts * images[:, :, 0].sum((1, 2)), IMAGES
+    )
     np.testing.assert_allclose(values, counts * IMAGES[:, :, 0].sum((1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(gradient_statistics(gradients), (1 - 0.75 / 3, 0.25, 0.75), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient_statistics(gradients), (1 - 0.75 / 3, 0.25, 0.75), rtol=1e-6
+    )
 
 
 # Errors.
@@ -167,8 +201,16 @@ def test_statistics_of_known_gradients():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": IMAGES[0]}, ValueError, r"images must have shape \[B, H, W, C\]; got shape \[4, 3, 2\]"),
-        ({"images": jnp.ones((2, *SHAPE), jnp.uint8)}, TypeError, "images must have a floating point dtype; got uint8"),
+        (
+            {"images": IMAGES[0]},
+            ValueError,
+            r"images must have shape \[B, H, W, C\]; got shape \[4, 3, 2\]",
+        ),
+        (
+            {"images": jnp.ones((2, *SHAPE), jnp.uint8)},
+            TypeError,
+            "images must have a floating point dtype; got uint8",
+        ),
         ({"images": IMAGES + 1}, ValueError, r"images must lie in \[0, 1\]; got 1\."),
         ({"epsilon": -0.1}, ValueError, r"epsilon must lie in \[0, inf\); got -0\.1"),
         ({"epsilon": jnp.ones(3)}, ValueError, r"epsilon must be a scalar; got shape \[3\]"),
@@ -177,13 +219,30 @@ def test_statistics_of_known_gradients():
         ({"num_steps": 0, "step_size": 0.1}, ValueError, "num_steps must be at least 1; got 0"),
         ({"num_restarts": 0}, ValueError, "num_restarts must be at least 1; got 0"),
         ({"keys": KEYS[:3]}, ValueError, r"keys must have shape \[20\]; got shape \[3\]"),
-        ({"objective": lambda images: images.sum()}, ValueError, r"objective\(images\) must have shape \[B=20\]; got shape \[\]"),
+        (
+            {"objective": lambda images: images.sum()},
+            ValueError,
+            r"objective\(images\) must have shape \[B=20\]; got shape \[\]",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(changes, error, message):
-    given = {"objective": loss, "images": IMAGES, "epsilon": EPSILON, "keys": KEYS, "num_steps": 2, "num_restarts": 2} | changes
+    given = {
+        "objective": loss,
+        "images": IMAGES,
+        "epsilon": EPSILON,
+        "keys": KEYS,
+        "num_steps": 2,
+        "num_restarts": 2,
+    } | changes
     with pytest.raises(error, match=message):
         pgd(**given)
     if not {"keys", "num_restarts"} & changes.keys():
         with pytest.raises(error, match=message):
-            bim(**{name: value for name, value in given.items() if name not in ("keys", "num_restarts")})
+            bim(
+                **{
+                    name: value
+                    for name, value in given.items()
+                    if name not in ("keys", "num_restarts")
+                }
+            )

@@ -39,7 +39,10 @@ def test_the_score_is_one_minus_the_share_of_the_error():
 
 def test_targets_do_not_matter_to_each_other():
     known, new, groups = features(40), features(30), np.arange(40) % 4
-    targets, wanted = ({"a": features(n, 2), "b": features(n, 1), "c": given[:, :1]} for n, given in ((40, known), (30, new)))
+    targets, wanted = (
+        {"a": features(n, 2), "b": features(n, 1), "c": given[:, :1]}
+        for n, given in ((40, known), (30, new))
+    )
     together = r_squared(Readings(known, targets, groups), Readings(new, wanted, np.full(30, 9)))
     alone = {name: read(known, targets[name], new, wanted[name]) for name in targets}
     assert together == pytest.approx(alone) and together["c"] > 0.9999
@@ -59,12 +62,15 @@ def test_the_penalty_is_the_best_for_each_known_object_from_the_others():
     """Not for examples of objects that are known already, and not for the new ones."""
     random = np.random.default_rng(1)
     groups, new_groups = np.arange(40) % 4, 4 + np.arange(300) % 30
-    looks, target_of = random.normal(size=(34, 6)), random.normal(size=34)  # what an object looks like says nothing of its target
+    # What an object looks like says nothing of its target.
+    looks, target_of = random.normal(size=(34, 6)), random.normal(size=34)
 
     def example(of):
         targets = target_of[of] + random.normal(size=len(of))
         noise = 0.3 * random.normal(size=(len(of), 6))
-        return np.concatenate([looks[of] + noise, targets[:, None] + 0.5 * random.normal(size=(len(of), 1))], 1), targets[:, None]
+        return np.concatenate(
+            [looks[of] + noise, targets[:, None] + 0.5 * random.normal(size=(len(of), 1))], 1
+        ), targets[:, None]
 
     (known, targets), (new, wanted) = example(groups), example(new_groups)
 
@@ -79,7 +85,9 @@ def test_the_penalty_is_the_best_for_each_known_object_from_the_others():
     scores = 1 - ((every - wanted) ** 2).sum((1, 2)) / ((wanted - wanted.mean(0)) ** 2).sum()
     chosen = error_of_folds(groups).argmin()
     assert chosen not in (error_of_folds(np.arange(40)).argmin(), scores.argmax())
-    found = r_squared(Readings(known, {"it": targets}, groups), Readings(new, {"it": wanted}, new_groups))["it"]
+    found = r_squared(
+        Readings(known, {"it": targets}, groups), Readings(new, {"it": wanted}, new_groups)
+    )["it"]
     assert found == pytest.approx(scores[chosen], rel=1e-9)
 
 
@@ -93,9 +101,24 @@ def test_a_feature_that_hardly_changes_does_no_harm_where_it_does(variation):
 @pytest.mark.parametrize(
     "groups, new_groups, targets, message",
     [
-        (np.zeros(40), np.full(30, 9), np.arange(30.0), "known readings must be of two objects or more; got \\[0.0\\]"),
-        (np.arange(40), np.full(30, 99), np.ones(30), "it must not be the same in all new examples"),
-        (np.arange(40), np.full(30, 3), np.arange(30.0), "new readings must be of other objects; got \\[3\\] in both"),
+        (
+            np.zeros(40),
+            np.full(30, 9),
+            np.arange(30.0),
+            "known readings must be of two objects or more; got \\[0.0\\]",
+        ),
+        (
+            np.arange(40),
+            np.full(30, 99),
+            np.ones(30),
+            "it must not be the same in all new examples",
+        ),
+        (
+            np.arange(40),
+            np.full(30, 3),
+            np.arange(30.0),
+            "new readings must be of other objects; got \\[3\\] in both",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused(groups, new_groups, targets, message):

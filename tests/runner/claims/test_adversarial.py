@@ -1,4 +1,6 @@
-"""The adversarial experiment: its record, its pictures, and that nothing is repeated or overwritten."""
+"""The adversarial experiment: its record, its pictures, and that nothing is repeated or
+overwritten.
+"""
 
 import dataclasses
 import json
@@ -36,19 +38,25 @@ def tiny_networks(monkeypatch):
 def initial_params():
     """Of the tiny CNN, as a function of a key."""
     config = study.Study(dataset="mnist").network("cnn", 0)
-    config = dataclasses.replace(config, model=ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=4))
+    config = dataclasses.replace(
+        config, model=ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=4)
+    )
     view = evaluation_view(config.images, tiny_run.dataset().test_images[:1])
     return jax.jit(lambda key: init_state(config, make_model(config.model, 3), view, key).params)
 
 
 @pytest.fixture
 def untrained_cnns(monkeypatch, initial_params):
-    """Both networks are CNNs as they are before the first step, of which nothing needs a folder; only BIM attacks them."""
+    """Both networks are CNNs as they are before the first step, of which nothing needs a folder;
+    only BIM attacks them.
+    """
 
     def load_network(asked, name, seed):
         config = asked.network("cnn", seed)
         params = initial_params(jax.random.key(seed + len(name)))
-        return study.TrainedNetwork(config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5})
+        return study.TrainedNetwork(
+            config, make_model(config.model, 3), params, 0, {"num_parameters": 1, "test_error": 0.5}
+        )
 
     monkeypatch.setattr(experiment, "trained", lambda *_: {})
     monkeypatch.setattr(adversarial, "load_network", load_network)
@@ -56,7 +64,15 @@ def untrained_cnns(monkeypatch, initial_params):
 
 
 def command(folder, *more):
-    words = ["--dataset", "mnist", "--runs", str(folder), "--steps", "2", "--flags=--batch-size 8 --max-shift 1"]
+    words = [
+        "--dataset",
+        "mnist",
+        "--runs",
+        str(folder),
+        "--steps",
+        "2",
+        "--flags=--batch-size 8 --max-shift 1",
+    ]
     return [*words, "--num-images", "7", "--epsilons", *map(str, EPSILONS), *more]
 
 
@@ -72,7 +88,9 @@ def check_outputs(folder, seeds, printed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(3,), (3, 5)])
-def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrained_cnns, tmp_path, monkeypatch, capsys):
+def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(
+    seeds, untrained_cnns, tmp_path, monkeypatch, capsys
+):
     words = command(tmp_path, "--seeds", *map(str, seeds))
     assert main(words) == 0
     printed = capsys.readouterr().out
@@ -84,7 +102,10 @@ def test_attacks_are_recorded_and_neither_repeated_nor_overwritten(seeds, untrai
     assert capsys.readouterr().out.endswith(printed)
     assert main([*words, "--epsilons", "0.1"]) == 2
     error = capsys.readouterr().err
-    assert "was measured with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)" in error
+    assert (
+        "was measured with other settings (epsilons: [0.0, 0.1, 0.5] there, [0.0, 0.1] here)"
+        in error
+    )
 
 
 @pytest.mark.slow
@@ -95,21 +116,37 @@ def test_networks_are_trained_and_attacked_in_all_ways(tmp_path, capsys):
 
 def check_record(record, seed, next_seed):
     epsilons = [0.0, *EPSILONS]
-    given = {"experiment": "adversarial", "dataset": "mnist", "seed": seed, "num_images": 7, "epsilons": epsilons}
+    given = {
+        "experiment": "adversarial",
+        "dataset": "mnist",
+        "seed": seed,
+        "num_images": 7,
+        "epsilons": epsilons,
+    }
     assert {name: record[name] for name in given} == given
-    assert record["seconds"] > 0 and record["command"].startswith("python -m experiments.adversarial --dataset mnist")
+    assert record["seconds"] > 0 and record["command"].startswith(
+        "python -m experiments.adversarial --dataset mnist"
+    )
     for name, network in record["networks"].items():
         assert network["num_parameters"] > 0 and 0 <= network["test_error"] <= 1
         assert list(network["gradients"]) == list(OBJECTIVES)
         for found in network["gradients"].values():
             assert 0 <= found["blind_share"] <= found["zero_share"] + 1e-6 <= 1 + 1e-6
         assert network["gradients"]["logits"]["mean_size"] > 0
-        clean = [row["accuracy"] for row in record["white_box"] if row["network"] == name and row["epsilon"] == 0]
+        clean = [
+            row["accuracy"]
+            for row in record["white_box"]
+            if row["network"] == name and row["epsilon"] == 0
+        ]
         assert set(clean) == {network["clean_accuracy"]}
 
     fields = ("network", "objective", "attack", "targeted", "epsilon")
     rows = {tuple(row[field] for field in fields): row for row in record["white_box"]}
-    modes = [(attack, targeted) for attack, kind in adversarial.ATTACKS.items() for targeted in kind.targeted]
+    modes = [
+        (attack, targeted)
+        for attack, kind in adversarial.ATTACKS.items()
+        for targeted in kind.targeted
+    ]
     assert len(rows) == len(record["white_box"])
     assert set(rows) == {
         (network, objective, *mode, epsilon)
@@ -122,7 +159,10 @@ def check_record(record, seed, next_seed):
         assert (row["success"] is not None) == row["targeted"]
         assert 0 <= row["accuracy"] + (row["success"] or 0) <= 1
 
-    tried = {(row["source"], row["victim"], row["victim_seed"], row["epsilon"]) for row in record["black_box"]}
+    tried = {
+        (row["source"], row["victim"], row["victim_seed"], row["epsilon"])
+        for row in record["black_box"]
+    }
     assert tried == {
         (source, victim, next_seed, epsilon)
         for source in TINY
@@ -163,7 +203,10 @@ def test_a_sample_has_no_image_twice_and_wants_other_classes():
 
 def test_wrong_commands_are_refused(tmp_path, capsys):
     for epsilons in ((), (0.0, 0.1), (0.2, 0.1), (0.1, 0.1), (-0.1,)):
-        with pytest.raises(ValueError, match="epsilons must be one or more positive numbers, in increasing order; got"):
+        with pytest.raises(
+            ValueError,
+            match="epsilons must be one or more positive numbers, in increasing order; got",
+        ):
             AdversarialCommand(epsilons=epsilons)
     with pytest.raises(ValueError, match="num_images must be positive; got 0"):
         AdversarialCommand(num_images=0)
@@ -171,5 +214,9 @@ def test_wrong_commands_are_refused(tmp_path, capsys):
 
 def test_quick_is_one_seed_and_few_images():
     command = AdversarialCommand(study.Study(quick=True)).asked()
-    assert (command.num_images, command.study.seeds, command.study.folder.parts[-2:]) == (16, (0,), ("quick", "toynorb"))
+    assert (command.num_images, command.study.seeds, command.study.folder.parts[-2:]) == (
+        16,
+        (0,),
+        ("quick", "toynorb"),
+    )
     assert [AdversarialCommand().next_seed(seed) for seed in (0, 1, 2)] == [1, 2, 0]

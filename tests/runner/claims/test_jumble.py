@@ -41,7 +41,10 @@ def test_every_piece_takes_the_place_of_another(pieces):
         whole, moved = squares(image, pieces), squares(after, pieces)
         assert sorted(whole) == sorted(moved)
         assert all(a != b for a, b in zip(whole, moved, strict=True))
-    orders = {tuple(squares(a, pieces).index(p) for p in squares(b, pieces)) for a, b in zip(IMAGES, jumbled, strict=True)}
+    orders = {
+        tuple(squares(a, pieces).index(p) for p in squares(b, pieces))
+        for a, b in zip(IMAGES, jumbled, strict=True)
+    }
     assert len(orders) > 1
 
 
@@ -76,7 +79,9 @@ def untrained(asked, name, seed):
     """A network of the study before its first step."""
     config = asked.network(name, seed)
     model = make_model(config.model, 3)
-    params = jax.jit(lambda key: init_state(config, model, jnp.zeros((1, *tiny_run.IMAGE_SHAPE)), key))(jax.random.key(seed)).params
+    params = jax.jit(
+        lambda key: init_state(config, model, jnp.zeros((1, *tiny_run.IMAGE_SHAPE)), key)
+    )(jax.random.key(seed)).params
     return study.TrainedNetwork(config, model, params, 0, {})
 
 
@@ -88,9 +93,13 @@ def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch,
     assert jumble.main(words) == 0
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "mnist" / "jumble" / "seed-1.json").read_text())
-    assert [(row["network"], row["amount"]) for row in record["rows"]] == [(n, a) for n in ("capsules", "cnn") for a in (1, 13)]
+    assert [(row["network"], row["amount"]) for row in record["rows"]] == [
+        (n, a) for n in ("capsules", "cnn") for a in (1, 13)
+    ]
     taken = sample(tiny_run.dataset().test_labels, 20)
-    jumbled = np.asarray(cut_and_jumbled(jax.random.key(1), tiny_run.dataset().test_images[taken], 13))
+    jumbled = np.asarray(
+        cut_and_jumbled(jax.random.key(1), tiny_run.dataset().test_images[taken], 13)
+    )
     network = untrained(study.Study(dataset="mnist"), "cnn", 1)
     labels = tiny_run.dataset().test_labels[taken]
     scores = make_evaluator(network.config, network.model, device_mesh(jax.devices()))(
@@ -103,23 +112,43 @@ def test_networks_are_asked_at_each_amount(tiny_networks, tmp_path, monkeypatch,
     shown = np.load(tmp_path / "mnist" / "jumble" / "seed-1.npz")
     np.testing.assert_array_equal(shown["images"][1][0], jumbled[np.flatnonzero(labels == 0)[0]])
     assert shown["cnn_activations"].shape == (2, 3)
-    (section,) = [s for s in report.gather(tmp_path) if s.heading.startswith("Parts in the wrong places")]
+    (section,) = [
+        s for s in report.gather(tmp_path) if s.heading.startswith("Parts in the wrong places")
+    ]
     table = section.tables[0].markdown()
     assert printed.endswith(f"{table}\n")
 
-    monkeypatch.setattr(jumble, "load_network", lambda *_: pytest.fail("a finished seed was repeated"))
+    monkeypatch.setattr(
+        jumble, "load_network", lambda *_: pytest.fail("a finished seed was repeated")
+    )
     assert jumble.main(words) == 0
     assert capsys.readouterr().out.endswith(f"{table}\n")
 
 
 def records():
     def row(network, amount, sure):
-        return {"network": network, "amount": amount, "accuracy": sure / 2, "true_activation": sure, "highest_activation": sure}
+        return {
+            "network": network,
+            "amount": amount,
+            "accuracy": sure / 2,
+            "true_activation": sure,
+            "highest_activation": sure,
+        }
 
     sure = {("capsules", 1): 0.8, ("capsules", 4): 0.2, ("cnn", 1): 1.0, ("cnn", 4): 0.9}
     return [
-        {"seed": seed, "amounts": [1, 4], "networks": ["capsules", "cnn"], "seconds": 60.0, "command": "a command"}
-        | {"rows": [row(*place, value + 0.01 * seed * (place[1] == 4)) for place, value in sure.items()]}
+        {
+            "seed": seed,
+            "amounts": [1, 4],
+            "networks": ["capsules", "cnn"],
+            "seconds": 60.0,
+            "command": "a command",
+        }
+        | {
+            "rows": [
+                row(*place, value + 0.01 * seed * (place[1] == 4)) for place, value in sure.items()
+            ]
+        }
         for seed in range(3)
     ]
 
@@ -127,7 +156,12 @@ def records():
 def test_what_is_left_is_compared():
     section = claim.section("data", records(), None)
     values, verdicts = section.tables
-    assert values.rows[0] == ("capsules", "activation of the object's class", "80.0 ± 0.0", "21.0 ± 2.5")
+    assert values.rows[0] == (
+        "capsules",
+        "activation of the object's class",
+        "80.0 ± 0.0",
+        "21.0 ± 2.5",
+    )
     assert verdicts.rows == [
         (
             "parts in the wrong places cost capsules more of their activation than the CNN",
@@ -135,25 +169,40 @@ def test_what_is_left_is_compared():
         )
     ]
     activation, _ = section.pictures[0].figure.subfigs[1].axes
-    lines = {line.get_label(): line.get_ydata() for line in activation.lines if line.get_label() in ("capsules", "CNN")}
+    lines = {
+        line.get_label(): line.get_ydata()
+        for line in activation.lines
+        if line.get_label() in ("capsules", "CNN")
+    }
     np.testing.assert_allclose(lines["capsules"], [0.8, 0.21])
     np.testing.assert_allclose(lines["CNN"], [1.0, 0.91])
 
 
 def test_examples_are_beside_what_is_said_of_them():
-    examples = {"images": np.arange(2 * 3 * 16, dtype=np.uint8).reshape(2, 3, 4, 4, 1), "class_names": np.array(["a", "b", "c"])}
-    examples |= {f"{name}_activations": np.arange(6.0).reshape(2, 3) / 10 for name in ("capsules", "cnn")}
+    examples = {
+        "images": np.arange(2 * 3 * 16, dtype=np.uint8).reshape(2, 3, 4, 4, 1),
+        "class_names": np.array(["a", "b", "c"]),
+    }
+    examples |= {
+        f"{name}_activations": np.arange(6.0).reshape(2, 3) / 10 for name in ("capsules", "cnn")
+    }
     figure = claim.jumble_curves("data", records(), examples)
     axes = figure.subfigs[0].axes
     assert len(axes) == 6 and axes[1].get_title() == "capsules 0.30\nCNN 0.30"
-    np.testing.assert_array_equal(np.asarray(axes[1].images[0].get_array()), examples["images"][1, 0, :, :, 0])
+    np.testing.assert_array_equal(
+        np.asarray(axes[1].images[0].get_array()), examples["images"][1, 0, :, :, 0]
+    )
     figure.savefig("/dev/null", format="png", dpi=30)
 
 
 @pytest.mark.parametrize(
     "flags, code, message",
     [
-        ("--pieces 2 2", 2, "pieces must be one or more numbers of at least 2, in increasing order; got [2, 2]"),
+        (
+            "--pieces 2 2",
+            2,
+            "pieces must be one or more numbers of at least 2, in increasing order; got [2, 2]",
+        ),
         ("--moved 0.5 1.5", 2, "moved must be one or more numbers above 0 and up to 1"),
         ("--networks nosuch", 2, "cnn-310k, each once; got nosuch"),
         ("--moved 0.5", 2, "moved is not how mnist is jumbled; got [0.5]"),
@@ -162,8 +211,20 @@ def test_examples_are_beside_what_is_said_of_them():
         ("--num-images 38", 2, "num_images must be at most the 37 test images; got 38"),
     ],
 )
-def test_what_cannot_be_jumbled_is_refused(flags, code, message, tiny_networks, tmp_path, capsys, monkeypatch):
-    words = ["--networks", "cnn", "--pieces", "13", "--num-images", "20", "--runs", str(tmp_path), *flags.split()]
+def test_what_cannot_be_jumbled_is_refused(
+    flags, code, message, tiny_networks, tmp_path, capsys, monkeypatch
+):
+    words = [
+        "--networks",
+        "cnn",
+        "--pieces",
+        "13",
+        "--num-images",
+        "20",
+        "--runs",
+        str(tmp_path),
+        *flags.split(),
+    ]
     try:
         assert jumble.main(words) == code
     except SystemExit as exit:
@@ -172,7 +233,17 @@ def test_what_cannot_be_jumbled_is_refused(flags, code, message, tiny_networks, 
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_drawings_that_were_held_out_are_not_those_that_are_jumbled(tiny_networks, tmp_path, capsys):
-    words = ["--dataset", "drawings", "--networks", "cnn", "--runs", str(tmp_path), "--flags=--holdout 10"]
+def test_drawings_that_were_held_out_are_not_those_that_are_jumbled(
+    tiny_networks, tmp_path, capsys
+):
+    words = [
+        "--dataset",
+        "drawings",
+        "--networks",
+        "cnn",
+        "--runs",
+        str(tmp_path),
+        "--flags=--holdout 10",
+    ]
     assert jumble.main(words) == 2
     assert "--flags must not hold others out" in capsys.readouterr().err

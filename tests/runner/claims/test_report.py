@@ -30,32 +30,71 @@ def run(network, seed, error, size):
 
 
 def runs():
-    errors = {("capsules", 100): (0.10, 0.12, 0.14), ("cnn", 9000): (0.20, 0.24, 0.22), ("cnn-68k", 101): (0.11, 0.11, 0.11)}
-    return [run(name, seed, error, size) for (name, size), of_seeds in errors.items() for seed, error in enumerate(of_seeds)]
+    errors = {
+        ("capsules", 100): (0.10, 0.12, 0.14),
+        ("cnn", 9000): (0.20, 0.24, 0.22),
+        ("cnn-68k", 101): (0.11, 0.11, 0.11),
+    }
+    return [
+        run(name, seed, error, size)
+        for (name, size), of_seeds in errors.items()
+        for seed, error in enumerate(of_seeds)
+    ]
 
 
 def view_record(seed, familiar, new, matched=True):
     def found(name):
-        part = {"familiar_error": familiar[name], "new_error": new[name], "num_parameters": 7, "steps": 5 + seed}
-        return part | {"errors_by_value": {str(v): familiar[name] if v in FAMILIAR else new[name] for v in VALUES}}
+        part = {
+            "familiar_error": familiar[name],
+            "new_error": new[name],
+            "num_parameters": 7,
+            "steps": 5 + seed,
+        }
+        return part | {
+            "errors_by_value": {
+                str(v): familiar[name] if v in FAMILIAR else new[name] for v in VALUES
+            }
+        }
 
     networks = {name: found(name) for name in ("capsules", "cnn")}
-    record = {"seed": seed, "train_values": FAMILIAR, "matched": matched, "networks": networks, "unmatched": networks}
+    record = {
+        "seed": seed,
+        "train_values": FAMILIAR,
+        "matched": matched,
+        "networks": networks,
+        "unmatched": networks,
+    }
     return record | {"seconds": 30.0, "command": "python -m experiments.viewpoints"}
 
 
 def view_records(**changed):
-    new = [{"capsules": 0.30, "cnn": 0.40}, {"capsules": 0.31, "cnn": 0.42}, {"capsules": 0.32, "cnn": 0.41}]
-    return [view_record(seed, {"capsules": 0.2, "cnn": 0.203}, of_seed, **changed) for seed, of_seed in enumerate(new)]
+    new = [
+        {"capsules": 0.30, "cnn": 0.40},
+        {"capsules": 0.31, "cnn": 0.42},
+        {"capsules": 0.32, "cnn": 0.41},
+    ]
+    return [
+        view_record(seed, {"capsules": 0.2, "cnn": 0.203}, of_seed, **changed)
+        for seed, of_seed in enumerate(new)
+    ]
 
 
 def attack_record(seed, blind=0.0):
     """Capsules are right nine times in ten, whatever happens; the CNN ever less."""
-    accuracy = {"capsules": lambda epsilon: 0.9 - 0.01 * seed, "cnn": lambda epsilon: 0.9 - 4 * epsilon + 0.01 * seed}
+    accuracy = {
+        "capsules": lambda epsilon: 0.9 - 0.01 * seed,
+        "cnn": lambda epsilon: 0.9 - 4 * epsilon + 0.01 * seed,
+    }
     statistics = {"zero_share": 0.1, "blind_share": 0.0, "mean_size": 0.02}
     gradients = {"logits": statistics, "activations": statistics | {"blind_share": blind}}
     white_box = [
-        {"network": name, "objective": objective, "attack": attack, "targeted": targeted, "epsilon": epsilon}
+        {
+            "network": name,
+            "objective": objective,
+            "attack": attack,
+            "targeted": targeted,
+            "epsilon": epsilon,
+        }
         | {"accuracy": of(epsilon), "success": 1 - of(epsilon) if targeted else None}
         for name, of in accuracy.items()
         for objective in gradients
@@ -64,21 +103,41 @@ def attack_record(seed, blind=0.0):
         for epsilon in EPSILONS
     ]
     black_box = [
-        {"source": source, "victim": victim, "victim_seed": 1, "epsilon": epsilon, "accuracy": of(epsilon)}
+        {
+            "source": source,
+            "victim": victim,
+            "victim_seed": 1,
+            "epsilon": epsilon,
+            "accuracy": of(epsilon),
+        }
         for source in accuracy
         for victim, of in accuracy.items()
         for epsilon in EPSILONS
     ]
     networks = {name: {"gradients": gradients} for name in accuracy}
-    record = {"seed": seed, "epsilons": EPSILONS, "networks": networks, "white_box": white_box, "black_box": black_box}
+    record = {
+        "seed": seed,
+        "epsilons": EPSILONS,
+        "networks": networks,
+        "white_box": white_box,
+        "black_box": black_box,
+    }
     return record | {"seconds": 90.0, "command": "python -m experiments.adversarial"}
 
 
 def examples():
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 2)).astype(np.float32)
-    arrays = {"images": images, "labels": np.array([0, 1]), "class_names": np.array(["cat", "dog"]), "epsilons": np.array(EPSILONS)}
+    arrays = {
+        "images": images,
+        "labels": np.array([0, 1]),
+        "class_names": np.array(["cat", "dog"]),
+        "epsilons": np.array(EPSILONS),
+    }
     for name in ("capsules", "cnn"):
-        arrays |= {f"{name}_images": np.stack([images] * 3), f"{name}_predictions": np.array([[0, 1], [0, 0], [1, 0]])}
+        arrays |= {
+            f"{name}_images": np.stack([images] * 3),
+            f"{name}_predictions": np.array([[0, 1], [0, 0], [1, 0]]),
+        }
     return arrays
 
 
@@ -148,7 +207,9 @@ def test_attacks_are_judged_at_each_size():
 
 
 def test_masked_gradients_are_no_robustness():
-    table = adversarial.white_box([attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False)
+    table = adversarial.white_box(
+        [attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False
+    )
     rows = {row[:3]: row[3:] for row in table.rows}
     assert rows["activations", "bim", "claim"] == ("gradients masked",) * 3
     assert rows["logits", "bim", "claim"] == ("undecided", "holds", "holds")
@@ -159,7 +220,10 @@ def test_attack_curves_are_the_records():
     panels = {axes.get_title(): axes for axes in figure.axes}
     lines = {line.get_label(): line.get_ydata() for line in panels["BIM on logits"].lines}
     np.testing.assert_allclose(lines["CNN"], [91, 51, 11])
-    lines = {line.get_label(): line.get_ydata() for line in panels["black box: BIM for another network"].lines}
+    lines = {
+        line.get_label(): line.get_ydata()
+        for line in panels["black box: BIM for another network"].lines
+    }
     np.testing.assert_allclose(lines["CNN, made for capsules"], [91, 51, 11])
 
 
@@ -177,11 +241,18 @@ def folder(tmp_path):
     for given in runs():
         file = tmp_path / "toynorb" / f"{given['network']}-{given['seed']}" / "result.json"
         file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({name: value for name, value in given.items() if name != "network"}))
-    for name, records in (("viewpoints-azimuth", view_records()), ("adversarial", [attack_record(0), attack_record(1)])):
+        file.write_text(
+            json.dumps({name: value for name, value in given.items() if name != "network"})
+        )
+    for name, records in (
+        ("viewpoints-azimuth", view_records()),
+        ("adversarial", [attack_record(0), attack_record(1)]),
+    ):
         (tmp_path / "toynorb" / name).mkdir()
         for record in records:
-            (tmp_path / "toynorb" / name / f"seed-{record['seed']}.json").write_text(json.dumps(record))
+            (tmp_path / "toynorb" / name / f"seed-{record['seed']}.json").write_text(
+                json.dumps(record)
+            )
     np.savez(tmp_path / "toynorb" / "adversarial" / "seed-0.npz", **examples())
     (tmp_path / "quick" / "toynorb" / "cnn-0").mkdir(parents=True)
     (tmp_path / "quick" / "toynorb" / "cnn-0" / "result.json").write_text("not read")
@@ -211,7 +282,11 @@ def test_all_results_become_one_page(folder, capsys):
     output = folder / "report"
     assert capsys.readouterr().out == f"wrote {output / 'report.md'} and {output / 'report.html'}\n"
     markdown, page = ((output / f"report.{suffix}").read_text() for suffix in ("md", "html"))
-    headings = ["Parameters and accuracy: toynorb", "New views (azimuth): toynorb", "Adversarial attacks: toynorb"]
+    headings = [
+        "Parameters and accuracy: toynorb",
+        "New views (azimuth): toynorb",
+        "Adversarial attacks: toynorb",
+    ]
     assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == headings
     assert "| capsules is more accurate than cnn | 10.0 ± 5.0 | holds |" in markdown
     assert "- `python -m experiments.parameters <&>`: 9 minutes" in markdown
@@ -253,7 +328,14 @@ def test_a_damaged_file_is_named(file, content, message, folder, capsys):
 def test_seeds_that_were_asked_different_things_are_not_compared(tmp_path, capsys):
     (tmp_path / "toynorb" / "jumble").mkdir(parents=True)
     for seed in (0, 1):
-        record = {"seed": seed, "seconds": 1, "command": "", "rows": [], "networks": ["cnn"], "amounts": [1, 2 + seed]}
+        record = {
+            "seed": seed,
+            "seconds": 1,
+            "command": "",
+            "rows": [],
+            "networks": ["cnn"],
+            "amounts": [1, 2 + seed],
+        }
         (tmp_path / "toynorb" / "jumble" / f"seed-{seed}.json").write_text(json.dumps(record))
     assert report.main(["--runs", str(tmp_path)]) == 2
     assert "seed-0.json: amounts [1, 3] and [1, 2]" in capsys.readouterr().err
@@ -261,4 +343,7 @@ def test_seeds_that_were_asked_different_things_are_not_compared(tmp_path, capsy
 
 def test_nothing_is_not_a_report(tmp_path, capsys):
     assert report.main(["--runs", str(tmp_path)]) == 2
-    assert "holds no results of experiments.parameters, .viewpoints, .adversarial, .jumble" in capsys.readouterr().err
+    assert (
+        "holds no results of experiments.parameters, .viewpoints, .adversarial, .jumble"
+        in capsys.readouterr().err
+    )

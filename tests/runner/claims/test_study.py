@@ -1,4 +1,6 @@
-"""The networks of the claims' experiments, what their runs are called, and that nothing is measured twice."""
+"""The networks of the claims' experiments, what their runs are called, and that nothing is measured
+twice.
+"""
 
 import functools
 import json
@@ -22,7 +24,10 @@ from experiments.runtime.errors import RunnerError, UsageError
 
 
 def test_each_network_of_capsules_has_a_cnn_of_its_size():
-    """The paper counts 68K, 310K and 4.2M parameters for smallNORB. Of ours one is a temperature."""
+    """The paper counts 68K, 310K and 4.2M parameters for smallNORB.
+
+    Of ours one is a temperature.
+    """
     sizes = {}
     for name in NETWORKS:
         config = Study().network(name, 0)
@@ -46,9 +51,15 @@ def test_each_network_of_capsules_has_a_cnn_of_its_size():
 
 
 def test_a_network_is_trained_as_the_flags_say():
-    config = Study(dataset="mnist", steps=7, flags="--max-shift 1 --batch-size 5").network("cnn-25k", 3)
+    config = Study(dataset="mnist", steps=7, flags="--max-shift 1 --batch-size 5").network(
+        "cnn-25k", 3
+    )
     assert (config.dataset, config.seed, config.steps, config.eval_every) == ("mnist", 3, 7, 7)
-    assert (config.images.max_shift, config.batch_size, config.model.cnn_channels) == (1, 5, (8, 16))
+    assert (config.images.max_shift, config.batch_size, config.model.cnn_channels) == (
+        1,
+        5,
+        (8, 16),
+    )
     assert Study().network("capsules", 0).steps == TrainConfig().steps
 
 
@@ -71,7 +82,9 @@ def test_nothing_is_measured_twice_or_overwritten(tmp_path, capsys):
     assert list(first) == ["experiment", "values", "found", "seconds", "command"]
     assert measured_once(path, settings, "another", pytest.fail) == first
     assert capsys.readouterr().out == f"{path} is finished\n"
-    with pytest.raises(RunnerError, match=r"other settings \(values: \[1, 2\] there, \[1, 3\] here\)"):
+    with pytest.raises(
+        RunnerError, match=r"other settings \(values: \[1, 2\] there, \[1, 3\] here\)"
+    ):
         measured_once(path, settings | {"values": (1, 3)}, "another", pytest.fail)
     assert json.loads(path.read_text()) == first
 
@@ -81,22 +94,38 @@ def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsy
     monkeypatch.setitem(NETWORKS, "cnn", tiny_run.cnn(3, learning_rate=1e-2))
     monkeypatch.setattr(loading, "load", lambda name, data_dir: tiny_run.dataset())
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
-    words = ["--networks", "cnn", "capsules", "--dataset", "mnist", "--runs", str(tmp_path), "--quick"]
+    words = [
+        "--networks",
+        "cnn",
+        "capsules",
+        "--dataset",
+        "mnist",
+        "--runs",
+        str(tmp_path),
+        "--quick",
+    ]
     words += ["--flags=--batch-size 8 --max-shift 1"]
     assert parameters.main(words) == 0
-    assert {path.parent.name for path in tmp_path.glob("quick/mnist/*/result.json")} == {"capsules-0", "cnn-0"}
+    assert {path.parent.name for path in tmp_path.glob("quick/mnist/*/result.json")} == {
+        "capsules-0",
+        "cnn-0",
+    }
     first = capsys.readouterr().out
     monkeypatch.setattr(trained, "train", pytest.fail)
     assert parameters.main(words) == 0
     again = capsys.readouterr().out
-    assert again.startswith(f"{tmp_path}/quick/mnist/cnn-0 is finished\n{tmp_path}/quick/mnist/capsules-0 is finished\n")
+    assert again.startswith(
+        f"{tmp_path}/quick/mnist/cnn-0 is finished\n{tmp_path}/quick/mnist/capsules-0 is finished\n"
+    )
     assert again.endswith(first[first.index("network  ") :])
 
 
 @pytest.mark.parametrize("command", [adversarial, equivariance, jumble, viewpoints])
 def test_quick_is_short_in_all_commands(command, tmp_path, monkeypatch, capsys):
     def check(given, missing):
-        raise UsageError(f"{given.study.seeds}, {given.study.steps} steps, {given.file(0)}, {missing}")
+        raise UsageError(
+            f"{given.study.seeds}, {given.study.steps} steps, {given.file(0)}, {missing}"
+        )
 
     monkeypatch.setattr(command, "check", check)
     assert command.main(["--quick", "--runs", str(tmp_path)]) == 2

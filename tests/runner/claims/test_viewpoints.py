@@ -30,11 +30,22 @@ def file(tmp_path):
 
 
 @pytest.mark.slow
-def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path, monkeypatch, capsys):
+def test_networks_are_matched_on_familiar_views_and_scored_on_all(
+    file, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(NETWORKS, "capsules", tiny_run.cnn(3))  # nothing here depends on the family
     monkeypatch.setitem(NETWORKS, "cnn", tiny_run.cnn(4))
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
-    command = ["--dataset", str(file), "--train-values", "0", "40", "--quick", "--runs", str(tmp_path / "runs")]
+    command = [
+        "--dataset",
+        str(file),
+        "--train-values",
+        "0",
+        "40",
+        "--quick",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     command += ["--flags=--batch-size 8 --max-shift 1"]
     assert viewpoints.main(command) == 0
     folder = tmp_path / "runs" / "quick" / "views" / "viewpoints-azimuth"
@@ -47,12 +58,17 @@ def test_networks_are_matched_on_familiar_views_and_scored_on_all(file, tmp_path
         assert found["familiar_error"] == pytest.approx((by_value["0"] + by_value["40"]) / 2)
         assert found["new_error"] == by_value["20"]
         trained = json.loads((folder / f"{name}-0" / "result.json").read_text())
-        assert (at_end["familiar_error"], at_end["steps"]) == (trained["test_error"], study.QUICK_STEPS)
+        assert (at_end["familiar_error"], at_end["steps"]) == (
+            trained["test_error"],
+            study.QUICK_STEPS,
+        )
         assert (found == at_end) == (name != record["stopped"])
     errors = [found["familiar_error"] for found in record["networks"].values()]
     assert record["matched"] == (abs(errors[0] - errors[1]) <= TARGET_TOLERANCE)
 
-    monkeypatch.setattr(experiment, "trained", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(
+        experiment, "trained", lambda *_: pytest.fail("a finished run was repeated")
+    )
     assert viewpoints.main(command) == 0
     assert json.loads((folder / "seed-0.json").read_text()) == record
     assert "familiar_error" in capsys.readouterr().out
@@ -67,17 +83,26 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(monkeypa
         scored[workdir.name] = config
         return {"familiar_error": ends[workdir.name]}
 
-    monkeypatch.setattr(viewpoints, "trained", lambda config, workdir, *_: stopped.update({workdir.name: config}))
+    monkeypatch.setattr(
+        viewpoints, "trained", lambda config, workdir, *_: stopped.update({workdir.name: config})
+    )
     monkeypatch.setattr(viewpoints, "finished", lambda workdir: {"test_error": ends[workdir.name]})
     monkeypatch.setattr(viewpoints, "score", score)
     command = ViewpointsCommand(factor="elevation")
     record = viewpoints.measure(command, 7, "")
     assert (record["stopped"], record["matched"]) == ("cnn", True)
-    assert record["networks"] == {"capsules": {"familiar_error": 0.30}, "cnn": {"familiar_error": 0.302}}
+    assert record["networks"] == {
+        "capsules": {"familiar_error": 0.30},
+        "cnn": {"familiar_error": 0.302},
+    }
     assert record["unmatched"]["cnn"] == {"familiar_error": 0.10}
-    assert list(stopped) == ["cnn-7-stopped"] and stopped["cnn-7-stopped"] == scored["cnn-7-stopped"]
+    assert (
+        list(stopped) == ["cnn-7-stopped"] and stopped["cnn-7-stopped"] == scored["cnn-7-stopped"]
+    )
     assert (scored["cnn-7-stopped"].target_error, scored["cnn-7"].target_error) == (0.30, None)
-    assert {(config.factor, config.train_values, config.seed) for config in scored.values()} == {("elevation", (0, 1, 2), 7)}
+    assert {(config.factor, config.train_values, config.seed) for config in scored.values()} == {
+        ("elevation", (0, 1, 2), 7)
+    }
 
     ends.update({"cnn-7": 0.296})
     assert viewpoints.measure(command, 7, "")["stopped"] is None
@@ -95,11 +120,17 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(monkeypa
     [
         ("--factor azimuth", "which values of azimuth are familiar? Give them by --train-values"),
         ("--factor nosuch --train-values 1", "views has no factor `nosuch`; its factors: azimuth"),
-        ("--train-values 1 2", "values of azimuth must be some of the training images' [0, 20, 40]; got [1, 2]"),
+        (
+            "--train-values 1 2",
+            "values of azimuth must be some of the training images' [0, 20, 40]; got [1, 2]",
+        ),
     ],
 )
 def test_views_that_there_are_not_are_refused(flags, message, file, tmp_path, capsys):
-    assert viewpoints.main(["--dataset", str(file), *flags.split(), "--runs", str(tmp_path / "runs")]) == 2
+    assert (
+        viewpoints.main(["--dataset", str(file), *flags.split(), "--runs", str(tmp_path / "runs")])
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("*.json"))
 

@@ -10,7 +10,9 @@ from experiments import ablation
 from experiments.ablation import STUDIES, AblationConfig, table, variant_config, variants
 from experiments.data import loading
 
-CAPSULES = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1 --max-shift 1"
+CAPSULES = (
+    "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1 --max-shift 1"
+)
 CNN = "--model cnn --cnn-channels 2 2 --cnn-hidden-units 3 --max-shift 1"  # compiles fast
 
 
@@ -23,19 +25,28 @@ def test_every_variant_of_every_study_is_a_config():
 
 
 def test_iterations_multiply_the_variants():
-    config = AblationConfig(study=("coordinates",), iterations=(1, 3), flags="--preset ibm --damping 0.2")
-    assert variants(config) == ["--no-add-coordinates --num-iterations 1", "--no-add-coordinates --num-iterations 3"]
+    config = AblationConfig(
+        study=("coordinates",), iterations=(1, 3), flags="--preset ibm --damping 0.2"
+    )
+    assert variants(config) == [
+        "--no-add-coordinates --num-iterations 1",
+        "--no-add-coordinates --num-iterations 3",
+    ]
     chosen = variant_config(config, variants(config)[1])
     assert (chosen.model.add_coordinates, chosen.model.routing.num_iterations) == (False, 3)
     assert (chosen.model.routing.field_mass, chosen.model.routing.damping) == (100.0, 0.2)
 
 
 def test_an_unknown_study_is_refused():
-    with pytest.raises(ValueError, match=r"study must be of default, iterations, .* or all; got nosuch"):
+    with pytest.raises(
+        ValueError, match=r"study must be of default, iterations, .* or all; got nosuch"
+    ):
         AblationConfig(study=("nosuch",))
 
 
-@pytest.mark.parametrize("flags, causes", [(CNN, False), pytest.param(CAPSULES, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "flags, causes", [(CNN, False), pytest.param(CAPSULES, True, marks=pytest.mark.slow)]
+)
 def test_a_study_is_run_recorded_and_not_repeated(flags, causes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda name, data_dir: tiny_run.dataset())
     command = ["--study", "default", "--seeds", "0", "1", "--steps", "2", "--batch-size", "4"]
@@ -50,7 +61,9 @@ def test_a_study_is_run_recorded_and_not_repeated(flags, causes, tmp_path, monke
     if causes:
         before, after = records[0]["before"], records[0]["after"]
         assert before["gradient_norm"]["class_caps"] > 0 and before["gradient_noise"]["conv"] > 0
-        assert before["gradient_norm_by_iterations"] == pytest.approx([math.hypot(*before["gradient_norm"].values())])
+        assert before["gradient_norm_by_iterations"] == pytest.approx(
+            [math.hypot(*before["gradient_norm"].values())]
+        )
         assert before["class_caps"]["assignment_entropy"] == pytest.approx(math.log(3))
         assert before != after
     written = (tmp_path / "table.md").read_text()
@@ -75,7 +88,18 @@ def test_a_study_is_run_recorded_and_not_repeated(flags, causes, tmp_path, monke
 def test_agreement_is_measured_where_it_has_not_been(flags, learned, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda name, data_dir: tiny_run.dataset())
     flags = f"{CAPSULES.replace('--num-iterations 1', '--num-iterations 2')} {flags}"
-    command = ["--study", "default", "--seeds", "0", "--steps", "2", "--batch-size", "4", "--holdout", "5"]
+    command = [
+        "--study",
+        "default",
+        "--seeds",
+        "0",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--holdout",
+        "5",
+    ]
     command += ["--output", str(tmp_path), f"--flags={flags}"]
     assert ablation.main(command) == 0 and ablation.main([*command, "--agreement"]) == 0
     before, after = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
@@ -89,8 +113,25 @@ def test_agreement_is_measured_where_it_has_not_been(flags, learned, tmp_path, m
 
 def test_a_cnn_has_no_causes_in_its_routing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda name, data_dir: tiny_run.dataset())
-    assert ablation.main(["--study", "default", "--holdout", "5", "--causes", "--output", str(tmp_path), f"--flags={CNN}"]) == 2
-    assert "error: --causes measures EM routing, of which a network of the kind cnn has none" in capsys.readouterr().err
+    assert (
+        ablation.main(
+            [
+                "--study",
+                "default",
+                "--holdout",
+                "5",
+                "--causes",
+                "--output",
+                str(tmp_path),
+                f"--flags={CNN}",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "error: --causes measures EM routing, of which a network of the kind cnn has none"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_table_counts_runs_that_are_not_finite():

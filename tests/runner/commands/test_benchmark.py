@@ -40,7 +40,10 @@ def test_the_textbooks_network_is_ours():
 @pytest.mark.slow
 def test_writes_what_it_measures(tmp_path, capsys):
     layer = Layer(batch=2, size=5, children=1, parents=2, iterations=2)
-    benchmark.run(benchmark.BenchmarkConfig(layer, parts=("kernels", "dynamic"), repeats=1, output=tmp_path), "")
+    benchmark.run(
+        benchmark.BenchmarkConfig(layer, parts=("kernels", "dynamic"), repeats=1, output=tmp_path),
+        "",
+    )
     record = json.loads((tmp_path / "benchmark.json").read_text())
     assert record["kernels"]["moments"]["ns_per_pair"] > 0
     assert record["config"]["layer"]["parents"] == 2
@@ -51,25 +54,54 @@ def test_writes_what_it_measures(tmp_path, capsys):
 @pytest.mark.slow
 def test_what_is_for_accelerators_runs_on_a_cpu(tmp_path, capsys):
     config = {"networks": ("3/2/2/2",), "batches": (2,), "repeats": 1, "output": tmp_path}
-    assert benchmark.main(["--parts", "profile", "--output", str(tmp_path), "--networks", "3/2/2/2", "--batches", "2"]) == 0
+    assert (
+        benchmark.main(
+            [
+                "--parts",
+                "profile",
+                "--output",
+                str(tmp_path),
+                "--networks",
+                "3/2/2/2",
+                "--batches",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "step.hlo.txt.gz").stat().st_size > 0
     with zipfile.ZipFile(tmp_path / "xplane.zip") as packed:
         assert packed.namelist()
     benchmark.run(benchmark.BenchmarkConfig(parts=("accelerator", "torch"), **config), "")
     record = json.loads((tmp_path / "benchmark.json").read_text())
-    measured = {(row["task"], row["contender"]) for row in record["accelerator"]["rows"] if "seconds" in row}
-    tasks, contenders = ("step", "layer, forward", "layer, gradient"), ("textbook", "dense", "streamed")
+    measured = {
+        (row["task"], row["contender"]) for row in record["accelerator"]["rows"] if "seconds" in row
+    }
+    tasks, contenders = (
+        ("step", "layer, forward", "layer, gradient"),
+        ("textbook", "dense", "streamed"),
+    )
     assert set(itertools.product(tasks, contenders)) <= measured
-    assert [json.loads(line) for line in (tmp_path / "accelerator.jsonl").read_text().splitlines()] == record["accelerator"]["rows"]
+    assert [
+        json.loads(line) for line in (tmp_path / "accelerator.jsonl").read_text().splitlines()
+    ] == record["accelerator"]["rows"]
     torch_is_here = importlib.util.find_spec("torch") is not None
-    assert all(("seconds" in row) == torch_is_here for row in record["torch"]["rows"] if row["contender"] == "PyTorch, eager")
+    assert all(
+        ("seconds" in row) == torch_is_here
+        for row in record["torch"]["rows"]
+        if row["contender"] == "PyTorch, eager"
+    )
     assert "images/s" in capsys.readouterr().out
 
 
 def test_what_cannot_be_measured_says_why(monkeypatch):
     load = Workload(Widths.parse("3/2/2/2"), 2, "layer, forward")
     monkeypatch.setattr(Workload, "arguments", lambda self: (jnp.ones(3),))
-    monkeypatch.setattr(Workload, "functions", lambda self: {name: failing if name == "dense" else jnp.sin for name in ORDER})
+    monkeypatch.setattr(
+        Workload,
+        "functions",
+        lambda self: {name: failing if name == "dense" else jnp.sin for name in ORDER},
+    )
 
     def failing(_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")

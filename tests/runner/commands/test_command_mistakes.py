@@ -1,4 +1,6 @@
-"""A mistake in a command costs one line on stderr and exit code 2, before anything is compiled or written."""
+"""A mistake in a command costs one line on stderr and exit code 2, before anything is compiled or
+written.
+"""
 
 import importlib
 import os
@@ -19,7 +21,9 @@ from experiments.runs.checkpoints import Checkpoints
 
 COMPILED = []  # how long each program took that has been compiled
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: COMPILED.append(seconds) if event == "/jax/core/compile/backend_compile_duration" else None
+    lambda event, seconds, **_: (
+        COMPILED.append(seconds) if event == "/jax/core/compile/backend_compile_duration" else None
+    )
 )
 
 # What each entry point cannot do without.
@@ -63,7 +67,8 @@ WRONG_TYPES = {
 SMALL = "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
 TRAIN = f"train --dataset mnist --steps 6 --batch-size 8 {SMALL} --max-shift 1 --warmup-steps 0"
 STUDY = "--dataset mnist --steps 6 --flags=--batch-size=8"
-# Commands, and what the line names. There are 20 training and 37 test images of 13x13, and two devices.
+# Commands, and what the line names. There are 20 training and 37 test images of 13x13, and two
+# devices.
 MISTAKES = [
     # values out of range
     ("ablation --steps 0", "steps must be positive; got 0"),
@@ -93,11 +98,17 @@ MISTAKES = [
     ("train --target-error 2", "target_error must lie in [0, 1]; got 2.0"),
     ("viewpoints --capsules cnn", "capsules must be one of"),
     # impossible combinations
-    ("ablation --causes --study default --dataset mnist --holdout 5 --flags=--model=cnn", "--causes"),
+    (
+        "ablation --causes --study default --dataset mnist --holdout 5 --flags=--model=cnn",
+        "--causes",
+    ),
     ("adversarial --seeds 1 1", "seeds must be one or more different numbers; got [1, 1]"),
     ("aot --accelerators v5e --chips 2", "of a TPU 1, 4 or 8; got [2]"),
     ("aot --chips 8 --divided 8/8/8/12", "8 chips cannot share the parent types of 8/8/8/12"),
-    ("equality --output new.npz --num-processes 2", "num_processes and process_id go with an address as coordinator"),
+    (
+        "equality --output new.npz --num-processes 2",
+        "num_processes and process_id go with an address as coordinator",
+    ),
     ("equivariance --dataset mnist", "dataset must be toynorb"),
     ("equivariance --flags=--holdout-instances=8", "--flags"),
     ("evaluate --workdir run --crops 4", "there are no 4 crops"),
@@ -148,8 +159,14 @@ MISTAKES = [
     ("report --runs empty --output file", "file is not a folder"),
     ("scaling --output file", "file is not a folder"),
     (f"{TRAIN} --workdir done", "done holds a finished run"),
-    (f"{TRAIN} --workdir done --seed 1", "done holds a finished run of another config (seed: 0 there, 1 here,"),
-    (f"{TRAIN} --workdir run --seed 1", "run holds an unfinished run of another config (seed: 0 there, 1 here,"),
+    (
+        f"{TRAIN} --workdir done --seed 1",
+        "done holds a finished run of another config (seed: 0 there, 1 here,",
+    ),
+    (
+        f"{TRAIN} --workdir run --seed 1",
+        "run holds an unfinished run of another config (seed: 0 there, 1 here,",
+    ),
     (f"{TRAIN} --workdir run --eval-every 4 --no-resume", "--resume"),
     (f"{TRAIN} --workdir alien", "alien/config.json is not the config of a run"),
     (f"{TRAIN} --workdir other", "other holds files of something else"),
@@ -157,16 +174,31 @@ MISTAKES = [
     (f"{TRAIN} --workdir file/new", "file is not a folder"),
     (f"{TRAIN} --workdir new --baseline --holdout 5", "new-cnn holds files of something else"),
     # what the data or the devices do not have
-    ("ablation --dataset mnist", "holdout must leave an image of each class to train on: it is at most 17; got 10000"),
-    (f"ablation --dataset mnist --holdout 5 --batch-size 16 --flags='{SMALL}'", "batch_size must be at most"),
+    (
+        "ablation --dataset mnist",
+        "holdout must leave an image of each class to train on: it is at most 17; got 10000",
+    ),
+    (
+        f"ablation --dataset mnist --holdout 5 --batch-size 16 --flags='{SMALL}'",
+        "batch_size must be at most",
+    ),
     ("ablation --dataset mnist --holdout 5 --batch-size 8 --study presets", "too small"),
-    (f"adversarial {STUDY} --num-images 38", "num_images must be at most the 37 test images; got 38"),
+    (
+        f"adversarial {STUDY} --num-images 38",
+        "num_images must be at most the 37 test images; got 38",
+    ),
     ("benchmark --batch 3", "a batch of 3 cannot be divided among 2 devices"),
     ("equality --output new.npz --devices 3", "3 were requested"),
-    ("equivariance --flags=--batch-size=8", "crop must be at most the images' height and width, 13x13; got 32"),
+    (
+        "equivariance --flags=--batch-size=8",
+        "crop must be at most the images' height and width, 13x13; got 32",
+    ),
     ("evaluate --workdir run --devices 3", "3 were requested"),
     (f"jumble {STUDY} --num-images 38", "num_images must be at most the 37 test images; got 38"),
-    (f"jumble {STUDY} --num-images 20 --pieces 2", "pieces must divide the images' height and width, 13x13; got 2"),
+    (
+        f"jumble {STUDY} --num-images 20 --pieces 2",
+        "pieces must divide the images' height and width, 13x13; got 2",
+    ),
     ("parameters --dataset mnist --flags=--batch-size=21", "batch_size must be at most"),
     (
         "parameters --dataset mnist --flags=--holdout=20",
@@ -176,11 +208,20 @@ MISTAKES = [
     (f"{TRAIN} --devices 3", "there are 2 devices"),
     (f"{TRAIN} --batch-size 7 --devices 2", "a batch of 7 cannot be divided among 2 devices"),
     (f"{TRAIN} --devices 1 --model-axis 2", "the model axis"),
-    (f"{TRAIN} --devices 2 --model-axis 2", "the model axis must divide each of conv_capsules, [3]; got 2"),
-    (f"{TRAIN} --batch-size 22", "batch_size must be at most the number of training images, 20; got 22"),
+    (
+        f"{TRAIN} --devices 2 --model-axis 2",
+        "the model axis must divide each of conv_capsules, [3]; got 2",
+    ),
+    (
+        f"{TRAIN} --batch-size 22",
+        "batch_size must be at most the number of training images, 20; got 22",
+    ),
     (f"{TRAIN} --crop 14", "crop must be at most the images' height and width, 13x13; got 14"),
     (f"{TRAIN} --conv-capsules 3 3", "too small"),
-    (f"{TRAIN} --holdout 20", "holdout must leave an image of each class to train on: it is at most 17; got 20"),
+    (
+        f"{TRAIN} --holdout 20",
+        "holdout must leave an image of each class to train on: it is at most 17; got 20",
+    ),
     (f"{TRAIN} --holdout-instances 1", "no factor `instance`"),
     (f"{TRAIN} --factor azimuth --train-values 1", "no factor `azimuth`"),
     (f"viewpoints {STUDY}", "--train-values"),
@@ -199,7 +240,13 @@ def runs(tmp_path_factory):
     )
     for name, text in configs.items():
         (folder / name / "config.json").write_text(text)
-    for name in ("done/result.json", "file", "new-cnn/metrics.jsonl", "other/metrics.jsonl", "there.safetensors"):
+    for name in (
+        "done/result.json",
+        "file",
+        "new-cnn/metrics.jsonl",
+        "other/metrics.jsonl",
+        "there.safetensors",
+    ):
         (folder / name).write_text("{}")
     np.savez(folder / "other.npz", numbers=np.zeros(3))
     with Checkpoints(folder / "run" / "checkpoints") as checkpoints:
@@ -213,7 +260,11 @@ def folder(runs, tmp_path, monkeypatch):
     shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     load = loading.load
-    monkeypatch.setattr(loading, "load", lambda name, data_dir: load(name) if name.endswith(".npz") else tiny_run.dataset())
+    monkeypatch.setattr(
+        loading,
+        "load",
+        lambda name, data_dir: load(name) if name.endswith(".npz") else tiny_run.dataset(),
+    )
     return tmp_path
 
 
@@ -235,7 +286,11 @@ def refused(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> s
     compiled = len(COMPILED)
     printed = capsys.readouterr()
     assert code == 2, printed.err
-    assert printed.err.startswith("error: ") and printed.err.endswith("\n") and printed.err.count("\n") == 1, printed.err
+    assert (
+        printed.err.startswith("error: ")
+        and printed.err.endswith("\n")
+        and printed.err.count("\n") == 1
+    ), printed.err
     assert printed.out == ""
     assert contents(folder) == before
     assert compiled == 0
@@ -244,7 +299,9 @@ def refused(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> s
 
 def test_all_entry_points_are_tried():
     files = Path(__file__).parents[3].glob("experiments/*.py")
-    assert REQUIRED.keys() == {file.stem for file in files if '__name__ == "__main__"' in file.read_text()}
+    assert REQUIRED.keys() == {
+        file.stem for file in files if '__name__ == "__main__"' in file.read_text()
+    }
 
 
 @pytest.mark.parametrize("module", REQUIRED)
@@ -284,5 +341,9 @@ def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "--steps" in ended.stderr
+    assert (
+        ended.stderr.startswith("error: ")
+        and ended.stderr.count("\n") == 1
+        and "--steps" in ended.stderr
+    )
     assert not list(tmp_path.iterdir())

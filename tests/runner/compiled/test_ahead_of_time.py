@@ -113,7 +113,9 @@ def looped(x, trips):
 
 def test_each_trip_of_a_compiled_loop_costs_the_same():
     def launches(trips):
-        return count_launches(jax.jit(looped, static_argnums=1).lower(jnp.ones((64, 64)), trips).compile().as_text())
+        return count_launches(
+            jax.jit(looped, static_argnums=1).lower(jnp.ones((64, 64)), trips).compile().as_text()
+        )
 
     of_fifty = launches(150) - launches(100)
     assert of_fifty == launches(100) - launches(50) and of_fifty >= 50 * 2
@@ -135,27 +137,55 @@ def test_without_a_compiler_the_command_says_what_to_install(monkeypatch, tmp_pa
 def test_parent_types_are_divided_where_there_are_chips_and_emcaps_to_do_it():
     command = aot.AotCommand(("h100", "v6e"), (1, 8), networks=("4/2/2/2",), divided=("8/8/8/8",))
     cases = [(case.accelerator, case.chips, case.divided, case.routing) for case in command.cases()]
-    together = [(chips, False, routing) for chips in (1, 8) for routing in ("kernels", "streamed", "dense", "textbook")]
+    together = [
+        (chips, False, routing)
+        for chips in (1, 8)
+        for routing in ("kernels", "streamed", "dense", "textbook")
+    ]
     divided = [(8, True, routing) for routing in ("kernels", "streamed", "dense")]
     everywhere = [one for one in together + divided if one[-1] != "kernels"]
-    assert cases == [("h100", *one) for one in together + divided] + [("v6e", *one) for one in everywhere]
+    assert cases == [("h100", *one) for one in together + divided] + [
+        ("v6e", *one) for one in everywhere
+    ]
 
 
 def test_the_table_has_what_was_counted_and_what_failed():
     case = aot.Case("h100", 8, (4, 2, 2, 2), False, "dense", 64, 3)._asdict()
     sent = {"all-reduce": {"operations": 1, "runs": 1, "megabytes_sent": 1.3}}
-    counted = {"launches": 8557, "scratch_bytes": 226_000_000, "total_bytes": 3e8, "collectives": sent, "compile_seconds": 12.3}
+    counted = {
+        "launches": 8557,
+        "scratch_bytes": 226_000_000,
+        "total_bytes": 3e8,
+        "collectives": sent,
+        "compile_seconds": 12.3,
+    }
     rows = aot.table([case | counted, case | {"error": "out of memory"}]).rows
-    assert rows[0] == ("8 x h100", "4/2/2/2", "dense", "8,557", "226", "300", "1 all-reduce", "1.30", "12")
+    assert rows[0] == (
+        "8 x h100",
+        "4/2/2/2",
+        "dense",
+        "8,557",
+        "226",
+        "300",
+        "1 all-reduce",
+        "1.30",
+        "12",
+    )
     assert rows[1][:4] == ("8 x h100", "4/2/2/2", "dense", "out of memory")
 
 
 @pytest.mark.slow
 def test_the_textbooks_step_is_the_runners(optimized):
-    """One step from the same parameters, on two devices of the CPU: the same loss, gradient and parameters."""
-    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=PAPER))
+    """One step from the same parameters, on two devices of the CPU: the same loss, gradient and
+    parameters.
+    """
+    config = dataclasses.replace(
+        tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=PAPER)
+    )
     model = make_model(config.model, 3)
-    batch = Batch(jax.random.uniform(jax.random.key(1), (8, *tiny_run.IMAGE_SHAPE)), jnp.arange(8) % 3)
+    batch = Batch(
+        jax.random.uniform(jax.random.key(1), (8, *tiny_run.IMAGE_SHAPE)), jnp.arange(8) % 3
+    )
     stepped = []
     for network in (model, TextbookNetwork(model)):
         step = parallelize(make_train_step(config, network), Execution(jax.devices()[:2]))
@@ -174,12 +204,18 @@ def h100():
 @pytest.mark.slow
 def test_a_small_step_is_compiled_for_h100s_and_written_down(h100, tmp_path):
     """As a user would, who has not kept JAX from looking for a GPU."""
-    flags = "--chips 2 --networks 4/2/2/2 --divided 2/2/2/2 --routings streamed --examples 2 --iterations 1"
+    flags = (
+        "--chips 2 --networks 4/2/2/2 --divided 2/2/2/2 --routings streamed --examples 2 "
+        "--iterations 1"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     command = [sys.executable, "-m", "experiments.aot", *flags.split(), "--output", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     together, divided = json.loads((tmp_path / "aot.json").read_text())["cases"]
-    assert list(together["collectives"]) == ["all-reduce"] and together["collectives"]["all-reduce"]["runs"] == 1
+    assert (
+        list(together["collectives"]) == ["all-reduce"]
+        and together["collectives"]["all-reduce"]["runs"] == 1
+    )
     assert divided["divided"] and divided["collectives"]["all-gather"]["runs"] > 0
     for row in (together, divided):
         assert row["launches"] > 100 and 0 < row["scratch_bytes"] < row["total_bytes"]
@@ -191,6 +227,9 @@ def test_an_h100_runs_a_product_and_what_follows_it_in_one_kernel(h100, optimize
     assert len(h100) == 2 and h100[0].device_kind == "NVIDIA H100 80GB HBM3"
     compiled = compile_for(h100[0], lambda x: jnp.sin(x @ x) + 1, jnp.ones((64, 64)))
     entry, computations = parse_program(compiled.as_text())
-    assert [instruction.opcode for instruction in computations[entry].values()] == ["parameter", "fusion"]
+    assert [instruction.opcode for instruction in computations[entry].values()] == [
+        "parameter",
+        "fusion",
+    ]
     assert count_launches(compiled.as_text()) == 1
     assert compiled.memory_analysis().argument_size_in_bytes == 4 * 64 * 64

@@ -1,4 +1,6 @@
-"""What devices tell each other: counted in programs whose collectives are known, and in the compiled training step."""
+"""What devices tell each other: counted in programs whose collectives are known, and in the
+compiled training step.
+"""
 
 import dataclasses
 
@@ -15,7 +17,13 @@ from experiments.devices.parallel import Execution
 
 def compiled(function, *arguments):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec(), check_vma=False)
+    mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
     return jax.jit(mapped).lower(*arguments).compile().as_text()
 
 
@@ -26,7 +34,11 @@ def test_collectives_in_loops_count_as_often_as_they_run():
 
     found = collectives(compiled(function, jnp.ones(10)))
     assert sorted(found) == [Collective("all-gather", 2, 40, 1), Collective("all-reduce", 2, 20, 7)]
-    assert totals(found)["all-reduce"] == {"operations": 1, "runs": 7, "megabytes_sent": pytest.approx(7 * 20 / 1e6)}
+    assert totals(found)["all-reduce"] == {
+        "operations": 1,
+        "runs": 7,
+        "megabytes_sent": pytest.approx(7 * 20 / 1e6),
+    }
 
 
 @pytest.mark.parametrize(
@@ -39,7 +51,10 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     ],
 )
 def test_who_takes_part_is_read_as_each_version_of_xla_writes_it(groups, size):
-    program = "ENTRY %main (x: f32[3]) -> f32[3] {{\n  %y = f32[3]{{0}} all-reduce(%x), replica_groups={}, to_apply=%add\n}}"
+    program = (
+        "ENTRY %main (x: f32[3]) -> f32[3] {{\n  %y = f32[3]{{0}} all-reduce(%x), "
+        "replica_groups={}, to_apply=%add\n}}"
+    )
     assert collectives(program.format(groups)) == [Collective("all-reduce", size, 12, 1)]
     with pytest.raises(ValueError, match="written in a way that nobody here knows"):
         collectives(program.format("somehow"))
@@ -54,7 +69,11 @@ def test_of_what_is_started_and_waited_for_the_result_counts():
   %this = f32[8,3]{1,0} all-reduce-done(%all)
   %that = f32[2,3]{0,1} reduce-scatter-done(%one)
 }"""
-    found = [Collective("all-gather", 4, 4 * 32, 1), Collective("reduce-scatter", 4, 4 * 24, 1), Collective("all-reduce", 4, 96, 1)]
+    found = [
+        Collective("all-gather", 4, 4 * 32, 1),
+        Collective("reduce-scatter", 4, 4 * 24, 1),
+        Collective("all-reduce", 4, 96, 1),
+    ]
     assert collectives(program) == found
 
 
@@ -71,7 +90,9 @@ def test_the_step_has_one_all_reduce_of_gradient_and_metrics_and_nothing_else():
 
 @pytest.mark.slow
 def test_with_parent_types_divided_the_gradient_of_each_is_reduced_once_more():
-    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, conv_capsules=(4,)))
+    config = dataclasses.replace(
+        tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, conv_capsules=(4,))
+    )
     program = compiled_step(config, Execution(jax.devices()[:2], "jit", 2), tiny_run.IMAGE_SHAPE, 3)
     found = totals(collectives(program.as_text()))
     assert found["all-gather"]["runs"] >= 2 and found["reduce-scatter"]["runs"] == 2

@@ -1,4 +1,6 @@
-"""affNIST's recipe: the maps against ones that are known exactly, what is drawn, and that no digit is cut off."""
+"""affNIST's recipe: the maps against ones that are known exactly, what is drawn, and that no digit
+is cut off.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,14 @@ import pytest
 import tiny_run
 
 from experiments.data import affnist, loading
-from experiments.data.affnist import SIDE, affine_digits, affine_image, affine_matrix, centerd, placed
+from experiments.data.affnist import (
+    SIDE,
+    affine_digits,
+    affine_image,
+    affine_matrix,
+    centerd,
+    placed,
+)
 from experiments.data.dataset import with_values
 
 IDENTITY = jnp.eye(2)
@@ -37,7 +46,9 @@ def mapped(image, angle=0.0, shear=0.0, scales=(1.0, 1.0), place=MIDDLE):
 
 
 def extent(image, axis):
-    """How many rows or columns the light takes up, by its second moment: that of an even bar of this length."""
+    """How many rows or columns the light takes up, by its second moment: that of an even bar of
+    this length.
+    """
     at = np.arange(len(image)) if axis == 0 else np.arange(image.shape[1])
     mass = image.sum(1 - axis) / image.sum()
     mean = (mass * at).sum()
@@ -50,7 +61,9 @@ def test_nothing_changes_nothing():
         image = blob()
         ink = image[5:23, 8:20]
         out = mapped(image, place=jnp.full(2, place))
-        np.testing.assert_allclose(out[1:19, 1:13] if place == 0 else out[-19:-1, -13:-1], ink, atol=1e-3)
+        np.testing.assert_allclose(
+            out[1:19, 1:13] if place == 0 else out[-19:-1, -13:-1], ink, atol=1e-3
+        )
         assert out.sum() == pytest.approx(ink.sum(), rel=1e-5)
 
 
@@ -79,7 +92,10 @@ def test_no_ink_is_cut_off(place):
         whole = mapped(image[..., 0].astype(jnp.float32), 20.0, -0.2, (1.2, 0.8))
         moved = mapped(image[..., 0].astype(jnp.float32), 20.0, -0.2, (1.2, 0.8), jnp.array(place))
         assert moved.sum() == pytest.approx(whole.sum(), rel=0.02)
-        edges = [moved[0] if place[0] == 0 else moved[-1], moved[:, 0] if place[1] == 0 else moved[:, -1]]
+        edges = [
+            moved[0] if place[0] == 0 else moved[-1],
+            moved[:, 0] if place[1] == 0 else moved[:, -1],
+        ]
         assert max(edge.max() for edge in edges) < 30
 
 
@@ -93,13 +109,25 @@ def test_what_is_drawn_fills_the_ranges(monkeypatch):
     seen = []
     monkeypatch.setattr(affnist, "affine_matrix", lambda *given: seen.append(given) or IDENTITY)
     monkeypatch.setattr(
-        jax.lax, "map", lambda function, given, batch_size: [function(tuple(g[i] for g in given)) for i in range(40)]
+        jax.lax,
+        "map",
+        lambda function, given, batch_size: [
+            function(tuple(g[i] for g in given)) for i in range(40)
+        ],
     )
     monkeypatch.setattr(affnist, "affine_image", lambda image, matrix, place: image)
     affine_digits.__wrapped__(jax.random.key(0), digits(40))
     angles, shears, scales = (np.array(values) for values in zip(*seen, strict=True))
-    for values, low, high in ((angles, -20, 20), (shears, -0.2, 0.2), (scales[:, 0], 0.8, 1.2), (scales[:, 1], 0.8, 1.2)):
-        assert low <= values.min() < low + 0.15 * (high - low) and high - 0.15 * (high - low) < values.max() <= high
+    for values, low, high in (
+        (angles, -20, 20),
+        (shears, -0.2, 0.2),
+        (scales[:, 0], 0.8, 1.2),
+        (scales[:, 1], 0.8, 1.2),
+    ):
+        assert (
+            low <= values.min() < low + 0.15 * (high - low)
+            and high - 0.15 * (high - low) < values.max() <= high
+        )
     assert abs(np.corrcoef(scales.T)[0, 1]) < 0.5
 
 
@@ -115,12 +143,21 @@ def test_a_digits_place_depends_on_the_key_and_not_on_the_others(make):
 def test_placed_digits_are_the_digits_somewhere():
     images = digits()
     for image, out in zip(images, np.asarray(placed(jax.random.key(0), images)), strict=True):
-        places = [(r, c) for r in range(13) for c in range(13) if (out[r : r + 28, c : c + 28] == image).all()]
+        places = [
+            (r, c)
+            for r in range(13)
+            for c in range(13)
+            if (out[r : r + 28, c : c + 28] == image).all()
+        ]
         assert places and out.sum() == image.sum()
 
 
 @pytest.mark.parametrize(
-    "images, came", [(jnp.zeros((2, 28, 28, 1)), "float32"), (jnp.zeros((2, 41, 28, 1), jnp.uint8), r"uint8 \[2, 41, 28, 1\]")]
+    "images, came",
+    [
+        (jnp.zeros((2, 28, 28, 1)), "float32"),
+        (jnp.zeros((2, 41, 28, 1), jnp.uint8), r"uint8 \[2, 41, 28, 1\]"),
+    ],
 )
 def test_other_images_are_refused(images, came):
     with pytest.raises(ValueError, match=f"height and width at most 40; got {came}"):

@@ -17,12 +17,17 @@ def images(number=50, size=6, channels=2):
 
 def make_batches(max_shift=0):
     labels = np.arange(50, dtype=np.int32)
-    return TrainingBatches(images(), labels, KEY, batch_size=8, config=ImageConfig(max_shift=max_shift))
+    return TrainingBatches(
+        images(), labels, KEY, batch_size=8, config=ImageConfig(max_shift=max_shift)
+    )
 
 
 def test_an_epoch_shows_no_example_twice_and_the_next_is_in_another_order():
     batches = make_batches()
-    epochs = [np.concatenate([batches(step).labels for step in range(start, start + 6)]) for start in (0, 6)]
+    epochs = [
+        np.concatenate([batches(step).labels for step in range(start, start + 6)])
+        for start in (0, 6)
+    ]
     for epoch in epochs:
         assert len(set(epoch.tolist())) == 48
     assert (epochs[0] != epochs[1]).any()

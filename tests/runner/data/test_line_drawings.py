@@ -30,7 +30,9 @@ def test_splits_differ_and_are_the_same_every_time(monkeypatch):
 
 
 def test_features_move_to_each_others_places(monkeypatch):
-    """If all are alike, nothing has changed when each is where another was, and something has half way."""
+    """If all are alike, nothing has changed when each is where another was, and something has half
+    way.
+    """
     monkeypatch.setattr(line_drawings, "SIZE_JITTER", 0.0)
     places = [(-0.3, -0.3), (0.3, -0.3), (0.0, 0.1), (0.2, 0.5)]
     features = stacked([Part(place, (0.1, 0.15)) for place in places])
@@ -43,11 +45,21 @@ def test_features_move_to_each_others_places(monkeypatch):
 @pytest.mark.parametrize("corners", [0.0, 1.0])
 def test_a_part_is_where_it_says(corners, filled, monkeypatch):
     """Its ink has the right center and extent, and is inside only where it is filled."""
-    for name, value in {"MAX_ANGLE": 0.0, "SCALES": (1.0, 1.0), "MAX_SHIFT": 0.0, "PLACE_JITTER": 0.0, "SIZE_JITTER": 0.0}.items():
+    for name, value in {
+        "MAX_ANGLE": 0.0,
+        "SCALES": (1.0, 1.0),
+        "MAX_SHIFT": 0.0,
+        "PLACE_JITTER": 0.0,
+        "SIZE_JITTER": 0.0,
+    }.items():
         monkeypatch.setattr(line_drawings, name, value)
     monkeypatch.setattr(line_drawings, "OUTLINE", (3.0, 3.0))  # beyond the image
     center, size = np.array([0.25, -0.1]), np.array([0.4, 0.3])
-    image = np.asarray(drawing(jax.random.key(0), stacked([Part(tuple(center), tuple(size), corners, filled)]), 0.0))
+    image = np.asarray(
+        drawing(
+            jax.random.key(0), stacked([Part(tuple(center), tuple(size), corners, filled)]), 0.0
+        )
+    )
     rows, columns = np.nonzero(image > 0.5)
     to_unit = lambda pixel: (pixel + 0.5) * 2 / SIDE - 1  # noqa: E731
     pixel = 2 / SIDE

@@ -1,4 +1,6 @@
-"""Preparing and loading data: the builders on tiny files in the original formats, real data where it is at hand."""
+"""Preparing and loading data: the builders on tiny files in the original formats, real data where
+it is at hand.
+"""
 
 import gzip
 import os
@@ -13,7 +15,16 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
 from experiments.data import loading, tfds_builders
-from experiments.data.dataset import AFFNIST, DATASETS, DRAWINGS, Dataset, divided, hold_out, hold_out_instances, with_values
+from experiments.data.dataset import (
+    AFFNIST,
+    DATASETS,
+    DRAWINGS,
+    Dataset,
+    divided,
+    hold_out,
+    hold_out_instances,
+    with_values,
+)
 from experiments.runtime.errors import RunnerError, UsageError
 
 SMALLNORB12 = Path(__file__).parents[4] / "shared" / "data" / "smallnorb12.npz"
@@ -37,7 +48,9 @@ def test_every_name_has_its_builder():
 
 
 def put_by_hand(dataset, root, monkeypatch):
-    """Write the original files of a data set into its manual folder, register their checksums, and return their paths."""
+    """Write the original files of a data set into its manual folder, register their checksums, and
+    return their paths.
+    """
     files = original_files.write(dataset, root / "downloads" / "manual" / dataset.name)
     url_infos = {url: checksums.compute_url_info(path) for url, path in files.items()}
     monkeypatch.setattr(loading.BUILDERS[dataset.name], "url_infos", url_infos)
@@ -46,7 +59,9 @@ def put_by_hand(dataset, root, monkeypatch):
 
 @pytest.fixture(params=original_files.SHAPES)
 def tiny(request, tmp_path, monkeypatch):
-    """Tiny files of a data set in its manual folder, with their checksums registered: what they hold."""
+    """Tiny files of a data set in its manual folder, with their checksums registered: what they
+    hold.
+    """
     dataset = original_files.noise(request.param)
     put_by_hand(dataset, tmp_path / "data", monkeypatch)
     return dataset
@@ -57,7 +72,9 @@ def by_content(dataset, split):
     factors = getattr(dataset, f"{split}_factors")
     columns = [getattr(dataset, f"{split}_labels"), *(factors[name] for name in sorted(factors))]
     rows = np.stack(columns, axis=1).tolist()
-    return sorted(zip((image.tobytes() for image in getattr(dataset, f"{split}_images")), rows, strict=True))
+    return sorted(
+        zip((image.tobytes() for image in getattr(dataset, f"{split}_images")), rows, strict=True)
+    )
 
 
 def assert_same_examples(one, other):
@@ -69,15 +86,22 @@ def assert_same_examples(one, other):
 def test_files_put_there_by_hand_are_prepared_without_a_network(tiny, tmp_path, no_network):
     data = loading.load(tiny.name, tmp_path / "data")
     assert data.name == tiny.name
-    assert data.train_images.shape == (10, *original_files.SHAPES[tiny.name]) and data.train_images.dtype == np.uint8
+    assert (
+        data.train_images.shape == (10, *original_files.SHAPES[tiny.name])
+        and data.train_images.dtype == np.uint8
+    )
     assert data.test_labels.shape == (3,) and data.test_labels.dtype == np.int32
-    assert all(values.shape == (10,) and values.dtype == np.int32 for values in data.train_factors.values())
+    assert all(
+        values.shape == (10,) and values.dtype == np.int32 for values in data.train_factors.values()
+    )
     assert_same_examples(data, tiny)
     stock = tfds.builder(tiny.name, data_dir=tmp_path / "data")
     assert stock.is_prepared() and stock.info.splits["train"].num_examples == 10
 
 
-@pytest.mark.parametrize("name, number, first", [("smallnorb", 5, "four-legged animals"), ("cifar10", 10, "plane")])
+@pytest.mark.parametrize(
+    "name, number, first", [("smallnorb", 5, "four-legged animals"), ("cifar10", 10, "plane")]
+)
 def test_classes_have_names_also_the_second_time(name, number, first, tmp_path, monkeypatch):
     put_by_hand(original_files.noise(name), tmp_path, monkeypatch)
     for _ in range(2):
@@ -93,7 +117,9 @@ def test_the_second_time_loads_the_cache(tiny, tmp_path, monkeypatch):
     assert first[:2] == second[:2]
 
 
-@pytest.mark.parametrize("harm", ["changed data", "broken cache", "truncated cache", "no cache folder"])
+@pytest.mark.parametrize(
+    "harm", ["changed data", "broken cache", "truncated cache", "no cache folder"]
+)
 def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypatch):
     first = loading.load(tiny.name, tmp_path / "data")
     if harm == "changed data":
@@ -121,7 +147,10 @@ def test_without_data_and_network_one_message_says_what_to_do(tmp_path, no_netwo
     with pytest.raises(RunnerError) as error:
         loading.load("fashion_mnist", tmp_path)
     message = str(error.value)
-    assert message.startswith(f"fashion_mnist is not in {tmp_path}, and preparing it there failed: urlopen error no network\n")
+    assert message.startswith(
+        f"fashion_mnist is not in {tmp_path}, and preparing it there failed: urlopen error no "
+        "network\n"
+    )
     for word in (
         "--data-dir",
         "TFDS_DATA_DIR",
@@ -137,7 +166,12 @@ def test_the_message_for_smallnorb_names_its_stand_in(tmp_path, no_network):
     with pytest.raises(RunnerError) as error:
         loading.load("smallnorb", tmp_path)
     message = str(error.value)
-    for words in ("251 MiB", str(tmp_path / "downloads" / "manual" / "smallnorb"), "--dataset toynorb", "testing-info.mat.gz"):
+    for words in (
+        "251 MiB",
+        str(tmp_path / "downloads" / "manual" / "smallnorb"),
+        "--dataset toynorb",
+        "testing-info.mat.gz",
+    ):
         assert words in message
 
 
@@ -150,7 +184,9 @@ def test_a_wrong_file_is_refused_and_leaves_nothing_behind(tiny, harm, tmp_path,
         path.rename(path.with_suffix(".old"))
     else:
         path.write_bytes(good[:-9] if harm == "truncated" else gzip.compress(b"something else"))
-    with pytest.raises(RunnerError, match="no network" if harm == "renamed" else "wrong checksum") as error:
+    with pytest.raises(
+        RunnerError, match="no network" if harm == "renamed" else "wrong checksum"
+    ) as error:
         loading.load(tiny.name, root)
     assert path.name in str(error.value)
     assert not [file for file in root.rglob("*") if file.is_file() and "manual" not in file.parts]
@@ -196,7 +232,9 @@ def test_a_file_that_is_not_idx_is_refused(content, tmp_path):
         tfds_builders.read_idx(tmp_path / "file.gz")
 
 
-@pytest.mark.parametrize("content", [b"\x54\x4c\x3d\x1f" + 16 * b"\1", b"\x54\x4c\x3d\x1e" + b"\1\0\0\0" * 4 + 8 * b"\0"])
+@pytest.mark.parametrize(
+    "content", [b"\x54\x4c\x3d\x1f" + 16 * b"\1", b"\x54\x4c\x3d\x1e" + b"\1\0\0\0" * 4 + 8 * b"\0"]
+)
 def test_a_file_that_is_not_norb_is_refused(content, tmp_path):
     (tmp_path / "file.gz").write_bytes(gzip.compress(content))
     with pytest.raises(ValueError, match=r"file\.gz"):
@@ -216,9 +254,20 @@ def test_real_stereo_pairs_go_through_their_own_format_and_tfds(tmp_path, monkey
     if not SMALLNORB12.exists():
         pytest.skip(f"there is no {SMALLNORB12}")
     with np.load(SMALLNORB12) as file:
-        images, labels, split = np.moveaxis(file["image"], 1, -1), file["category"].astype(np.int32), file["split"]
-        instance, elevation, azimuth, lighting = file["instance_elevation_azimuth_lighting"].T.astype(np.int32)
-    factors = {"instance": instance, "elevation": elevation, "azimuth": azimuth // 2, "lighting": lighting}
+        images, labels, split = (
+            np.moveaxis(file["image"], 1, -1),
+            file["category"].astype(np.int32),
+            file["split"],
+        )
+        instance, elevation, azimuth, lighting = file[
+            "instance_elevation_azimuth_lighting"
+        ].T.astype(np.int32)
+    factors = {
+        "instance": instance,
+        "elevation": elevation,
+        "azimuth": azimuth // 2,
+        "lighting": lighting,
+    }
     everything = Dataset("smallnorb", (), images, labels, images[:0], labels[:0], factors)
     real = divided(everything, split == "train", split == "test")
     put_by_hand(real, tmp_path, monkeypatch)
@@ -226,10 +275,17 @@ def test_real_stereo_pairs_go_through_their_own_format_and_tfds(tmp_path, monkey
 
     stock = list(tfds.data_source("smallnorb", split="test", data_dir=tmp_path, download=False))
     parts = {
-        "test_images": np.stack([np.concatenate([example["image"], example["image2"]], axis=-1) for example in stock]),
+        "test_images": np.stack(
+            [np.concatenate([example["image"], example["image2"]], axis=-1) for example in stock]
+        ),
         "test_labels": np.array([example["label_category"] for example in stock]),
         "test_factors": {
-            name: np.array([example["instance" if name == "instance" else f"label_{name}"] for example in stock])
+            name: np.array(
+                [
+                    example["instance" if name == "instance" else f"label_{name}"]
+                    for example in stock
+                ]
+            )
             for name in factors
         },
     }
@@ -237,11 +293,22 @@ def test_real_stereo_pairs_go_through_their_own_format_and_tfds(tmp_path, monkey
 
 
 def numbered(labels):
-    """A data set with these training labels, whose images, and factor `number`, are their places."""
+    """A data set with these training labels, whose images, and factor `number`, are
+    their places.
+    """
     number = np.arange(len(labels), dtype=np.int32)
     images = np.broadcast_to(number[:, None, None, None].astype(np.uint8), (len(labels), 2, 2, 1))
     labels, factors = np.array(labels, np.int32), {"number": number}
-    return Dataset("some", tuple("abc"), images, labels, images[:0], labels[:0], factors, {"number": number[:0]})
+    return Dataset(
+        "some",
+        tuple("abc"),
+        images,
+        labels,
+        images[:0],
+        labels[:0],
+        factors,
+        {"number": number[:0]},
+    )
 
 
 def test_held_out_images_are_of_all_classes_also_in_a_sorted_file():
@@ -252,7 +319,9 @@ def test_held_out_images_are_of_all_classes_also_in_a_sorted_file():
     there = held_out.test_factors["number"]
     np.testing.assert_array_equal(held_out.test_images[:, 0, 0, 0], there)
     np.testing.assert_array_equal(held_out.test_labels, data.train_labels[there])
-    np.testing.assert_array_equal(held_out.train_factors["number"], np.delete(np.arange(200), there))
+    np.testing.assert_array_equal(
+        held_out.train_factors["number"], np.delete(np.arange(200), there)
+    )
     assert hold_out(data, 40).test_factors["number"].tolist() == there.tolist()
     assert hold_out(data, 0) is data
 
@@ -260,8 +329,12 @@ def test_held_out_images_are_of_all_classes_also_in_a_sorted_file():
 def test_a_class_keeps_its_last_image():
     data = numbered([0] * 5 + [1] + [2] * 3)
     held_out = hold_out(data, 6)
-    assert sorted(held_out.train_labels) == [0, 1, 2] and np.bincount(held_out.test_labels).tolist() == [4, 0, 2]
-    with pytest.raises(UsageError, match="must leave an image of each class to train on: it is at most 6; got 7"):
+    assert sorted(held_out.train_labels) == [0, 1, 2] and np.bincount(
+        held_out.test_labels
+    ).tolist() == [4, 0, 2]
+    with pytest.raises(
+        UsageError, match="must leave an image of each class to train on: it is at most 6; got 7"
+    ):
         hold_out(data, 7)
 
 
@@ -272,7 +345,9 @@ def test_held_out_instances_come_from_the_training_set():
     chosen = (instances == 6) | (instances == 8)
     assert chosen.any()
     np.testing.assert_array_equal(held_out.test_images, data.train_images[chosen])
-    np.testing.assert_array_equal(held_out.test_factors["azimuth"], data.train_factors["azimuth"][chosen])
+    np.testing.assert_array_equal(
+        held_out.test_factors["azimuth"], data.train_factors["azimuth"][chosen]
+    )
     np.testing.assert_array_equal(held_out.train_labels, data.train_labels[~chosen])
     assert not {6, 8} & {*held_out.train_factors["instance"].tolist()}
 
@@ -294,11 +369,17 @@ def test_instances_that_cannot_be_held_out_are_refused(name, instances, message)
 def test_views_of_both_splits_are_chosen_by_a_factor():
     data = original_files.noise("smallnorb", num_train=100, num_test=100)
     some = with_values(data, "elevation", [0, 3])
-    trained, tested = (np.isin(factors["elevation"], [0, 3]) for factors in (data.train_factors, data.test_factors))
+    trained, tested = (
+        np.isin(factors["elevation"], [0, 3]) for factors in (data.train_factors, data.test_factors)
+    )
     np.testing.assert_array_equal(some.train_images, data.train_images[trained])
-    np.testing.assert_array_equal(some.train_factors["azimuth"], data.train_factors["azimuth"][trained])
+    np.testing.assert_array_equal(
+        some.train_factors["azimuth"], data.train_factors["azimuth"][trained]
+    )
     np.testing.assert_array_equal(some.test_labels, data.test_labels[tested])
-    np.testing.assert_array_equal(some.test_factors["elevation"], data.test_factors["elevation"][tested])
+    np.testing.assert_array_equal(
+        some.test_factors["elevation"], data.test_factors["elevation"][tested]
+    )
     assert 0 < len(some.test_labels) < len(data.test_labels)
 
 

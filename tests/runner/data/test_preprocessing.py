@@ -13,7 +13,11 @@ from experiments.data.preprocessing import NORB_IMAGES, ImageConfig, crop_places
 # Jitted: as operations one by one they would take longer to compile.
 prepare, central_view, training_view = (
     jax.jit(function, static_argnums=0)
-    for function in (preprocessing.prepare, preprocessing.evaluation_view, preprocessing.training_view)
+    for function in (
+        preprocessing.prepare,
+        preprocessing.evaluation_view,
+        preprocessing.training_view,
+    )
 )
 random_shift = jax.jit(preprocessing.random_shift, static_argnums=2)
 KEY = jax.random.key(0)
@@ -35,24 +39,33 @@ def test_pixels_become_floats_in_the_unit_interval():
 
 def test_downsampling_takes_means():
     pairs = images(size=6).astype(float).reshape(50, 3, 2, 3, 2, 2).mean((2, 4)) / 255
-    np.testing.assert_allclose(prepare(ImageConfig(downsample=2), jnp.asarray(images())), pairs, rtol=1e-5)
+    np.testing.assert_allclose(
+        prepare(ImageConfig(downsample=2), jnp.asarray(images())), pairs, rtol=1e-5
+    )
 
 
 def test_standardized_images_have_mean_0_and_variance_1_each():
     faint = images() // 100 + 7  # nine gray levels at most
-    prepared = np.asarray(prepare(ImageConfig(standardize=True), jnp.asarray(np.concatenate([images(), faint]))), float)
+    prepared = np.asarray(
+        prepare(ImageConfig(standardize=True), jnp.asarray(np.concatenate([images(), faint]))),
+        float,
+    )
     np.testing.assert_allclose(prepared.mean((1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(prepared.var((1, 2, 3)), 1, rtol=1e-4)
 
 
 def test_an_image_that_is_the_same_everywhere_is_standardized_to_0():
-    np.testing.assert_allclose(prepare(ImageConfig(standardize=True), jnp.full((1, 4, 4, 1), 200, jnp.uint8)), 0, atol=1e-4)
+    np.testing.assert_allclose(
+        prepare(ImageConfig(standardize=True), jnp.full((1, 4, 4, 1), 200, jnp.uint8)), 0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("config", [PLAIN, NORB_IMAGES])
 def test_floats_in_the_unit_interval_are_seen_as_the_pixels_they_stand_for(config):
     stored = jnp.asarray(images(number=5, size=96))
-    np.testing.assert_array_equal(central_view(config, stored.astype(jnp.float32) / 255), central_view(config, stored))
+    np.testing.assert_array_equal(
+        central_view(config, stored.astype(jnp.float32) / 255), central_view(config, stored)
+    )
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
@@ -76,11 +89,17 @@ def test_the_papers_pipeline_for_smallnorb():
 def test_crops_are_pieces_of_the_image_and_all_places_are_equally_likely():
     rows, columns = np.indices((6, 6))
     config = ImageConfig(crop=4, max_shift=0)
-    numbered = jnp.asarray(np.tile((6 * rows + columns)[None, :, :, None], (4000, 1, 1, 1)).astype(np.uint8))
-    corners = np.round(np.asarray(training_view(config, KEY, numbered))[:, :, :, 0] * 255).astype(int)
+    numbered = jnp.asarray(
+        np.tile((6 * rows + columns)[None, :, :, None], (4000, 1, 1, 1)).astype(np.uint8)
+    )
+    corners = np.round(np.asarray(training_view(config, KEY, numbered))[:, :, :, 0] * 255).astype(
+        int
+    )
     offsets = np.stack(np.divmod(corners[:, 0, 0], 6), 1)
     for crop, (row, column) in zip(corners[:50], offsets[:50], strict=True):
-        np.testing.assert_array_equal(crop, (6 * rows + columns)[row : row + 4, column : column + 4])
+        np.testing.assert_array_equal(
+            crop, (6 * rows + columns)[row : row + 4, column : column + 4]
+        )
     counts = np.zeros((3, 3), int)
     np.add.at(counts, tuple(offsets.T), 1)
     assert np.abs(counts - 4000 / 9).max() < 5 * np.sqrt(4000 / 9)
@@ -89,7 +108,9 @@ def test_crops_are_pieces_of_the_image_and_all_places_are_equally_likely():
 @pytest.mark.parametrize("channels", [1, 2])
 def test_contrast_and_brightness_are_uniform_in_their_ranges(channels):
     config = ImageConfig(max_shift=0, standardize=True, contrast=0.4, brightness=0.3)
-    seen = np.asarray(training_view(config, KEY, jnp.asarray(images(number=2000, channels=channels))), float)
+    seen = np.asarray(
+        training_view(config, KEY, jnp.asarray(images(number=2000, channels=channels))), float
+    )
     brightness, contrast = seen.mean((1, 2, 3)), seen.std((1, 2, 3))
     for values, low, high in ((brightness, -0.3, 0.3), (contrast, 0.6, 1.4)):
         assert low - 1e-3 <= values.min() < low + 0.01 and high - 0.01 < values.max() <= high + 1e-3
@@ -105,19 +126,31 @@ def test_a_quarter_turn_is_exact_and_counterclockwise():
 
 
 def test_an_image_is_scaled_about_its_center_and_its_edges_go_on_outside():
-    ramp = np.broadcast_to(np.arange(7.0, dtype=np.float32)[:, None, None], (2, 7, 5, 1))  # value: the row
+    # Value: the row.
+    ramp = np.broadcast_to(np.arange(7.0, dtype=np.float32)[:, None, None], (2, 7, 5, 1))
     scaled = preprocessing.turned(ramp, jnp.zeros(2), jnp.array([2.0, 0.5]))
     np.testing.assert_allclose(scaled[0, :, 0, 0], 3 + (np.arange(7) - 3) / 2, atol=1e-5)
-    np.testing.assert_allclose(scaled[1, :, 0, 0], np.clip(3 + (np.arange(7) - 3) * 2, 0, 6), atol=1e-5)
+    np.testing.assert_allclose(
+        scaled[1, :, 0, 0], np.clip(3 + (np.arange(7) - 3) * 2, 0, 6), atol=1e-5
+    )
 
 
 def test_images_are_turned_and_scaled_at_random_within_their_ranges(monkeypatch):
     given = {}
-    monkeypatch.setattr(preprocessing, "turned", lambda images, *drawn: given.update(drawn=drawn) or images)
-    preprocessing.training_view(dataclasses.replace(PLAIN, max_rotation=90.0, max_scaling=0.25), KEY, jnp.asarray(images(2000)))
+    monkeypatch.setattr(
+        preprocessing, "turned", lambda images, *drawn: given.update(drawn=drawn) or images
+    )
+    preprocessing.training_view(
+        dataclasses.replace(PLAIN, max_rotation=90.0, max_scaling=0.25),
+        KEY,
+        jnp.asarray(images(2000)),
+    )
     angles, factors = given["drawn"]
     for drawn, low, high in ((angles, -np.pi / 2, np.pi / 2), (factors, 0.75, 1.25)):
-        assert low <= drawn.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < drawn.max() <= high
+        assert (
+            low <= drawn.min() < low + 0.01 * (high - low)
+            and high - 0.01 * (high - low) < drawn.max() <= high
+        )
         assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
 
 
@@ -127,7 +160,9 @@ def test_a_view_depends_on_the_key_and_not_on_the_other_images():
     changed[1:] = 7
     first, again = (training_view(config, KEY, jnp.asarray(batch)) for batch in (images(), changed))
     np.testing.assert_array_equal(first[0], again[0])
-    assert not np.array_equal(first[0], training_view(config, jax.random.key(1), jnp.asarray(images()))[0])
+    assert not np.array_equal(
+        first[0], training_view(config, jax.random.key(1), jnp.asarray(images()))[0]
+    )
 
 
 def test_the_first_crop_is_central_and_the_others_spread():
@@ -171,8 +206,15 @@ def test_a_shift_moves_the_whole_image_and_brings_in_zeros():
     shifted = np.asarray(random_shift(KEY, images(), 2))
     assert shifted.shape == images().shape and shifted.dtype == np.uint8
     offsets = set()
-    for before, after in zip(np.pad(images(), ((0, 0), (2, 2), (2, 2), (0, 0))), shifted, strict=True):
-        found = [(r, c) for r in range(5) for c in range(5) if (before[r : r + 6, c : c + 6] == after).all()]
+    for before, after in zip(
+        np.pad(images(), ((0, 0), (2, 2), (2, 2), (0, 0))), shifted, strict=True
+    ):
+        found = [
+            (r, c)
+            for r in range(5)
+            for c in range(5)
+            if (before[r : r + 6, c : c + 6] == after).all()
+        ]
         assert len(found) == 1
         offsets.update(found)
     assert len(offsets) > 15  # of 25

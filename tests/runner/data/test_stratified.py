@@ -1,4 +1,6 @@
-"""Shares of classes: they add up, are even, and leave something of each class; which images they are never changes."""
+"""Shares of classes: they add up, are even, and leave something of each class; which images they
+are never changes.
+"""
 
 import numpy as np
 import pytest
@@ -36,7 +38,9 @@ def test_shares_add_up_and_are_even():
 
 
 def test_what_is_chosen_is_always_the_same():
-    """A recorded value: a run that goes on, or is scored again, would otherwise see images that it was trained on."""
+    """A recorded value: a run that goes on, or is scored again, would otherwise see images that it
+    was trained on.
+    """
     labels = np.arange(20) % 2
     assert np.flatnonzero(of_each_class(labels, np.array([3, 2]))).tolist() == [1, 8, 10, 18, 19]
 

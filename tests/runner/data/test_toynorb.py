@@ -26,7 +26,9 @@ def angles(*degrees):
 
 def photograph(category, instance, elevation=40.0, azimuth=60.0):
     """uint8 `[6, 2, SIZE, SIZE]`."""
-    return np.asarray(scene.photograph(toy(category, instance), angles(elevation), angles(azimuth), size=SIZE))[0]
+    return np.asarray(
+        scene.photograph(toy(category, instance), angles(elevation), angles(azimuth), size=SIZE)
+    )[0]
 
 
 def one(solid):
@@ -36,7 +38,9 @@ def one(solid):
 
 def camera_at(elevation, azimuth, distance=5.0, extent=0.3, target=(0.0, 0.0, 0.6)):
     right = scene.direction(jnp.float32(0), jnp.float32(azimuth + 90))
-    position = jnp.array(target) + distance * scene.direction(jnp.float32(elevation), jnp.float32(azimuth))
+    position = jnp.array(target) + distance * scene.direction(
+        jnp.float32(elevation), jnp.float32(azimuth)
+    )
     return render.Camera(position, jnp.array(target), right, jnp.float32(extent))
 
 
@@ -54,7 +58,11 @@ def test_the_same_toy_is_the_same_to_the_last_bit():
 
 @pytest.mark.slow
 def test_toys_differ():
-    images = {photograph(category, instance).tobytes() for category in range(len(CATEGORIES)) for instance in range(INSTANCES)}
+    images = {
+        photograph(category, instance).tobytes()
+        for category in range(len(CATEGORIES))
+        for instance in range(INSTANCES)
+    }
     assert len(images) == len(CATEGORIES) * INSTANCES
 
 
@@ -87,7 +95,9 @@ def test_toys_stand_on_the_ground_and_fit_into_every_picture(category):
         shape = toy(category, instance)
         assert abs(bounds(jax.tree.map(np.asarray, shape))[0][2]) < 1e-5
         for elevation, azimuth in ((30.0, 0.0), (30.0, 100.0), (70.0, 40.0)):
-            camera = jax.tree.map(lambda field: field[0], scene.stereo(jnp.float32(elevation), jnp.float32(azimuth)))
+            camera = jax.tree.map(
+                lambda field: field[0], scene.stereo(jnp.float32(elevation), jnp.float32(azimuth))
+            )
             _, on_object = jax.jit(render.trace)(shape, camera.position, render.rays(camera, 24))
             seen = np.asarray(on_object).reshape(24, 24)
             assert 12 < seen.sum() < 350
@@ -101,7 +111,10 @@ def test_rays_meet_a_ball_where_geometry_says():
     camera = camera_at(35.0, 25.0)
     direction = render.rays(camera, size)
     depth, on_object = jax.jit(render.trace)(shape, camera.position, direction)
-    origin, rays = np.asarray(camera.position, np.float64), np.stack([np.asarray(axis, np.float64) for axis in direction], 1)
+    origin, rays = (
+        np.asarray(camera.position, np.float64),
+        np.stack([np.asarray(axis, np.float64) for axis in direction], 1),
+    )
     np.testing.assert_allclose(np.linalg.norm(rays, axis=1), 1, atol=1e-6)
     along = rays @ (middle - origin)
     miss = np.linalg.norm(middle - origin - along[:, None] * rays, axis=1)
@@ -147,8 +160,13 @@ def test_distances_of_solids_never_let_a_ray_jump_over_the_surface(solid):
     random = np.random.default_rng(0)
     points = random.uniform(-1, 1.2, (3, 4000)).astype(np.float32)
     others = (points + random.normal(0, 0.05, points.shape)).astype(np.float32)
-    here, there = (np.asarray(render.distance(one(solid), tuple(jnp.asarray(place)))) for place in (points, others))
-    assert (np.abs(here - there) / np.linalg.norm(points - others, axis=0)).max() < 1 / render.STEP + 0.05
+    here, there = (
+        np.asarray(render.distance(one(solid), tuple(jnp.asarray(place))))
+        for place in (points, others)
+    )
+    assert (
+        np.abs(here - there) / np.linalg.norm(points - others, axis=0)
+    ).max() < 1 / render.STEP + 0.05
     assert (here < 0).any() and (here > 0).any()
 
 
@@ -160,7 +178,8 @@ def test_light_comes_from_where_the_lamp_is():
     left = np.asarray(picture(shape, camera, light_from(40.0, -90.0)))
     ball_rows = slice(8, 16)
     assert right[ball_rows, 14:17].mean() > right[ball_rows, 7:10].mean() + 0.1
-    # Shadows are those of a pixel's upper left sample, so mirror images differ by half a pixel of shadow.
+    # Shadows are those of a pixel's upper left sample, so mirror images differ by half a pixel of
+    # shadow.
     assert np.abs(left - right[:, ::-1]).mean() < 0.01
     # The ball's shadow falls on the other side of it.
     assert right[12:20, :6].min() < 0.5 * right[0, -1] < 0.9 * right[12:20, -6:].min()
@@ -176,27 +195,43 @@ def test_brightness_is_from_0_to_1_and_adds_up_on_bare_ground():
 
 
 def test_many_pictures_in_one_call_are_those_of_single_calls():
-    shapes = [one(ball((0.0, 0.1, 0.5), (0.6, 0.6, 0.6))), one(box((0.0, 0.0, 0.3), (0.9, 0.4, 0.6)))]
+    shapes = [
+        one(ball((0.0, 0.1, 0.5), (0.6, 0.6, 0.6))),
+        one(box((0.0, 0.0, 0.3), (0.9, 0.4, 0.6))),
+    ]
     cameras = [camera_at(30.0, 0.0), camera_at(60.0, 120.0)]
     lights = [light_from(40.0, 0.0), light_from(60.0, 200.0)]
-    stacked = (jax.tree.map(lambda *fields: jnp.stack(fields), *trees) for trees in (shapes, cameras, lights))
+    stacked = (
+        jax.tree.map(lambda *fields: jnp.stack(fields), *trees)
+        for trees in (shapes, cameras, lights)
+    )
     together = jax.vmap(partial(render.render, size=SIZE))(*stacked)
     for index, single in enumerate(zip(shapes, cameras, lights, strict=True)):
         np.testing.assert_allclose(together[index], render.render(*single, size=SIZE), atol=0.02)
 
 
 def test_accelerators_take_all_views_and_rays_together(monkeypatch):
-    """To them each step of a loop is many launches. Left are those along rays: to the object, to the lamp, and of the slope."""
+    """To them each step of a loop is many launches.
+
+    Left are those along rays: to the object, to the lamp, and of the slope.
+    """
     shape, size = one(ball((0.1, 0.0, 0.4), (0.9, 0.5, 0.8))), 2 * SIZE  # of four blocks
     views = shape, angles(35.0, 60.0, 50.0), angles(20.0, 150.0, 200.0)
     traced = scene.photograph.trace(*views, size=size)
-    loops = [traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.while") for name in ("cpu", "cuda", "tpu")]
+    loops = [
+        traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.while")
+        for name in ("cpu", "cuda", "tpu")
+    ]
     assert loops == [6, 3, 3]
 
     one_by_one = np.asarray(scene.photograph(*views, size=size)).astype(int)
     together = partial(jax.lax.map, batch_size=render.AT_ONCE)
-    monkeypatch.setattr(scene, "by_platform", lambda function, *given: function(*given, each=together))
-    differences = np.abs(jax.jit(partial(scene.photograph.__wrapped__, size=size))(*views).astype(int) - one_by_one)
+    monkeypatch.setattr(
+        scene, "by_platform", lambda function, *given: function(*given, each=together)
+    )
+    differences = np.abs(
+        jax.jit(partial(scene.photograph.__wrapped__, size=size))(*views).astype(int) - one_by_one
+    )
     assert differences.max() <= 1
 
 
@@ -205,7 +240,12 @@ def test_the_grid_has_every_combination_of_factors_once():
     seen = set()
     for split, instances in full.SPLITS.items():
         sweeps = full.sweeps(full, split)  # pyright: ignore[reportArgumentType]
-        pairs = {(*sweep, azimuth, lighting) for sweep in sweeps for azimuth in full.AZIMUTH_LABELS for lighting in range(6)}
+        pairs = {
+            (*sweep, azimuth, lighting)
+            for sweep in sweeps
+            for azimuth in full.AZIMUTH_LABELS
+            for lighting in range(6)
+        }
         assert len(pairs) == len(sweeps) * 18 * 6 == 24300
         assert {pair[1] for pair in pairs} == set(instances)
         seen |= pairs
@@ -216,9 +256,14 @@ def test_toys_to_tune_on_are_of_the_test_toys_kinds_and_none_of_the_fifty(monkey
     tuning, full = toynorb_builders.ToyNorbTuning, toynorb_builders.ToyNorb
     assert tuning.SPLITS["train"] == full.SPLITS["train"]
     assert len(tuning.sweeps(tuning, "test")) * 18 * 6 == 8100  # pyright: ignore[reportArgumentType]
-    monkeypatch.setattr(shapes, "MAKERS", [lambda dice, variant: (float(dice.between(0, 1)), variant)] * 5)
+    monkeypatch.setattr(
+        shapes, "MAKERS", [lambda dice, variant: (float(dice.between(0, 1)), variant)] * 5
+    )
     monkeypatch.setattr(shapes, "assemble", lambda made, *_: made)
-    known, others = ([toy.__wrapped__(0, i) for i in instances] for instances in (range(10), tuning.SPLITS["test"]))
+    known, others = (
+        [toy.__wrapped__(0, i) for i in instances]
+        for instances in (range(10), tuning.SPLITS["test"])
+    )
     tested = [known[instance] for instance in full.SPLITS["test"]]
     assert [variant for _, variant in tested] == [variant for _, variant in others]
     assert len({number for number, _ in known + others}) == 15
@@ -246,26 +291,40 @@ def test_what_the_builder_writes_stock_tfds_reads(tmp_path, monkeypatch):
     assert {name: feature.np_dtype for name, feature in stock.info.features.items()} == {
         name: feature.np_dtype for name, feature in smallnorb.items()
     }
-    for label in ("label_category", "instance", "label_elevation", "label_azimuth", "label_lighting"):
+    for label in (
+        "label_category",
+        "instance",
+        "label_elevation",
+        "label_azimuth",
+        "label_lighting",
+    ):
         assert stock.info.features[label].names == smallnorb[label].names
     for split, instance in (("train", 4), ("test", 0)):
         source = tfds.data_source("toynorb", split=split, data_dir=tmp_path, download=False)
         examples = [source[i] for i in range(len(source))]
         assert len(examples) == 5 * 1 * 2 * 1 * 6
-        assert len({(e["label_category"], e["label_elevation"], e["label_lighting"]) for e in examples}) == len(examples)
+        assert len(
+            {(e["label_category"], e["label_elevation"], e["label_lighting"]) for e in examples}
+        ) == len(examples)
         for example in examples[:10]:
             elevation, azimuth = scene.ELEVATIONS[example["label_elevation"]], scene.AZIMUTHS[3]
-            images = photograph(example["label_category"], instance, elevation, azimuth)[example["label_lighting"]]
+            images = photograph(example["label_category"], instance, elevation, azimuth)[
+                example["label_lighting"]
+            ]
             np.testing.assert_array_equal(example["image"][..., 0], images[0])
             np.testing.assert_array_equal(example["image2"][..., 0], images[1])
             assert example["instance"] == instance and example["label_azimuth"] == 3
 
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         loaded = loading.load_tfds(Tiny(data_dir=tmp_path))._asdict()
-        pairs = np.stack([np.concatenate([example["image"], example["image2"]], -1) for example in examples])
+        pairs = np.stack(
+            [np.concatenate([example["image"], example["image2"]], -1) for example in examples]
+        )
         np.testing.assert_array_equal(loaded[f"{split}_images"], pairs)
         for factor, feature in tiny.factor_features.items():
-            np.testing.assert_array_equal(loaded[f"{split}_factors"][factor], [example[feature] for example in examples])
+            np.testing.assert_array_equal(
+                loaded[f"{split}_factors"][factor], [example[feature] for example in examples]
+            )
 
 
 KILLED = """
@@ -287,7 +346,9 @@ Killed(data_dir=os.environ["DATA"]).download_and_prepare(file_format="array_reco
 def test_a_kill_half_way_leaves_nothing_that_is_read(tmp_path):
     environment = os.environ | {"DATA": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[3]
-    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=root, env=environment, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=root, env=environment, capture_output=True
+    )
     assert killed.returncode == -9, killed.stderr.decode()
     assert any((tmp_path / "toynorb").iterdir())  # it had begun
     tiny = Tiny(data_dir=tmp_path)

@@ -10,7 +10,13 @@ import tiny_run
 
 from experiments.data.batches import TrainingBatches
 from experiments.data.preprocessing import ImageConfig
-from experiments.devices.parallel import Execution, device_mesh, map_chunks, map_examples, parallelize
+from experiments.devices.parallel import (
+    Execution,
+    device_mesh,
+    map_chunks,
+    map_examples,
+    parallelize,
+)
 from experiments.learning.network import make_model
 from experiments.learning.step import gradient_params, make_train_step
 
@@ -22,7 +28,9 @@ def model():
 
 def batches(views=tiny_run.CONFIG.images):
     data = tiny_run.dataset()
-    return TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), tiny_run.CONFIG.batch_size, views)
+    return TrainingBatches(
+        data.train_images, data.train_labels, jax.random.key(1), tiny_run.CONFIG.batch_size, views
+    )
 
 
 @functools.cache
@@ -44,7 +52,8 @@ def test_two_devices_take_the_step_of_one(mode):
     (state, metrics), (expected_state, expected_metrics) = two_steps(mode, 2), two_steps("jit", 1)
     assert state.step == 2
     np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
-    # Adam divides gradients by their size: where one is rounding noise, so is a fraction of the learning rate.
+    # Adam divides gradients by their size: where one is rounding noise, so is a fraction of the
+    # learning rate.
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
         state.params,
@@ -52,21 +61,38 @@ def test_two_devices_take_the_step_of_one(mode):
     )
 
 
-@pytest.mark.parametrize("mode, model_axis", [("jit", 2), pytest.param("pmap", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode, model_axis", [("jit", 2), pytest.param("pmap", 1, marks=pytest.mark.slow)]
+)
 def test_devices_share_the_average_of_schedule_free_adam(mode, model_axis):
     even = dataclasses.replace(tiny_run.MODEL, conv_capsules=(2,))
     config = dataclasses.replace(tiny_run.CONFIG, model=even, schedule="schedule_free")
-    (state, _), (expected, _) = two_steps(mode, 2, config, model_axis=model_axis), two_steps("jit", 1, config)
-    for found, wanted in ((state.params, expected.params), (gradient_params(config, state), gradient_params(config, expected))):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, wanted)
+    (state, _), (expected, _) = (
+        two_steps(mode, 2, config, model_axis=model_axis),
+        two_steps("jit", 1, config),
+    )
+    for found, wanted in (
+        (state.params, expected.params),
+        (gradient_params(config, state), gradient_params(config, expected)),
+    ):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, wanted
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, num_devices", [("jit", 1), ("pmap", 2)])
 def test_a_batch_may_be_taken_in_parts(mode, num_devices):
-    (state, metrics), (expected_state, expected_metrics) = two_steps(mode, num_devices, accumulate=2), two_steps("jit", 1)
+    (state, metrics), (expected_state, expected_metrics) = (
+        two_steps(mode, num_devices, accumulate=2),
+        two_steps("jit", 1),
+    )
     np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), state.params, expected_state.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+        state.params,
+        expected_state.params,
+    )
 
 
 def test_jit_and_pmap_are_the_same_step():
@@ -83,7 +109,9 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
     """Its views are drawn as those of smallNORB and toynorb are."""
     views = ImageConfig(standardize=True, crop=11, max_shift=0, contrast=0.5, brightness=0.5)
     drawn = batches(views)(5)
-    shared = parallelize(make_train_step(tiny_run.CONFIG, model()), Execution(jax.devices()[:num_devices], mode)).shard(drawn)
+    shared = parallelize(
+        make_train_step(tiny_run.CONFIG, model()), Execution(jax.devices()[:num_devices], mode)
+    ).shard(drawn)
     for whole, parts in zip(drawn, shared, strict=True):
         assert len(parts.sharding.device_set) == num_devices
         np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
@@ -97,7 +125,9 @@ def test_map_examples_gives_one_result_per_example():
 @pytest.mark.parametrize("number", [1, 6, 13])
 def test_map_chunks_takes_any_number_of_examples(number):
     scaled = map_chunks(
-        lambda scale, examples: scale * examples["left"] + examples["right"], device_mesh(jax.devices()[:2]), per_device=3
+        lambda scale, examples: scale * examples["left"] + examples["right"],
+        device_mesh(jax.devices()[:2]),
+        per_device=3,
     )
     left, right = np.arange(2.0 * number).reshape(number, 2), np.ones((number, 2))
     np.testing.assert_array_equal(scaled(2.0, {"left": left, "right": right}), 2 * left + right)

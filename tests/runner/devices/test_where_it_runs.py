@@ -1,4 +1,6 @@
-"""In notebooks, in threads, without the platform that was asked for, and on systems other than this one."""
+"""In notebooks, in threads, without the platform that was asked for, and on systems other than this
+one.
+"""
 
 import ast
 import asyncio
@@ -25,7 +27,8 @@ from experiments.runtime.errors import UsageError
 
 # `tiny_run.CONFIG`, whose programs other tests compile too
 FLAGS = (
-    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 --conv-channels 4 "
+    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
+    "--conv-channels 4 "
     "--primary-capsules 2 --conv-capsules 3 --num-iterations 1"
 )
 # Modules of the standard library that not all systems have.
@@ -34,7 +37,9 @@ POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
 
 @pytest.fixture
 def used_jax(monkeypatch):
-    """JAX has been used, and nothing in the environment says how many devices the CPU is: a notebook."""
+    """JAX has been used, and nothing in the environment says how many devices the CPU is: a
+    notebook.
+    """
     jax.devices()
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
@@ -68,18 +73,28 @@ def test_a_notebook_keeps_the_devices_that_it_has_and_is_told_so():
 def test_training_works_in_a_thread_and_without_locks_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(directory, "lock", lambda _: False)
     results = []
-    thread = threading.Thread(target=lambda: results.append(loop.train(tiny_run.CONFIG, tiny_run.dataset(), tmp_path / "run")))
+    thread = threading.Thread(
+        target=lambda: results.append(
+            loop.train(tiny_run.CONFIG, tiny_run.dataset(), tmp_path / "run")
+        )
+    )
     thread.start()
     thread.join()
     assert [result["steps"] for result in results] == [6]
     assert (tmp_path / "run" / "result.json").exists()
-    assert "there are no locks here: let no other process train in this folder" in capsys.readouterr().out
+    assert (
+        "there are no locks here: let no other process train in this folder"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_run_that_fails_before_it_has_saved_anything_leaves_no_folder(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    for folder, left in ((tmp_path / "new" / "run", [tmp_path / "mine"]), (tmp_path / "mine", [tmp_path / "mine"])):
+    for folder, left in (
+        (tmp_path / "new" / "run", [tmp_path / "mine"]),
+        (tmp_path / "mine", [tmp_path / "mine"]),
+    ):
         with monkeypatch.context() as patch:
             tiny_run.at_step(patch, 1, tiny_run.crash)
             with pytest.raises(RuntimeError, match="crash"):
@@ -96,9 +111,15 @@ def test_a_run_that_had_begun_before_keeps_its_folder(tmp_path, monkeypatch):
     assert (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no libtpu")])
-@pytest.mark.parametrize("module, words", [("train", "--dataset mnist"), ("figures", "--workdir run"), ("verify", "")])
-def test_a_platform_that_is_not_there_costs_one_line(error, module, words, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no libtpu")]
+)
+@pytest.mark.parametrize(
+    "module, words", [("train", "--dataset mnist"), ("figures", "--workdir run"), ("verify", "")]
+)
+def test_a_platform_that_is_not_there_costs_one_line(
+    error, module, words, tmp_path, monkeypatch, capsys
+):
     def devices(platform=None):
         raise error
 
@@ -109,7 +130,10 @@ def test_a_platform_that_is_not_there_costs_one_line(error, module, words, tmp_p
     monkeypatch.setattr(jax, "process_index", lambda: devices())
     assert importlib.import_module(f"experiments.{module}").main(shlex.split(words)) == 2
     line = capsys.readouterr().err
-    assert line.startswith("error: with JAX_PLATFORMS=cpu, JAX finds no device here") and line.count("\n") == 1
+    assert (
+        line.startswith("error: with JAX_PLATFORMS=cpu, JAX finds no device here")
+        and line.count("\n") == 1
+    )
     assert str(error) in line
 
 
@@ -135,7 +159,9 @@ def test_text_is_written_and_read_in_the_same_encoding_on_all_systems():
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr in ("read_text", "write_text")
             ):
-                assert "encoding" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
+                assert "encoding" in [keyword.arg for keyword in node.keywords], (
+                    f"{path}:{node.lineno}"
+                )
 
 
 def test_a_system_without_locks_has_none(tmp_path, monkeypatch):
@@ -148,7 +174,9 @@ def test_a_system_without_locks_has_none(tmp_path, monkeypatch):
             locks.lock(second)
 
 
-@pytest.mark.parametrize("number, passed_over", [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EIO, False)])
+@pytest.mark.parametrize(
+    "number, passed_over", [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EIO, False)]
+)
 def test_a_file_system_without_locks_is_one(number, passed_over, tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(number, "no locks")

@@ -1,4 +1,6 @@
-"""Betas set from the first batch: what they promise, on activations that the network computes with them."""
+"""Betas set from the first batch: what they promise, on activations that the network computes with
+them.
+"""
 
 import dataclasses
 
@@ -15,7 +17,8 @@ from experiments.learning.presets import PRESETS, CapsuleInit
 
 def calibrated(options, init):
     """What each stage of a network makes of noise, after calibration."""
-    # Two convolutional layers of different strides, on a map that the first one does not fit evenly.
+    # Two convolutional layers of different strides, on a map that the first one does not fit
+    # evenly.
     model = emcaps.CapsNet(3, 4, 2, (3, 4), options, **init.initializers())
     images = jnp.asarray(tiny_run.dataset(num_train=32).train_images) / 255
     images = jnp.pad(images, ((0, 0), (0, 6), (0, 5), (0, 0)))

@@ -14,7 +14,12 @@ from experiments.data.batches import TrainingBatches
 from experiments.devices.parallel import Execution, parallelize
 from experiments.learning.cnn import BaselineCNN, dropout
 from experiments.learning.configs import ModelConfig, as_cnn
-from experiments.learning.network import class_logits, log_activations, make_model, network_intermediates
+from experiments.learning.network import (
+    class_logits,
+    log_activations,
+    make_model,
+    network_intermediates,
+)
 from experiments.learning.step import init_state, make_train_step
 
 SMALL = BaselineCNN(3, channels=(2, 3), hidden_units=8)
@@ -31,10 +36,17 @@ def test_its_layers_are_the_papers():
     variables = SMALL.init(jax.random.key(0), images)
     probabilities, out = SMALL.apply(variables, images)
     chex.assert_shape([out["conv_1"], out["conv_2"]], [(2, 4, 4, 2), (2, 2, 2, 3)])
-    weights, padded = variables["params"]["conv_1"], np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    weights, padded = (
+        variables["params"]["conv_1"],
+        np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))),
+    )
     for b, y, x, c in np.ndindex(out["conv_1"].shape):
         pool = [
-            (padded[b, 2 * y + r : 2 * y + r + 5, 2 * x + s : 2 * x + s + 5] * weights["kernel"][..., c]).sum() + weights["bias"][c]
+            (
+                padded[b, 2 * y + r : 2 * y + r + 5, 2 * x + s : 2 * x + s + 5]
+                * weights["kernel"][..., c]
+            ).sum()
+            + weights["bias"][c]
             for r, s in np.ndindex(2, 2)
         ]
         np.testing.assert_allclose(out["conv_1"][b, y, x, c], max(0, *pool), atol=1e-5)
@@ -57,7 +69,9 @@ def test_wrong_images_are_refused(images, error, message):
 
 def test_half_of_the_units_are_dropped_and_the_mean_stays():
     values = jnp.ones((4, 10_000))
-    dropped = np.asarray(dropout(values, jax.random.key_data(jax.random.split(jax.random.key(0), 4))))
+    dropped = np.asarray(
+        dropout(values, jax.random.key_data(jax.random.split(jax.random.key(0), 4)))
+    )
     assert set(np.unique(dropped)) == {0.0, 2.0}
     np.testing.assert_allclose(dropped.mean(1), 1, atol=0.05)
     assert (dropped[0] != dropped[1]).any()
@@ -68,7 +82,9 @@ def test_a_step_is_the_same_on_one_and_two_devices():
     small = ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=8)
     config = dataclasses.replace(as_cnn(tiny_run.CONFIG), model=small)
     data, model = tiny_run.dataset(), make_model(config.model, 3)
-    batches = TrainingBatches(data.train_images, data.train_labels, jax.random.key(1), config.batch_size, config.images)
+    batches = TrainingBatches(
+        data.train_images, data.train_labels, jax.random.key(1), config.batch_size, config.images
+    )
     init = jax.jit(lambda images, key: init_state(config, model, images, key))
     states = []
     for devices in (jax.devices()[:1], jax.devices()[:2]):
@@ -80,7 +96,8 @@ def test_a_step_is_the_same_on_one_and_two_devices():
     chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
     batch = batches(0)
     intermediates = [
-        network_intermediates(config, model, state.params, batch.images, 0, keys) for keys in (None, batch.dropout_keys)
+        network_intermediates(config, model, state.params, batch.images, 0, keys)
+        for keys in (None, batch.dropout_keys)
     ]
     logits = list(map(class_logits, intermediates))
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
@@ -89,4 +106,6 @@ def test_a_step_is_the_same_on_one_and_two_devices():
 
 def test_its_sizes_are_not_those_of_capsules():
     with pytest.raises(ValueError, match="a cnn has no conv_channels, conv_capsules"):
-        dataclasses.replace(tiny_run.MODEL, family="cnn", routing=RoutingOptions(), primary_capsules=8)
+        dataclasses.replace(
+            tiny_run.MODEL, family="cnn", routing=RoutingOptions(), primary_capsules=8
+        )

@@ -7,7 +7,14 @@ import pytest
 
 from emcaps import CapsNet, RoutingOptions
 from experiments.data.preprocessing import NORB_IMAGES, ImageConfig
-from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn, default_config, from_json, to_json
+from experiments.learning.configs import (
+    ModelConfig,
+    TrainConfig,
+    as_cnn,
+    default_config,
+    from_json,
+    to_json,
+)
 from experiments.learning.presets import PRESETS, CapsuleInit
 from experiments.runs.flags import TrainCommand, default_command
 from experiments.runtime.command_line import parse
@@ -16,11 +23,15 @@ PROGRAM = "python -m experiments.train"
 
 
 def test_json_keeps_a_config():
-    config = TrainConfig(model=ModelConfig(conv_capsules=(3, 2, 1)), dataset="fashion_mnist", learning_rate=1e-3)
+    config = TrainConfig(
+        model=ModelConfig(conv_capsules=(3, 2, 1)), dataset="fashion_mnist", learning_rate=1e-3
+    )
     assert from_json(to_json(config)) == config
 
 
-@pytest.mark.parametrize("change", [('"seed"', '"sede"'), ('"seed": 0,', ""), ('"num_iterations"', '"iterations"')])
+@pytest.mark.parametrize(
+    "change", [('"seed"', '"sede"'), ('"seed": 0,', ""), ('"num_iterations"', '"iterations"')]
+)
 def test_json_with_unknown_or_missing_fields_is_refused(change):
     with pytest.raises(ValueError, match="wrong: "):
         from_json(to_json(TrainConfig()).replace(*change))
@@ -62,16 +73,26 @@ def test_views_that_cannot_be_do_not_exist(field, value):
 
 def test_defaults_are_those_of_the_preset_and_the_data_set():
     config = default_config("--steps 3 --dataset smallnorb --preset ibm".split())
-    assert config.images == NORB_IMAGES and (config.model.routing, config.model.capsule_init) == PRESETS["ibm"]
+    assert (
+        config.images == NORB_IMAGES
+        and (config.model.routing, config.model.capsule_init) == PRESETS["ibm"]
+    )
     assert (config.dataset, config.steps) == ("smallnorb", 8000)
-    assert default_config(["--dataset=mnist"]) == TrainConfig(dataset="mnist", images=ImageConfig(), steps=8000, eval_every=2000)
+    assert default_config(["--dataset=mnist"]) == TrainConfig(
+        dataset="mnist", images=ImageConfig(), steps=8000, eval_every=2000
+    )
     assert default_config([]) == default_config(["--dataset", "nosuch"]) == TrainConfig()
 
 
 def test_the_cnn_is_trained_on_the_same_data_by_its_own_loss():
     config = default_config("--model cnn --dataset mnist".split())
     assert config == as_cnn(default_config(["--dataset", "mnist"]))
-    assert (config.model.family, config.loss, config.dataset, config.steps) == ("cnn", "cross_entropy", "mnist", 8000)
+    assert (config.model.family, config.loss, config.dataset, config.steps) == (
+        "cnn",
+        "cross_entropy",
+        "mnist",
+        8000,
+    )
     assert (config.schedule, config.learning_rate) == ("cosine", 1e-3)
     assert from_json(to_json(config)) == config
 
@@ -96,13 +117,17 @@ def test_what_a_cnn_does_not_have_is_refused(flags, message, capsys):
 def test_what_capsules_do_not_have_is_refused():
     with pytest.raises(ValueError, match="capsules have no cnn_channels, cnn_hidden_units"):
         ModelConfig(cnn_channels=(2, 3), cnn_hidden_units=4)
-    with pytest.raises(ValueError, match=r"cnn_channels must be two positive numbers; got \(0, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"cnn_channels must be two positive numbers; got \(0, 3\)"
+    ):
         ModelConfig(family="cnn", cnn_channels=(0, 3))
 
 
 def test_views_to_train_on_are_values_of_a_factor():
     assert TrainConfig(factor="azimuth", train_values=(0, 1)).scored == "test"
-    with pytest.raises(ValueError, match=r"give factor and train_values together; got azimuth and \[\]"):
+    with pytest.raises(
+        ValueError, match=r"give factor and train_values together; got azimuth and \[\]"
+    ):
         TrainConfig(factor="azimuth")
     with pytest.raises(ValueError, match=r"target_error must lie in \[0, 1\]; got 14"):
         TrainConfig(target_error=14)
@@ -147,9 +172,13 @@ def test_what_does_not_apply_to_a_network_is_read_as_the_default_of_today():
 
 
 def test_class_capsules_can_have_iterations_of_their_own():
-    config = ModelConfig(routing=RoutingOptions(num_iterations=3), class_iterations=2, class_inverse_temperature=5.0)
+    config = ModelConfig(
+        routing=RoutingOptions(num_iterations=3), class_iterations=2, class_inverse_temperature=5.0
+    )
     assert config.iterations == {"num_iterations": 3, "class_iterations": 2}
-    assert ModelConfig(routing=RoutingOptions(num_iterations=3), class_iterations=None).iterations == {"num_iterations": 3}
+    assert ModelConfig(
+        routing=RoutingOptions(num_iterations=3), class_iterations=None
+    ).iterations == {"num_iterations": 3}
     assert [options.num_iterations for options in config.layer_routing] == [3, 3, 2]
     assert [options.inverse_temperature for options in config.layer_routing] == [1.0, 1.0, 5.0]
     with pytest.raises(ValueError, match="class_iterations must be positive; got 0"):
@@ -162,16 +191,26 @@ def test_class_capsules_can_have_iterations_of_their_own():
 
 def test_images_are_held_out_by_number_or_by_object():
     assert TrainConfig().scored == "test"
-    assert TrainConfig(holdout=3).scored == TrainConfig(holdout_instances=(4, 6)).scored == "held-out"
+    assert (
+        TrainConfig(holdout=3).scored == TrainConfig(holdout_instances=(4, 6)).scored == "held-out"
+    )
     with pytest.raises(ValueError, match="give holdout or holdout_instances, not both"):
         TrainConfig(holdout=3, holdout_instances=(4, 6))
 
 
 def test_flags_are_flat():
-    flags = "--dataset fashion_mnist --data-dir d --workdir w --steps 3 --batch-size 4 --seed 5 --num-iterations 6"
+    flags = (
+        "--dataset fashion_mnist --data-dir d --workdir w --steps 3 --batch-size 4 --seed 5 "
+        "--num-iterations 6"
+    )
     flags += " --learning-rate 0.1 --eval-every 7 --conv-capsules 8 9 --parallel pmap --devices 2"
     command = parse(TrainCommand, PROGRAM, flags.split())
-    assert (str(command.data_dir), str(command.workdir), command.hardware.parallel, command.hardware.devices) == (
+    assert (
+        str(command.data_dir),
+        str(command.workdir),
+        command.hardware.parallel,
+        command.hardware.devices,
+    ) == (
         "d",
         "w",
         "pmap",
@@ -193,7 +232,8 @@ def test_flags_are_flat():
     [
         (
             "--dataset nosuch",
-            "error: dataset must be one of mnist, fashion_mnist, smallnorb, toynorb, toynorb96, toynorb_tuning, cifar10, affnist, "
+            "error: dataset must be one of mnist, fashion_mnist, smallnorb, toynorb, toynorb96, "
+            "toynorb_tuning, cifar10, affnist, "
             "drawings, or a path that ends in .npz; got 'nosuch'",
         ),
         (
@@ -206,7 +246,8 @@ def test_flags_are_flat():
         ("--num-iterations 0", "error: num_iterations must be at least 1; got 0"),
         (
             "--parallel threads",
-            "error: invalid choice 'threads' for argument '--parallel'. Expected one of ('jit', 'pmap').",
+            "error: invalid choice 'threads' for argument '--parallel'. Expected one of ('jit', "
+            "'pmap').",
         ),
     ],
 )
@@ -227,7 +268,11 @@ def test_help_lists_the_flags(capsys):
 
 @pytest.mark.parametrize(
     ("field", "value", "error"),
-    [("identity", "1", TypeError), ("beta_u", float("nan"), ValueError), ("beta_a_stddev", -1.0, ValueError)],
+    [
+        ("identity", "1", TypeError),
+        ("beta_u", float("nan"), ValueError),
+        ("beta_a_stddev", -1.0, ValueError),
+    ],
 )
 def test_wrong_initial_values_are_refused(field, value, error):
     with pytest.raises(error, match=f"^{field} must"):

@@ -1,4 +1,6 @@
-"""Temperatures that layers learn: the parameters, their gradients, and how runs and files keep them."""
+"""Temperatures that layers learn: the parameters, their gradients, and how runs and files keep
+them.
+"""
 
 import dataclasses
 import functools
@@ -20,7 +22,9 @@ from experiments.plots import pictures
 from experiments.runs import loop
 from experiments.runs.directory import read_records
 
-LEARNING = RoutingOptions(assignment_temperature=4.0, assignment_temperature_rate=2.0, inverse_temperature_rate=3.0)
+LEARNING = RoutingOptions(
+    assignment_temperature=4.0, assignment_temperature_rate=2.0, inverse_temperature_rate=3.0
+)
 NAMES = ("assignment_temperature_log", "inverse_temperature_log")
 
 
@@ -36,18 +40,24 @@ def moved(params):
     """Parameters whose temperatures are no longer those of the start."""
     exponents = {"conv_caps_1": (0.3, -0.2), "class_caps": (-0.4, 0.1)}
     return params | {
-        layer: params[layer] | dict(zip(NAMES, map(jnp.asarray, given), strict=True)) for layer, given in exponents.items()
+        layer: params[layer] | dict(zip(NAMES, map(jnp.asarray, given), strict=True))
+        for layer, given in exponents.items()
     }
 
 
 def loss(model, params, given):
     capsules, _ = model.apply({"params": params}, given)
-    return emcaps.spread_loss(capsules.activations, jnp.array([0, 1]), 0.5).mean() + (capsules.poses**2).mean()
+    return (
+        emcaps.spread_loss(capsules.activations, jnp.array([0, 1]), 0.5).mean()
+        + (capsules.poses**2).mean()
+    )
 
 
 def test_each_layer_begins_with_the_temperature_that_is_given():
     params = network(LEARNING).init(jax.random.key(0), images(jnp.float32))["params"]
-    fixed = dataclasses.replace(LEARNING, assignment_temperature_rate=0.0, inverse_temperature_rate=0.0)
+    fixed = dataclasses.replace(
+        LEARNING, assignment_temperature_rate=0.0, inverse_temperature_rate=0.0
+    )
     learned = {(layer, name) for layer in params for name in params[layer] if name.endswith("_log")}
     assert learned == {(layer, name) for layer in ("conv_caps_1", "class_caps") for name in NAMES}
     capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float32))
@@ -58,17 +68,26 @@ def test_each_layer_begins_with_the_temperature_that_is_given():
 def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
     routing = dataclasses.replace(LEARNING, num_iterations=1)
     params = network((routing, LEARNING)).init(jax.random.key(0), images(jnp.float32))["params"]
-    assert {name for name in params["conv_caps_1"] if name.endswith("_log")} == {"inverse_temperature_log"}
+    assert {name for name in params["conv_caps_1"] if name.endswith("_log")} == {
+        "inverse_temperature_log"
+    }
     assert {name for name in params["class_caps"] if name.endswith("_log")} == set(NAMES)
 
 
 def test_a_layer_routes_with_what_it_has_learned(x64):
     params = moved(network(LEARNING).init(jax.random.key(0), images(jnp.float64))["params"])
     learned = [LEARNING.learned(params[layer]) for layer in ("conv_caps_1", "class_caps")]
-    temperatures = [(float(routing.assignment_temperature), float(routing.inverse_temperature)) for routing in learned]
-    np.testing.assert_allclose(temperatures, [(4 * np.exp(0.6), np.exp(-0.6)), (4 * np.exp(-0.8), np.exp(0.3))], rtol=1e-12)
+    temperatures = [
+        (float(routing.assignment_temperature), float(routing.inverse_temperature))
+        for routing in learned
+    ]
+    np.testing.assert_allclose(
+        temperatures, [(4 * np.exp(0.6), np.exp(-0.6)), (4 * np.exp(-0.8), np.exp(0.3))], rtol=1e-12
+    )
     fixed = tuple(
-        RoutingOptions(assignment_temperature=one, inverse_temperature=other, assignment_temperature_rate=0.0)
+        RoutingOptions(
+            assignment_temperature=one, inverse_temperature=other, assignment_temperature_rate=0.0
+        )
         for one, other in temperatures
     )
     capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float64))
@@ -85,8 +104,13 @@ def test_their_gradient_is_that_of_differences(implementation, x64):
     gradient = jax.jit(jax.grad(at))(params)
     for layer in ("conv_caps_1", "class_caps"):
         for name in NAMES:
-            low, high = (at(params | {layer: params[layer] | {name: params[layer][name] + d}}) for d in (-step, step))
-            assert gradient[layer][name] == pytest.approx(float(high - low) / (2 * step), rel=1e-6), (layer, name)
+            low, high = (
+                at(params | {layer: params[layer] | {name: params[layer][name] + d}})
+                for d in (-step, step)
+            )
+            assert gradient[layer][name] == pytest.approx(
+                float(high - low) / (2 * step), rel=1e-6
+            ), (layer, name)
             assert abs(gradient[layer][name]) > 1e-4
 
 
@@ -98,18 +122,37 @@ def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
     specs = emcaps.partition_specs(params, "types")
     assert specs["conv_caps_1"]["assignment_temperature_log"] == PartitionSpec()
     divided = jax.shard_map(
-        lambda params: jax.grad(lambda params: loss(shared, params, given))(params), mesh=mesh, in_specs=(specs,), out_specs=specs
+        lambda params: jax.grad(lambda params: loss(shared, params, given))(params),
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=specs,
     )
     expected = jax.jit(jax.grad(lambda params: loss(whole, params, given)))(params)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), jax.jit(divided)(params), expected)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12),
+        jax.jit(divided)(params),
+        expected,
+    )
 
 
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        (dict(assignment_temperature_rate=-1.0), ValueError, r"assignment_temperature_rate must lie in \[0, inf\); got -1"),
-        (dict(inverse_temperature_rate=np.nan), ValueError, r"inverse_temperature_rate must lie in \[0, inf\); got nan"),
-        (dict(assignment_temperature_rate=jnp.float32(1)), TypeError, "assignment_temperature_rate must be a number known when"),
+        (
+            dict(assignment_temperature_rate=-1.0),
+            ValueError,
+            r"assignment_temperature_rate must lie in \[0, inf\); got -1",
+        ),
+        (
+            dict(inverse_temperature_rate=np.nan),
+            ValueError,
+            r"inverse_temperature_rate must lie in \[0, inf\); got nan",
+        ),
+        (
+            dict(assignment_temperature_rate=jnp.float32(1)),
+            TypeError,
+            "assignment_temperature_rate must be a number known when",
+        ),
         (
             dict(inverse_temperature_rate=1.0, inverse_temperature=None),
             ValueError,
@@ -145,7 +188,9 @@ def test_a_classifier_keeps_them(tmp_path):
     loaded = emcaps.pretrained.load_classifier(tmp_path / "learned.safetensors")
     assert loaded.model.layer_routing() == model.layer_routing()
     examples = fixed.examples.images
-    np.testing.assert_array_equal(loaded.predict(examples).poses, classifier.predict(examples).poses)
+    np.testing.assert_array_equal(
+        loaded.predict(examples).poses, classifier.predict(examples).poses
+    )
 
 
 def test_a_config_of_before_learns_none():
@@ -158,17 +203,26 @@ def test_a_config_of_before_learns_none():
 
 @pytest.mark.parametrize("moved", ["assignment_temperature_end", "inverse_temperature_start"])
 def test_a_temperature_that_is_learned_has_no_schedule(moved):
-    with pytest.raises(ValueError, match=f"a temperature that is learned has no schedule; got {moved} 2.0"):
-        TrainConfig(model=dataclasses.replace(TrainConfig().model, routing=LEARNING), **{moved: 2.0})
+    with pytest.raises(
+        ValueError, match=f"a temperature that is learned has no schedule; got {moved} 2.0"
+    ):
+        TrainConfig(
+            model=dataclasses.replace(TrainConfig().model, routing=LEARNING), **{moved: 2.0}
+        )
 
 
 def test_a_run_logs_and_draws_them(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})
-    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=LEARNING))
+    config = dataclasses.replace(
+        tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=LEARNING)
+    )
     loop.train(config, tiny_run.dataset(), tmp_path)
     records = [record for record in read_records(tmp_path) if record["split"] == "temperatures"]
     assert [record["step"] for record in records] == [4, 6]
-    model, state = make_model(config.model, 3), tiny_run.newest_state(tmp_path / "checkpoints", config)
+    model, state = (
+        make_model(config.model, 3),
+        tiny_run.newest_state(tmp_path / "checkpoints", config),
+    )
     last = {
         name: {layer: float(value) for layer, value in layers.items()}
         for name, layers in learned_temperatures(model, state.params).items()

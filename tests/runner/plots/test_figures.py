@@ -31,7 +31,9 @@ def render(figure):
 @pytest.mark.parametrize("steps", [(), (20,), (20, 40, 60)])
 def test_learning_curves(steps):
     records = [
-        {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step} for step in steps for split in ("train", "test")
+        {"step": step, "split": split, "loss": 1 / step, "accuracy": 1 - 1 / step}
+        for step in steps
+        for split in ("train", "test")
     ]
     figure = runs.learning_curves(records, "a title", "some loss")
     loss, error = figure.axes
@@ -47,7 +49,9 @@ def test_learning_curves(steps):
 
 @pytest.mark.parametrize("channels, width", [(1, 8), (2, 16), (3, 8)])
 def test_samples_are_spread_over_each_class(channels, width):
-    images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, channels), np.uint8)
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 8, 8, channels), np.uint8
+    )
     labels = np.arange(40) % 2  # and none of the third class
     figure = runs.samples(images, labels, ["cat", "dog", "owl"], columns=5)
     render(figure)
@@ -71,13 +75,17 @@ def test_misclassified_shows_the_surest_mistakes(channels, num_wrong, shown):
     if shown:
         assert pictures[0].get_title(loc="left") == "cat → owl"
         widths = [bar.get_window_extent().width for bar in bars[0].patches]
-        np.testing.assert_allclose(np.divide(widths, bars[0].bbox.width), activations[num_wrong - 1])
+        np.testing.assert_allclose(
+            np.divide(widths, bars[0].bbox.width), activations[num_wrong - 1]
+        )
     if num_wrong in (0, 5):
         render(figure)
 
 
 @pytest.mark.parametrize("num_images, num_iterations, num_classes", [(1, 1, 2), (2, 3, 5)])
-def test_convergence_has_a_histogram_for_each_image_iteration_and_class(num_images, num_iterations, num_classes):
+def test_convergence_has_a_histogram_for_each_image_iteration_and_class(
+    num_images, num_iterations, num_classes
+):
     random, num_children = np.random.default_rng(0), 30
     measured = Convergence(
         random.uniform(0.1, 2, (num_iterations, num_images, num_children, num_classes)),
@@ -85,16 +93,22 @@ def test_convergence_has_a_histogram_for_each_image_iteration_and_class(num_imag
         random.uniform(size=(num_iterations, num_images, num_classes)),
     )
     images = random.integers(0, 256, (num_images, 8, 8, 1), dtype=np.uint8)
-    figure = capsules.convergence(measured, images, np.zeros(num_images, int), list("abcde")[:num_classes], "a title")
+    figure = capsules.convergence(
+        measured, images, np.zeros(num_images, int), list("abcde")[:num_classes], "a title"
+    )
     render(figure)
     for index, block in enumerate(figure.subfigs):
         picture, panels = (part.axes for part in block.subfigs)
         predicted = "abcde"[measured.activations[-1, index].argmax()]
         assert [axes.get_title() for axes in picture] == [f"a → {predicted}"]
-        for (iteration, j), axes in zip(np.ndindex(num_iterations, num_classes), panels, strict=True):
+        for (iteration, j), axes in zip(
+            np.ndindex(num_iterations, num_classes), panels, strict=True
+        ):
             filled, (outline,) = axes.containers[0], axes.patches[len(axes.containers[0]) :]
             heights = [bar.get_height() for bar in filled]
-            np.testing.assert_allclose(sum(heights), num_classes * measured.assignments[iteration, index, :, j].sum())
+            np.testing.assert_allclose(
+                sum(heights), num_classes * measured.assignments[iteration, index, :, j].sum()
+            )
             counted_once = outline.get_xy()[1:-1:2, 1]
             assert counted_once.sum() == num_children
             assert axes.texts[0].get_text() == f"{measured.activations[iteration, index, j]:.2f}"
@@ -123,7 +137,8 @@ def test_the_command_draws_into_the_folder_of_the_run_and_keeps_nothing(trained,
 
 
 @pytest.mark.parametrize(
-    "flags, message", [(["--images", "3", "37"], "from 0 to 36; got [3, 37]"), (["--step", "5"], "none of step 5")]
+    "flags, message",
+    [(["--images", "3", "37"], "from 0 to 36; got [3, 37]"), (["--step", "5"], "none of step 5")],
 )
 def test_the_command_says_what_it_cannot_draw(trained, capsys, flags, message):
     assert figures.main(["--workdir", str(trained), *flags]) == 2
@@ -138,8 +153,12 @@ def test_pyplot_is_not_involved():
 
 
 def test_reconstructions_move_one_entry_at_a_time(monkeypatch):
-    """The decoder is given the winner's pose, with one entry changed, and all others as they were."""
-    config = dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, reconstruction=True))
+    """The decoder is given the winner's pose, with one entry changed, and all others as
+    they were.
+    """
+    config = dataclasses.replace(
+        tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, reconstruction=True)
+    )
     poses = np.random.default_rng(0).normal(size=(1, 3, 5)).astype(np.float32)
     given = {}
 
@@ -168,7 +187,9 @@ def test_a_row_of_reconstructions_is_an_entry():
     render(figure)
     _, left, right = figure.subfigs
     assert [axes.texts[0].get_text() for axes in left.axes[::3]] == ["a", "b", "c"]
-    np.testing.assert_array_equal(np.asarray(right.axes[4].images[0].get_array()), np.round(255 * decoded[4, 1, :, :, 0]))
+    np.testing.assert_array_equal(
+        np.asarray(right.axes[4].images[0].get_array()), np.round(255 * decoded[4, 1, :, :, 0])
+    )
     assert not right.axes[6].images  # there is no sixth entry
 
 
@@ -177,12 +198,18 @@ def test_assignments_are_drawn_where_they_are_for_the_likeliest_classes():
     to_class[2, 3] = 0  # no parent looks there
     flow = {"primary": Flow(to_class, np.array([0.2, 0.4, 0.6]), np.array([0.2, 0.4, 0.6, 0.8]))}
     activations = np.array([0.1, 0.9, 0.3, 0.2, 0.05])
-    figure = capsules.assignment_flow(np.zeros((8, 8, 1)), flow, activations, list("abcde"), 2, columns=3)
+    figure = capsules.assignment_flow(
+        np.zeros((8, 8, 1)), flow, activations, list("abcde"), 2, columns=3
+    )
     render(figure)
     totals, *classes = figure.axes
     named = {"b": "0.90", "c": "0.30", "d": "0.20"}
-    assert [axes.get_title() for axes in classes] == [f"to {name} (activation {value})" for name, value in named.items()]
+    assert [axes.get_title() for axes in classes] == [
+        f"to {name} (activation {value})" for name, value in named.items()
+    ]
     np.testing.assert_allclose(np.asarray(totals.images[1].get_array()), to_class.sum(-1))
     shown = np.ma.filled(classes[0].images[1].get_array(), np.nan)
-    np.testing.assert_allclose(shown, 5 * to_class[..., 1] / np.where(to_class.sum(-1) > 0, to_class.sum(-1), np.nan))
+    np.testing.assert_allclose(
+        shown, 5 * to_class[..., 1] / np.where(to_class.sum(-1) > 0, to_class.sum(-1), np.nan)
+    )
     np.testing.assert_allclose(classes[0].images[1].get_extent(), [0.1, 0.9, 0.7, 0.1])

@@ -18,7 +18,9 @@ class State(NamedTuple):
 
 
 def state(step):
-    return State(jnp.int32(step), {"w": jnp.arange(4.0) / (step + 1), "b": jnp.ones((), jnp.bfloat16)})
+    return State(
+        jnp.int32(step), {"w": jnp.arange(4.0) / (step + 1), "b": jnp.ones((), jnp.bfloat16)}
+    )
 
 
 def replicated(num_devices):
@@ -85,19 +87,31 @@ def test_a_checkpoint_written_with_64_bit_numbers_is_not_called_damaged(tmp_path
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(3, wide)
             checkpoints.save(4, narrow)
-            with pytest.raises(UnlikeCheckpoint, match=r": w is float32\[4\] there, float64\[4\] here; .* set JAX_ENABLE_X64=0$"):
+            with pytest.raises(
+                UnlikeCheckpoint,
+                match=r": w is float32\[4\] there, float64\[4\] here; .* set JAX_ENABLE_X64=0$",
+            ):
                 checkpoints.restore(4, wide, replicated(1))
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UnlikeCheckpoint, match=r": w is float64\[4\] there, float32\[4\] here; .* set JAX_ENABLE_X64=1$"):
+        with pytest.raises(
+            UnlikeCheckpoint,
+            match=r": w is float64\[4\] there, float32\[4\] here; .* set JAX_ENABLE_X64=1$",
+        ):
             checkpoints.restore(3, narrow, replicated(1))
 
 
 @pytest.mark.parametrize(
     "weights, named",
     [
-        ({"w": jnp.ones(5), "b": jnp.ones((), jnp.bfloat16)}, r"weights/w is float32\[4\] there, float32\[5\] here$"),
+        (
+            {"w": jnp.ones(5), "b": jnp.ones((), jnp.bfloat16)},
+            r"weights/w is float32\[4\] there, float32\[5\] here$",
+        ),
         ({"w": jnp.ones(4)}, r"weights/b is bfloat16\[\] there, missing here$"),
-        ({"v": jnp.ones(4), "b": jnp.ones(())}, r"weights/b is bfloat16\[\] there, float32\[\] here, and 2 more differ$"),
+        (
+            {"v": jnp.ones(4), "b": jnp.ones(())},
+            r"weights/b is bfloat16\[\] there, float32\[\] here, and 2 more differ$",
+        ),
     ],
 )
 def test_a_checkpoint_of_other_shapes_or_names_is_not_called_damaged(weights, named, tmp_path):

@@ -10,7 +10,9 @@ from experiments.runs.directory import RunDirectory, check_usable, read_config
 from experiments.runtime.errors import RunnerError
 
 OTHER = dataclasses.replace(
-    tiny_run.CONFIG, steps=7, model=dataclasses.replace(tiny_run.MODEL, routing=RoutingOptions(num_iterations=3))
+    tiny_run.CONFIG,
+    steps=7,
+    model=dataclasses.replace(tiny_run.MODEL, routing=RoutingOptions(num_iterations=3)),
 )
 
 
@@ -27,13 +29,19 @@ def test_an_unfinished_run_of_the_same_config_goes_on(tmp_path):
 def test_an_unfinished_run_of_another_config_is_refused(tmp_path):
     with RunDirectory(tmp_path, tiny_run.CONFIG):
         pass
-    with pytest.raises(RunnerError, match=r"another config .num_iterations: 1 there, 3 here, steps: 6 there, 7 here"):
+    with pytest.raises(
+        RunnerError,
+        match=r"another config .num_iterations: 1 there, 3 here, steps: 6 there, 7 here",
+    ):
         check_usable(tmp_path, OTHER)
 
 
 @pytest.mark.parametrize(
     "config, message",
-    [(tiny_run.CONFIG, "holds a finished run, which"), (OTHER, "holds a finished run of another config .*steps: 6 there, 7 here")],
+    [
+        (tiny_run.CONFIG, "holds a finished run, which"),
+        (OTHER, "holds a finished run of another config .*steps: 6 there, 7 here"),
+    ],
 )
 def test_a_finished_run_is_refused(config, message, tmp_path):
     with RunDirectory(tmp_path, tiny_run.CONFIG) as run:

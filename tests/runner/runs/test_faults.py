@@ -1,4 +1,6 @@
-"""What can go wrong while a run trains or before it goes on: each fault has its message, and loses nothing that was saved."""
+"""What can go wrong while a run trains or before it goes on: each fault has its message, and loses
+nothing that was saved.
+"""
 
 import dataclasses
 import gc
@@ -80,8 +82,12 @@ def unfinished(crashed, tmp_path):
 
 
 def assert_same_run(folder, calm):
-    chex.assert_trees_all_equal(tiny_run.newest_state(folder / "checkpoints"), tiny_run.newest_state(calm / "checkpoints"))
-    assert tiny_run.deterministic(read_records(folder)) == tiny_run.deterministic(read_records(calm))
+    chex.assert_trees_all_equal(
+        tiny_run.newest_state(folder / "checkpoints"), tiny_run.newest_state(calm / "checkpoints")
+    )
+    assert tiny_run.deterministic(read_records(folder)) == tiny_run.deterministic(
+        read_records(calm)
+    )
 
 
 def steps(folder):
@@ -91,7 +97,10 @@ def steps(folder):
 
 def damage(folder, step):
     """Change one byte of the parameters, which Orbax does not notice."""
-    file = max((folder / "checkpoints" / str(step) / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    file = max(
+        (folder / "checkpoints" / str(step) / "state").rglob("*"),
+        key=lambda path: path.stat().st_size,
+    )
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
     file.write_bytes(contents)
@@ -116,13 +125,18 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(calm, small
     def fill():
         while not (folder / "checkpoints" / "2").exists():  # it is being written in the background
             time.sleep(0.01)
-        with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        with (
+            open(ballast, "wb", buffering=0) as file,
+            pytest.raises(OSError, match="No space left"),
+        ):
             while True:
                 file.write(bytes(4096))
 
     with monkeypatch.context() as patch:
         tiny_run.at_step(patch, 3, fill)
-        with pytest.raises(RunnerError, match=rf"(saved in {folder}|{folder}.* cannot be written).*No space left") as caught:
+        with pytest.raises(
+            RunnerError, match=rf"(saved in {folder}|{folder}.* cannot be written).*No space left"
+        ) as caught:
             loop.train(CONFIG, tiny_run.dataset(), folder)
     assert "the same command goes on" in str(caught.value)
     assert steps(folder) == [2]
@@ -151,8 +165,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_lost_data_file_is_named(unfinished, capsys):
-    (unfinished / "config.json").write_text(to_json(dataclasses.replace(CONFIG, dataset="lost.npz")))
-    flags = "--dataset lost.npz --steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4".split()
+    (unfinished / "config.json").write_text(
+        to_json(dataclasses.replace(CONFIG, dataset="lost.npz"))
+    )
+    flags = (
+        "--dataset lost.npz --steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps "
+        "0 --conv-channels 4"
+    ).split()
     flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
     assert train.main([*flags, "--workdir", str(unfinished)]) == 2
     assert "error: there is no file lost.npz" in capsys.readouterr().err
@@ -161,7 +180,10 @@ def test_a_lost_data_file_is_named(unfinished, capsys):
 
 def test_a_damaged_checkpoint_is_named_and_passed_over_only_when_asked(unfinished, calm):
     damage(unfinished, 4)
-    with pytest.raises(RunnerError, match=r"checkpoint of step 4 in .* is damaged .*; with --fall-back the run goes on") as caught:
+    with pytest.raises(
+        RunnerError,
+        match=r"checkpoint of step 4 in .* is damaged .*; with --fall-back the run goes on",
+    ) as caught:
         loop.train(CONFIG, tiny_run.dataset(), unfinished)
     assert isinstance(caught.value.__cause__, DamagedCheckpoint)
     assert steps(unfinished) == [2, 4]
@@ -173,15 +195,23 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_only_when_asked(unfinishe
 def test_if_all_checkpoints_are_damaged_none_is_moved(unfinished):
     damage(unfinished, 2)
     damage(unfinished, 4)
-    with pytest.raises(RunnerError, match=r"all checkpoints in .* are damaged; to begin anew, choose another --workdir"):
+    with pytest.raises(
+        RunnerError,
+        match=r"all checkpoints in .* are damaged; to begin anew, choose another --workdir",
+    ):
         loop.train(CONFIG, tiny_run.dataset(), unfinished, fall_back=True)
     assert steps(unfinished) == [2, 4]
 
 
-@pytest.mark.parametrize("what", ["state/d", "state/manifest.ocdbt", "facts/metadata", "state/_METADATA"])
+@pytest.mark.parametrize(
+    "what", ["state/d", "state/manifest.ocdbt", "facts/metadata", "state/_METADATA"]
+)
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_checkpoint_that_lacks_something_is_damaged_or_whole(unfinished, what, how):
-    state, path = tiny_run.newest_state(unfinished / "checkpoints"), unfinished / "checkpoints" / "4" / what
+    state, path = (
+        tiny_run.newest_state(unfinished / "checkpoints"),
+        unfinished / "checkpoints" / "4" / what,
+    )
     path = next(path.iterdir()) if path.is_dir() else path
     if how == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -190,7 +220,9 @@ def test_a_checkpoint_that_lacks_something_is_damaged_or_whole(unfinished, what,
     with Checkpoints(unfinished / "checkpoints", read_only=True) as checkpoints:
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         try:
-            chex.assert_trees_all_equal(checkpoints.restore(4, tiny_run.initial_state(), one_device), state)
+            chex.assert_trees_all_equal(
+                checkpoints.restore(4, tiny_run.initial_state(), one_device), state
+            )
         except DamagedCheckpoint as error:
             assert "the checkpoint of step 4 in" in str(error)
 
@@ -208,7 +240,9 @@ def test_a_checkpoint_of_another_config_or_other_data_is_refused(unfinished):
 
 
 def test_an_unfinished_run_may_be_refused(unfinished):
-    with pytest.raises(RunnerError, match="holds an unfinished run of this config; give --resume to continue it"):
+    with pytest.raises(
+        RunnerError, match="holds an unfinished run of this config; give --resume to continue it"
+    ):
         loop.train(CONFIG, tiny_run.dataset(), unfinished, resume=False)
 
 
@@ -223,5 +257,8 @@ def test_devices_may_change_between_two_parts_of_a_run(unfinished, calm):
     one = loop.Execution(jax.devices()[:1])
     loop.train(CONFIG, tiny_run.dataset(), unfinished, execution=one)
     chex.assert_trees_all_close(
-        tiny_run.newest_state(unfinished / "checkpoints"), tiny_run.newest_state(calm / "checkpoints"), rtol=1e-3, atol=1e-4
+        tiny_run.newest_state(unfinished / "checkpoints"),
+        tiny_run.newest_state(calm / "checkpoints"),
+        rtol=1e-3,
+        atol=1e-4,
     )

@@ -1,4 +1,6 @@
-"""Training from end to end on a tiny problem: what a run leaves, that it resumes exactly, and how it fails."""
+"""Training from end to end on a tiny problem: what a run leaves, that it resumes exactly, and how
+it fails.
+"""
 
 import contextlib
 import dataclasses
@@ -33,7 +35,8 @@ from experiments.runtime.errors import RunnerError, Stopped
 def finished(tmp_path_factory):
     """The folder of an uninterrupted run on two devices, whose train step was traced once.
 
-    Between two looks its steps took nothing from the host and gave it nothing: devices only sent each other shares of a batch.
+    Between two looks its steps took nothing from the host and gave it nothing: devices only sent
+    each other shares of a batch.
     """
     workdir = tmp_path_factory.mktemp("finished") / "run"
     traced_once = lambda *args: chex.assert_max_traces(make_train_step(*args), n=1)  # noqa: E731
@@ -48,7 +51,13 @@ def finished(tmp_path_factory):
         tiny_run.at_step(patch, 1, forbid_transfers)
         tiny_run.at_step(patch, 3, guards.close)
         patch.setattr(steps, "make_train_step", traced_once)
-        loop.train(tiny_run.CONFIG, tiny_run.dataset(), workdir, execution=Execution(jax.devices()[:2]), command="the command")
+        loop.train(
+            tiny_run.CONFIG,
+            tiny_run.dataset(),
+            workdir,
+            execution=Execution(jax.devices()[:2]),
+            command="the command",
+        )
     return workdir
 
 
@@ -65,7 +74,8 @@ def test_a_run_leaves_its_outputs(finished):
     ]
     for record in records:
         if record["split"] == "diagnostics":
-            assert record["class_caps"]["assignment_entropy"] == pytest.approx(np.log(3), rel=1e-4)  # one iteration
+            # One iteration.
+            assert record["class_caps"]["assignment_entropy"] == pytest.approx(np.log(3), rel=1e-4)
             continue
         assert np.isfinite([record["loss"], record["accuracy"], record["seconds"]]).all()
     for name in ("samples.png", "learning_curves.png", "misclassified.png", "convergence.png"):
@@ -86,7 +96,8 @@ def test_the_result_says_what_was_run_and_reached(finished):
         "the command",
     )
     assert result["num_parameters"] == sum(
-        leaf.size for leaf in jax.tree.leaves(tiny_run.newest_state(finished / "checkpoints").params)
+        leaf.size
+        for leaf in jax.tree.leaves(tiny_run.newest_state(finished / "checkpoints").params)
     )
     assert result["test_examples"] == 37
     assert result["test_error"] + result["test_accuracy"] == pytest.approx(1)
@@ -95,11 +106,15 @@ def test_the_result_says_what_was_run_and_reached(finished):
     assert "test_error" in table([result])
 
 
-def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(
+    finished, tmp_path, monkeypatch
+):
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
 
     def run():
-        return loop.train(tiny_run.CONFIG, tiny_run.dataset(), tmp_path, execution=Execution(jax.devices()[:2]))
+        return loop.train(
+            tiny_run.CONFIG, tiny_run.dataset(), tmp_path, execution=Execution(jax.devices()[:2])
+        )
 
     with monkeypatch.context() as patch:
         tiny_run.at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
@@ -110,11 +125,17 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tm
         with pytest.raises(RuntimeError, match="crash"):
             run()
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 5, "split": "train", "loss": 0}\n{"step": 6, "spl')  # what a killed process may leave
+        # What a killed process may leave.
+        file.write('{"step": 5, "split": "train", "loss": 0}\n{"step": 6, "spl')
     result = run()
 
-    chex.assert_trees_all_equal(tiny_run.newest_state(tmp_path / "checkpoints"), tiny_run.newest_state(finished / "checkpoints"))
-    resumed, uninterrupted = (tiny_run.deterministic(read_records(path)) for path in (tmp_path, finished))
+    chex.assert_trees_all_equal(
+        tiny_run.newest_state(tmp_path / "checkpoints"),
+        tiny_run.newest_state(finished / "checkpoints"),
+    )
+    resumed, uninterrupted = (
+        tiny_run.deterministic(read_records(path)) for path in (tmp_path, finished)
+    )
     assert resumed == uninterrupted
     assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
     seconds = [record["seconds"] for record in read_records(tmp_path)]
@@ -125,10 +146,15 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(finished, tm
 def test_a_stop_says_how_to_go_on(number, code, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
     tiny_run.at_step(monkeypatch, 1, lambda: signal.raise_signal(number))
-    flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
+    flags = (
+        "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 "
+        "--conv-capsules 3 --num-iterations 1"
+    )
     command = [*flags.split(), "--workdir", str(tmp_path / "run")]
     assert train.main(command) == code
-    assert capsys.readouterr().err.endswith(f"to go on:\n  python -m experiments.train {' '.join(command)}\n")
+    assert capsys.readouterr().err.endswith(
+        f"to go on:\n  python -m experiments.train {' '.join(command)}\n"
+    )
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
@@ -166,34 +192,58 @@ def test_evaluate_says_so_when_there_are_no_checkpoints_yet(tmp_path, monkeypatc
 def test_every_example_is_scored_once_whatever_the_devices_and_the_padding():
     model, data = make_model(tiny_run.MODEL, 3), tiny_run.dataset(num_test=53)
     params = tiny_run.initial_state().params
-    one, two = (scoring.make_evaluator(tiny_run.CONFIG, model, device_mesh(jax.devices()[:n])) for n in (1, 2))
+    one, two = (
+        scoring.make_evaluator(tiny_run.CONFIG, model, device_mesh(jax.devices()[:n]))
+        for n in (1, 2)
+    )
     scores = one(params, data.test_images, data.test_labels, 6)
     shared = two(params, data.test_images, data.test_labels, 6)
     np.testing.assert_allclose(shared.activations, scores.activations, rtol=1e-3)
     backwards = one(params, data.test_images[::-1], data.test_labels[::-1], 6)
     np.testing.assert_allclose(backwards.activations[::-1], scores.activations, rtol=1e-3)
     assert scores.num_examples == len(scores.activations) == 53
-    assert scores.num_correct == backwards.num_correct == (scores.activations.argmax(-1) == data.test_labels).sum()
+    assert (
+        scores.num_correct
+        == backwards.num_correct
+        == (scores.activations.argmax(-1) == data.test_labels).sum()
+    )
     assert scores.error == (53 - scores.num_correct) / 53
 
 
 @pytest.mark.slow
 def test_crops_average_the_activations_of_views():
     config = dataclasses.replace(tiny_run.CONFIG, images=ImageConfig(crop=11))
-    model, data, params = make_model(tiny_run.MODEL, 3), tiny_run.dataset(num_test=7), tiny_run.initial_state().params
-    central, scores = (scoring.make_evaluator(config, model, device_mesh(jax.devices()[:1]), crops) for crops in (1, 4))
+    model, data, params = (
+        make_model(tiny_run.MODEL, 3),
+        tiny_run.dataset(num_test=7),
+        tiny_run.initial_state().params,
+    )
+    central, scores = (
+        scoring.make_evaluator(config, model, device_mesh(jax.devices()[:1]), crops)
+        for crops in (1, 4)
+    )
     found = scores(params, data.test_images, data.test_labels, 6)
     expected = []
     for row, column in np.round(2 * crop_places(4)).astype(int):
-        crops = jnp.asarray(data.test_images[:, row : row + 11, column : column + 11], jnp.float32) / 255
+        crops = (
+            jnp.asarray(data.test_images[:, row : row + 11, column : column + 11], jnp.float32)
+            / 255
+        )
         expected.append(model.apply({"params": params}, crops)[0].activations)
     np.testing.assert_allclose(found.activations, np.mean(expected, 0), rtol=1e-4)
-    np.testing.assert_allclose(central(params, data.test_images, data.test_labels, 6).activations, expected[0], rtol=1e-4)
+    np.testing.assert_allclose(
+        central(params, data.test_images, data.test_labels, 6).activations, expected[0], rtol=1e-4
+    )
 
 
 @pytest.mark.slow
 def test_a_run_may_be_by_pmap(finished, tmp_path):
-    result = loop.train(tiny_run.CONFIG, tiny_run.dataset(), tmp_path, execution=Execution(jax.devices()[:2], "pmap"))
+    result = loop.train(
+        tiny_run.CONFIG,
+        tiny_run.dataset(),
+        tmp_path,
+        execution=Execution(jax.devices()[:2], "pmap"),
+    )
     assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
 
 
@@ -204,7 +254,9 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
 
     def scripted(*args):
         evaluate = make_evaluator(*args)
-        return lambda *given: evaluate(*given)._replace(num_correct=round(10_000 * (1 - next(errors))), num_examples=10_000)
+        return lambda *given: evaluate(*given)._replace(
+            num_correct=round(10_000 * (1 - next(errors))), num_examples=10_000
+        )
 
     monkeypatch.setattr(steps, "make_evaluator", scripted)
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
@@ -213,7 +265,9 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
     assert (result["steps"], result["test_error"]) == (2, 0.4951)
     (tmp_path / "run" / "result.json").unlink()  # as if it had been killed just before
     assert loop.train(config, tiny_run.dataset(), tmp_path / "run")["steps"] == 2
-    assert [record["step"] for record in read_records(tmp_path / "run") if record["split"] == "test"] == [1, 2]
+    assert [
+        record["step"] for record in read_records(tmp_path / "run") if record["split"] == "test"
+    ] == [1, 2]
 
 
 @pytest.mark.slow
@@ -244,7 +298,9 @@ def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
             "at most the number of training images, 20; got 22",
         ),
         (
-            dataclasses.replace(tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, conv_capsules=(2, 2))),
+            dataclasses.replace(
+                tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, conv_capsules=(2, 2))
+            ),
             "too small",
         ),
     ],
@@ -255,7 +311,9 @@ def test_a_config_that_does_not_fit_the_images_writes_nothing(config, message, t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
     flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4".split()
     flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
@@ -265,12 +323,16 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_
         with pytest.raises(RuntimeError, match="crash"):
             train.main(command)
     capsules = json.loads((tmp_path / "a run" / "result.json").read_text())
-    assert capsules["command"] == f"python -m experiments.train {' '.join(flags)} --baseline --workdir '{tmp_path / 'a run'}'"
+    assert capsules["command"] == (
+        f"python -m experiments.train {' '.join(flags)} --baseline --workdir '{tmp_path / 'a run'}'"
+    )
     assert train.main(command) == 0
     cnn = json.loads((tmp_path / "a run-cnn" / "result.json").read_text())
     printed = capsys.readouterr().out
     assert f"{tmp_path / 'a run'} is finished" in printed
-    assert [line.split()[1:] for line in printed.splitlines() if line.startswith("model ")] == [["capsules", "cnn"]]
+    assert [line.split()[1:] for line in printed.splitlines() if line.startswith("model ")] == [
+        ["capsules", "cnn"]
+    ]
     assert [line.split() for line in printed.splitlines() if line.startswith("test_error ")] == [
         ["test_error", f"{capsules['test_error']:.6g}", f"{cnn['test_error']:.6g}"]
     ]
@@ -280,7 +342,10 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(tmp_
     assert train.main(command) == 2
     assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
     assert figures.main(["--workdir", str(tmp_path / "a run-cnn")]) == 2
-    assert "holds a run of a network (cnn) with neither EM routing nor a decoder" in capsys.readouterr().err
+    assert (
+        "holds a run of a network (cnn) with neither EM routing nor a decoder"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_toynorb_has_the_cnn_trained_unasked():
@@ -299,5 +364,7 @@ def test_a_wrong_command_gets_one_line_and_writes_nothing(tmp_path):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: dataset must be one of mnist, ") and done.stderr.endswith("; got 'nosuch'\n")
+    assert done.stderr.startswith("error: dataset must be one of mnist, ") and done.stderr.endswith(
+        "; got 'nosuch'\n"
+    )
     assert not list(tmp_path.iterdir())

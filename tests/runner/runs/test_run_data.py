@@ -1,4 +1,6 @@
-"""Data are known by their contents: a file that was moved is the same, and another one in its place is not."""
+"""Data are known by their contents: a file that was moved is the same, and another one in its place
+is not.
+"""
 
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from experiments.runtime.errors import UsageError
 
 # As `tiny_run.CONFIG`, whose programs other tests compile too.
 FLAGS = (
-    "--steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4 --primary-capsules 2 "
+    "--steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4 "
+    "--primary-capsules 2 "
     "--conv-capsules 3 --num-iterations 1"
 ).split()
 
@@ -29,12 +32,16 @@ FLAGS = (
 def write(path, data):
     split = np.array(["train"] * len(data.train_labels) + ["test"] * len(data.test_labels))
     images = np.concatenate([data.train_images, data.test_images])
-    np.savez(path, image=images, label=np.concatenate([data.train_labels, data.test_labels]), split=split)
+    np.savez(
+        path, image=images, label=np.concatenate([data.train_labels, data.test_labels]), split=split
+    )
 
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """A folder with a run that has stopped after step 4, its file, which has another name now, and a file of other data."""
+    """A folder with a run that has stopped after step 4, its file, which has another name now, and
+    a file of other data.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
     write("data.npz", tiny_run.dataset())
@@ -76,14 +83,21 @@ def test_a_run_goes_on_with_a_file_that_was_moved(capsys):
     assert trained.trained(config, Path("run"), None, "")["steps"] == 6
     words = ["--dataset", "other.npz", *FLAGS]
     config = parse(TrainCommand, "train", words, flags.default_command(words)).config
-    with pytest.raises(UsageError, match=r"a finished run of another config \(dataset: data.npz there, other.npz here\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"a finished run of another config \(dataset: data.npz there, other.npz here\)",
+    ):
         trained.trained(config, Path("run"), None, "")
 
 
 @pytest.mark.parametrize(
     "command, flags, paths",
     [
-        (TrainCommand, "--dataset=~/a.npz --workdir=~/run --data-dir=~/tfds", ["config.dataset", "workdir", "data_dir"]),
+        (
+            TrainCommand,
+            "--dataset=~/a.npz --workdir=~/run --data-dir=~/tfds",
+            ["config.dataset", "workdir", "data_dir"],
+        ),
         (EvaluateCommand, "--workdir=~/run --dataset=~/a.npz", ["workdir", "dataset"]),
         (ExportCommand, "--workdir=~/run --out=~/net.safetensors", ["workdir", "out"]),
         (Study, "--runs=~/runs", ["runs"]),

@@ -1,4 +1,6 @@
-"""The command that compares all of emcaps in each of JAX's ways of sharding: it finds what is right, and what is not."""
+"""The command that compares all of emcaps in each of JAX's ways of sharding: it finds what is
+right, and what is not.
+"""
 
 import json
 
@@ -20,7 +22,8 @@ def test_what_is_divided_is_compared_and_counted(tmp_path, capsys):
     assert command.main([*FEW, "--cases", "squash", "spread_loss", "--output", str(tmp_path)]) == 0
     rows = rows_of(tmp_path)
     assert [(row["case"], row["way"], row["devices"]) for row in rows[:4]] == [
-        ("squash", way, devices) for way, devices in (("explicit", 2), ("automatic", 2), ("shard_map", 2), ("export", 1))
+        ("squash", way, devices)
+        for way, devices in (("explicit", 2), ("automatic", 2), ("shard_map", 2), ("export", 1))
     ]
     assert all(row["right"] and row["difference"] < 1e-6 for row in rows)
     assert "| squash | " in capsys.readouterr().out
@@ -28,7 +31,9 @@ def test_what_is_divided_is_compared_and_counted(tmp_path, capsys):
 
 def run_as_the_only_case(case, folder, monkeypatch):
     monkeypatch.setattr(command, "cases", lambda: iter([case]))
-    return command.main(["--devices", "2", "--ways", "automatic", "shard_map", "--output", str(folder)])
+    return command.main(
+        ["--devices", "2", "--ways", "automatic", "shard_map", "--output", str(folder)]
+    )
 
 
 RANDOM = np.random.default_rng(0).normal(size=(meshes.BATCH, 3)).astype(np.float32)
@@ -46,11 +51,17 @@ def test_low_precision_may_be_as_far_from_float32_as_on_one_device(tmp_path, mon
     case = meshes.Case("rounded", rounded, RANDOM, (), lambda batch, _: batch)
     assert run_as_the_only_case(case, tmp_path, monkeypatch) == 0
     assert all(row["difference"] > meshes.TOLERANCE for row in rows_of(tmp_path))
-    case = case._replace(function=lambda batch, _: rounded(batch - batch.mean(0), _), exact=lambda batch, _: batch - batch.mean(0))
+    case = case._replace(
+        function=lambda batch, _: rounded(batch - batch.mean(0), _),
+        exact=lambda batch, _: batch - batch.mean(0),
+    )
     assert run_as_the_only_case(case, tmp_path, monkeypatch) == 1
 
 
-@pytest.mark.parametrize("flags, words", [(["--ways", "telepathy"], "ways must be"), (["--devices", "3"], "divisors of the batch")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [(["--ways", "telepathy"], "ways must be"), (["--devices", "3"], "divisors of the batch")],
+)
 def test_mistakes_get_one_line(flags, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         command.main(flags)

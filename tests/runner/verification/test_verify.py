@@ -14,7 +14,9 @@ from experiments.verification import routing
 from experiments.verification.memory import check_memory
 
 CONV = routing.Case(Layer(batch=2, size=4, stride=1, children=2, parents=3, iterations=2))
-CLASSES = routing.Case(Layer(batch=1, size=2, kernel=1, children=2, parents=2, iterations=2), classes=True)
+CLASSES = routing.Case(
+    Layer(batch=1, size=2, kernel=1, children=2, parents=2, iterations=2), classes=True
+)
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def test_all_checks_pass(smaller, tmp_path, monkeypatch):
     monkeypatch.setitem(
         verify.CHECKED,
         "routing",
-        functools.partial(routing.check_routing, [dataclasses.replace(CONV, low_precision=True), CLASSES]),
+        functools.partial(
+            routing.check_routing, [dataclasses.replace(CONV, low_precision=True), CLASSES]
+        ),
     )
     code, record = verified(tmp_path)
     assert code == 0
@@ -67,7 +71,9 @@ def test_a_wrong_result_is_found(smaller, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(routing, "on_device", a_little_wrong)
     code, record = verified(tmp_path, "--checks", "routing")
     assert (code, record["passed"]) == (1, False)
-    wrong = [finding["case"].split("; ")[1] for finding in record["findings"] if not finding["passed"]]
+    wrong = [
+        finding["case"].split("; ")[1] for finding in record["findings"] if not finding["passed"]
+    ]
     assert sorted(wrong) == [
         "dense, float32: values",
         "streamed, float32: gradients",
