@@ -18,7 +18,7 @@ from experiments.data.toynorb_builders import ToyNorb
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, photograph
 from experiments.toynorb.shapes import toy
 
-PARAMETERS = {"mnist": 68_308, "toynorb": 68_619}
+PARAMETERS = {"mnist": 68_309, "toynorb": 68_619}
 EXAMPLES = {"mnist": 0, "toynorb": 5}
 
 

@@ -142,7 +142,7 @@ def test_a_run_begins_with_the_weights_of_another(schedule, run, tmp_path_factor
 
 def test_a_run_begins_with_the_weights_of_a_classifier():
     classifier = emcaps.pretrained.load_classifier("mnist")
-    words = "--dataset mnist --assignment-temperature-rate 0 --init-from mnist".split()
+    words = "--dataset mnist --init-from mnist".split()
     config = parse(flags.TrainCommand, "train", words, flags.default_command(words)).config
     images, labels = np.zeros((10, 28, 28, 1), np.uint8), np.arange(10)
     digits = Dataset("mnist", tuple("0123456789"), images, labels, images, labels)
