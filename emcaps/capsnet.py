@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import Initializer
 from jax.sharding import PartitionSpec
 
 from emcaps.checks import check_axis, check_bool, check_positive_int, check_shapes, check_sizes
@@ -14,7 +15,6 @@ from emcaps.initializers import NearIdentity
 from emcaps.layers import (
     ClassCaps,
     ConvCaps,
-    Initializer,
     PrimaryCaps,
     check_capsule_layer,
     check_dtypes,

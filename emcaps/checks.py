@@ -130,14 +130,17 @@ def check_choice(name: str, value: Any, choices: Mapping[str, Any] | tuple[str, 
         raise error(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
-def check_dtype(name: str, value: Any) -> None:
-    """Raise TypeError unless `value` is None or a floating point dtype."""
+def check_dtype(name: str, value: Any, *, required: bool = False) -> None:
+    """Raise TypeError unless `value` is a floating point dtype, or None where none is required."""
+    if value is None and not required:
+        return
     try:
-        floating = value is None or jnp.issubdtype(jnp.dtype(value), jnp.floating)
+        floating = value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating)
     except TypeError:
         floating = False
     if not floating:
-        raise TypeError(f"{name} must be None or a floating point dtype; got {value!r}")
+        none = "" if required else "None or "
+        raise TypeError(f"{name} must be {none}a floating point dtype; got {value!r}")
 
 
 def check_axis(name: str, value: Any) -> None:

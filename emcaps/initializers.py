@@ -36,6 +36,8 @@ class NearIdentity:
     def __call__(
         self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
     ) -> jax.Array:
-        """Transforms of this shape, whose last two axes must be 4 and 4."""
+        """Transforms of this shape, `[..., 4, 4]`. Raises ValueError for another shape."""
+        if tuple(shape[-2:]) != (POSE_SIZE, POSE_SIZE):
+            raise ValueError(f"shape must end in {POSE_SIZE}, {POSE_SIZE}; got {list(shape)}")
         identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
         return self.scale * identity + self.stddev * jax.random.normal(key, shape, dtype)

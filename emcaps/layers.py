@@ -1,13 +1,15 @@
 """Flax modules: they own the parameters and call the functions of `routing.py`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import Initializer
 from jax import lax
 
 from emcaps.checks import (
@@ -24,9 +26,6 @@ from emcaps.precision import common_dtype
 from emcaps.routing import class_em_routing, conv_em_routing
 from emcaps.sharding import gather_shards
 from emcaps.types import POSE_ENTRIES, POSE_SIZE, Capsules, RoutingResult
-
-# Of a key, a shape and a dtype, as those of jax.nn.initializers.
-Initializer = Callable[..., jax.Array]
 
 
 class PrimaryCaps(nn.Module):
@@ -57,20 +56,10 @@ class PrimaryCaps(nn.Module):
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)
         check_dtypes(self)
-
-        def linear(channels: int, name: str) -> jax.Array:
-            layer = nn.Conv(
-                channels,
-                (1, 1),
-                use_bias=False,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )
-            return layer(features)
-
-        poses = linear(self.num_capsules * POSE_ENTRIES, "poses")
-        logits = linear(self.num_capsules, "activations")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        linear = functools.partial(nn.Conv, kernel_size=(1, 1), use_bias=False, **dtypes)
+        poses = linear(self.num_capsules * POSE_ENTRIES, name="poses")(features)
+        logits = linear(self.num_capsules, name="activations")(features)
         poses = poses.reshape(*features.shape[:3], self.num_capsules, POSE_SIZE, POSE_SIZE)
         return Capsules(poses, jax.nn.sigmoid(logits))
 
@@ -140,7 +129,7 @@ class ConvCaps(nn.Module):
             *betas,
             stride=self.stride,
             parent_axis=self.parent_axis,
-            options=self.routing.learned_by(self),
+            options=_learned_routing(self),
         )
         if self.parent_axis is None:
             return routed
@@ -225,7 +214,7 @@ class ClassCaps(nn.Module):
             transforms,
             *betas,
             coordinates=coordinates,
-            options=self.routing.learned_by(self),
+            options=_learned_routing(self),
         )
 
 
@@ -240,6 +229,15 @@ def _parameters(
         layer.param("beta_u", layer.beta_u_init, (num_parents,), layer.param_dtype),
         layer.param("beta_a", layer.beta_a_init, (num_parents,), layer.param_dtype),
     )
+
+
+def _learned_routing(layer: Any) -> RoutingOptions:
+    """How a layer that is being called routes: its parameters for temperatures are made here."""
+
+    def zero(name: str) -> jax.Array:
+        return layer.param(f"{name}_log", nn.initializers.zeros, (), layer.param_dtype)
+
+    return layer.routing.learned({f"{name}_log": zero(name) for name in layer.routing.learns()})
 
 
 def check_capsule_layer(module: Any, *routing: Any) -> None:
@@ -258,13 +256,9 @@ def check_capsule_layer(module: Any, *routing: Any) -> None:
 
 
 def check_dtypes(module: Any) -> None:
-    """Raise TypeError unless a module's `dtype`, if it has one, and `param_dtype` are what they
-    should be.
-    """
+    """Raise TypeError unless a module's `param_dtype`, and its `dtype` if it has one, are right."""
     check_dtype("dtype", getattr(module, "dtype", None))
-    if module.param_dtype is None:
-        raise TypeError("param_dtype must be a floating point dtype; got None")
-    check_dtype("param_dtype", module.param_dtype)
+    check_dtype("param_dtype", module.param_dtype, required=True)
 
 
 def _grid(centers: tuple[np.ndarray, np.ndarray], height: int, width: int) -> np.ndarray:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from emcaps.checks import (
     check_range,
 )
 from emcaps.implementations import IMPLEMENTATIONS
+from emcaps.precision import compute_dtype
 from emcaps.procedure import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.receptive_field import ReceptiveField
 
@@ -189,25 +189,14 @@ class RoutingOptions:
 
     def learned(self, parameters: Mapping[str, Any]) -> "RoutingOptions":
         """The same with the temperatures that a layer with these parameters has learned, as scalar
-        arrays.
+        arrays, in at least float32.
         """
         temperatures = {}
         for name in self.learns():
-            exponent = getattr(self, f"{name}_rate") * parameters[f"{name}_log"]
+            theta = parameters[f"{name}_log"]
+            exponent = getattr(self, f"{name}_rate") * theta.astype(compute_dtype(theta))
             temperatures[name] = getattr(self, name) * jnp.exp(exponent)
         return dataclasses.replace(self, **temperatures)
-
-    def learned_by(self, layer: Any) -> "RoutingOptions":
-        """The same for a module that is being called: its parameters for temperatures, scalars, are
-        made here.
-        """
-        names = [f"{name}_log" for name in self.learns()]
-        return self.learned(
-            {
-                name: layer.param(name, nn.initializers.zeros, (), layer.param_dtype)
-                for name in names
-            }
-        )
 
 
 class RoutingChanges(TypedDict, total=False):

@@ -85,6 +85,11 @@ def test_kernels_and_strides_are_attributes():
     assert model.layer_geometry() == [(3, 1), (1, 1), (2, 3), (3, 2)]
 
 
+def test_transforms_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"^shape must end in 4, 4; got \[2, 4, 3\]"):
+        emcaps.NearIdentity()(jax.random.key(0), (2, 4, 3))
+
+
 def test_initializers_and_the_dtype_of_parameters_are_attributes():
     ones = jax.nn.initializers.ones
     model = CapsNet(
@@ -99,6 +104,8 @@ def test_initializers_and_the_dtype_of_parameters_are_attributes():
     )
     params = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 1)))["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    learned = model.layer_routing()[-1].learned(params["class_caps"])
+    assert learned.assignment_temperature.dtype == jnp.float32
     for layer in ("conv_caps_1", "class_caps"):
         identity = np.broadcast_to(2 * np.eye(4), params[layer]["transforms"].shape)
         np.testing.assert_array_equal(params[layer]["transforms"].astype("float32"), identity)
