@@ -125,9 +125,9 @@ class CapsNet(nn.Module):
 
         Returns:
             The class capsules, poses `[B, num_classes, 4, 4]` and activations `[B, num_classes]`;
-            and what each stage gave, by
-            name, in the order of the data: `conv` (features), `primary` (`Capsules`), `conv_caps_1`
-            and so on, and `class_caps` (each a `RoutingResult`).
+            and the intermediates, what each layer gave, by name, in the order of the data: `conv`
+            (features), `primary` (`Capsules`), `conv_caps_1` and so on, and `class_caps` (each a
+            `RoutingResult`).
 
         Raises:
             ValueError: images have a wrong rank, or are too small for a layer, which the message

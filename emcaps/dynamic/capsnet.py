@@ -172,10 +172,9 @@ class DynamicCapsNet(nn.Module):
             images: `[B, height, width, channels]`, floating.
 
         Returns:
-            The class capsules, vectors `[B, num_classes, class_size]` and their lengths `[B,
-            num_classes]`; and what each stage
-            gave, by name, in the order of the data: `conv` (features), `primary` (vectors),
-                `class_caps` (`DynamicRoutingResult`).
+            The class capsules, vectors `[B, num_classes, class_size]` and their lengths
+            `[B, num_classes]`; and the intermediates, by name, in the order of the data: `conv`
+            (features), `primary` (vectors), `class_caps` (`DynamicRoutingResult`).
 
         Raises:
             ValueError: images have a wrong rank, or are too small for a layer, which the message

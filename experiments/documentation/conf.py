@@ -150,7 +150,7 @@ def restructured(docstring: str, link: Mapping[str, str]) -> str:
 
 
 def process_docstring(app, what: str, name: str, obj, options, lines: list[str]) -> None:
-    public = next(part for part in name.split(".") if part in public_names())
+    public = next((part for part in name.split(".") if part in public_names()), "")
     text = "\n".join(lines)
     if what == "data":
         text, assignment = constant(public)
