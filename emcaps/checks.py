@@ -1,5 +1,5 @@
-"""What public functions ask of their arguments, checked at the door: shapes and dtypes at trace
-time, values when known.
+"""How public functions validate their arguments on entry: shapes and dtypes at trace time, values
+when known.
 
 The values of traced arrays are not known yet. What is asked of them stays in the program as a
 `checkify.debug_check`, which costs nothing until the program is transformed by

@@ -1,4 +1,4 @@
-"""How the votes are held, and which way is for which platform: what runs behind the doors of
+"""How the votes are held, and which way is for which platform: the jitted implementation of
 `routing.py`.
 
 Each function is compiled once for each `Procedure` and set of shapes.
@@ -41,7 +41,7 @@ def kernel_form() -> Form:
 
 @functools.partial(jax.jit, static_argnames=("procedure",))
 def route_votes(votes, activations, constants, *, procedure):
-    """`em_routing` behind the door: one patch of children, one parent position."""
+    """`em_routing` of checked arguments: one patch of children, one parent position."""
     dtype = common_dtype(votes, activations)
     votes, activations, constants = cast(
         (votes, activations, constants), compute_dtype(votes, activations)
@@ -74,7 +74,7 @@ def route_votes(votes, activations, constants, *, procedure):
 
 @functools.partial(jax.jit, static_argnames=("procedure", "implementation", "remat"))
 def route_capsules(poses, activations, transforms, constants, *, procedure, implementation, remat):
-    """`conv_em_routing` behind the door.
+    """`conv_em_routing` of checked arguments.
 
     Poses may be `[..., 4, Q]` with transforms `[..., Q, 4]`.
     """

@@ -77,8 +77,8 @@ class RoutingOptions:
             kernels, several times faster still; a program with these cannot be exported. `"fused"`:
             the accelerators' form on every platform. `"dense"`: in memory, differentiable to any
             order in either mode. Static.
-        remat: whether a block of the batch is routed again on the way back, in place of keeping its
-            assignments from the way forth: slower, in less memory. Static.
+        remat: whether a block of the batch is routed again in the backward pass, in place of
+            keeping its assignments from the forward pass: slower, in less memory. Static.
 
     Raises:
         TypeError, ValueError: an option is not as above; more than one of `mass_scale`,

@@ -46,7 +46,7 @@ def _divide(function, batched, shared):
     return _partitioned(function, on_shard, (True, False), True)(batched, shared)
 
 
-def _forth(function, batched, shared):
+def _forward(function, batched, shared):
     kept = []  # the shapes of what is kept, and how to read them
 
     def on_one(batched, shared):
@@ -60,8 +60,8 @@ def _forth(function, batched, shared):
 
     def on_shard(axes, batched, shared):
         # The partitioner could not tell whose examples these intermediates are of. So a device of
-        # several keeps nothing and routes again on the way back. What stands for it is no number
-        # that could be used unseen.
+        # several keeps nothing and routes again in the backward pass. What stands for it is no
+        # number that could be used unseen.
         return function(batched, shared), [
             jnp.full(array.shape, _useless(array.dtype), array.dtype) for array in kept[0]
         ]
@@ -77,7 +77,7 @@ def _useless(dtype: jnp.dtype) -> float:
     return float(jnp.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else 0
 
 
-def _back(function, residuals, result_gradients):
+def _backward(function, residuals, result_gradients):
     (transpose, batched, shared), result_gradients = first_order_only((residuals, result_gradients))
     intermediates, structure = jax.tree.flatten(transpose)
 
@@ -92,7 +92,7 @@ def _back(function, residuals, result_gradients):
     return divided(intermediates, batched, shared, result_gradients)
 
 
-_divide.defvjp(_forth, _back)
+_divide.defvjp(_forward, _backward)
 
 
 def _partitioned(

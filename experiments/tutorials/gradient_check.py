@@ -165,15 +165,15 @@ def divide_by_hand(competes):
     def divide(scores):
         return softmax(scores)
 
-    def forth(scores):
+    def forward(scores):
         assignments = softmax(scores)
         return assignments, assignments
 
-    def back(assignments, gradient):
+    def backward(assignments, gradient):
         weighted = assignments * gradient
         return (weighted - assignments * weighted.sum(-1, keepdims=True) if competes else weighted,)
 
-    divide.defvjp(forth, back)
+    divide.defvjp(forward, backward)
     return divide
 
 

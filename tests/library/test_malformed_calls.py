@@ -2,7 +2,7 @@
 is refused by name.
 
 Every draw takes a call that is right, and breaks one argument of it: another type, dtype, rank,
-size, value. The error must be raised by emcaps itself, at the door, and say which argument it is
+size, value. The error must be raised by emcaps itself, on entry, and say which argument it is
 and what came.
 """
 

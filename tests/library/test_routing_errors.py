@@ -1,4 +1,4 @@
-"""Wrong arguments are refused at the door, by name."""
+"""Wrong arguments are refused on entry, by name."""
 
 import dataclasses
 import inspect
