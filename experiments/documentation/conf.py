@@ -150,7 +150,7 @@ def restructured(docstring: str, link: Mapping[str, str]) -> str:
 
 
 def process_docstring(app, what: str, name: str, obj, options, lines: list[str]) -> None:
-    public = next((part for part in name.split(".") if part in public_names()), "")
+    public = next(part for part in name.split(".") if part in public_names())
     text = "\n".join(lines)
     if what == "data":
         text, assignment = constant(public)
@@ -238,8 +238,16 @@ def write_pages() -> None:
             file.write_text(text, encoding="utf-8")
 
 
+def remove_stale_pages() -> None:
+    """Delete the pages, made by an earlier build, of names that are no longer public."""
+    for page in GENERATED.glob("*.rst"):
+        if page.stem not in public_names().values():
+            page.unlink()
+
+
 def setup(app) -> None:
     check_reference()
+    remove_stale_pages()
     write_pages()
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", process_signature)
