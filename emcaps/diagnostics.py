@@ -36,14 +36,14 @@ class RoutingDiagnostics(NamedTuple):
     A parent capsule is a type at a position; r are the assignments, a the activations.
 
     Attributes:
-        assignment_entropy: in nats, at least 0: how undecided the children are, `sum(-r log r) /
-            sum(r)` with 0 log 0 = 0. A child's assignments sum to 1 over all parents that it
-            reaches, so `sum(r)` counts the children that take part, and this is the mean of their
-            entropies. After the first iteration it is the largest possible, the mean of the log of
-            the number of parents that a child reaches: as far as it falls from there, routing has
-            decided something. (With another `competition` than `"all"` a child counts once for each
-            competition that it takes part in; with `initial_assignments` `"types"` the first
-            iteration's shares do not sum to 1, and its value means nothing.)
+        assignment_entropy: in nats, at least 0: how undecided the children are,
+            `sum(-r log r) / sum(r)` with 0 log 0 = 0. A child's assignments sum to 1 over all
+            parents that it reaches, so `sum(r)` counts the children that take part, and this is the
+            mean of their entropies. After the first iteration it is the largest possible, the mean
+            of the log of the number of parents that a child reaches: as far as it falls from there,
+            routing has decided something. (With another `competition` than `"all"` a child counts
+            once for each competition that it takes part in; with `initial_assignments` `"types"`
+            the first iteration's shares do not sum to 1, and its value means nothing.)
         activation_mean: of all parents, in [0, 1].
         activation_spread: the standard deviation of all parents' activations, in [0, 0.5].
         logit_spread: at each position, the standard deviation of the activation logits over the

@@ -46,8 +46,8 @@ class PrimaryCaps(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> Capsules:
-        """From features `[B, H, W, channels]`, floating, to capsules `[B, H, W, num_capsules,
-        ...]`.
+        """From features `[B, H, W, channels]`, floating, to capsules
+        `[B, H, W, num_capsules, ...]`.
 
         Raises:
             TypeError, ValueError: features are of another rank, empty, or not floating point; or an
@@ -105,8 +105,8 @@ class ConvCaps(nn.Module):
 
     @nn.compact
     def __call__(self, children: Capsules) -> RoutingResult:
-        """From capsules `[B, H, W, I, ...]` to the routing result of `[B, OH, OW, num_capsules,
-        ...]`.
+        """From capsules `[B, H, W, I, ...]` to the routing result of
+        `[B, OH, OW, num_capsules, ...]`.
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_capsules", self.num_capsules)
@@ -184,8 +184,8 @@ class ClassCaps(nn.Module):
     def __call__(
         self, children: Capsules, centers: tuple[np.ndarray, np.ndarray] | None = None
     ) -> RoutingResult:
-        """From capsules `[B, H, W, I, ...]` to a routing result with one position, `[B, 1, 1,
-        num_classes, ...]`.
+        """From capsules `[B, H, W, I, ...]` to a routing result with one position,
+        `[B, 1, 1, num_classes, ...]`.
 
         Args:
             children: the last layer of convolutional capsules.

@@ -12,8 +12,8 @@ from emcaps.checks import check_labels, check_number, check_positive_int, check_
 
 
 def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | float) -> jax.Array:
-    """Spread loss (section 3 of the paper): `sum over classes i != t of max(0, margin - (a_t -
-    a_i)) ** 2`.
+    """Spread loss (section 3 of the paper):
+    `sum over classes i != t of max(0, margin - (a_t - a_i)) ** 2`.
 
     Of targets p it is `sum over t and i != t of min(p_t, 1 - p_i) * max(0, margin - (a_t - a_i)) **
     2`, in which the factor is how probable it is, at most, that class t is there and class i is

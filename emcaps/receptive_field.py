@@ -1,10 +1,10 @@
 """Which children a parent sees: gather children to the parents that see them, scatter back to the
 children.
 
-A parent at position (y, x) sees the children at rows `y * stride + (0 .. KH-1)` and columns `x *
-stride + (0 .. KW-1)`; there is no padding. Rows and columns are independent, so both directions do
-one axis after the other: `KH + KW` slices, not `KH * KW`, which is what makes a kernel as large as
-the whole map (the class capsules) affordable.
+A parent at position (y, x) sees the children at rows `y * stride + (0 .. KH-1)` and columns
+`x * stride + (0 .. KW-1)`; there is no padding. Rows and columns are independent, so both
+directions do one axis after the other: `KH + KW` slices, not `KH * KW`, which is what makes a
+kernel as large as the whole map (the class capsules) affordable.
 """
 
 import dataclasses

@@ -143,9 +143,9 @@ def conv_em_routing(
             `implementation`.
 
     Returns:
-        A `RoutingResult`: poses and variances `[B, OH, OW, J, 4, 4]`, activations and logits `[B,
-        OH, OW, J]`, assignments `[B, OH, OW, KH, KW, I, J]`, where `OH = (H - KH) // stride + 1`
-        and likewise `OW`.
+        A `RoutingResult`: poses and variances `[B, OH, OW, J, 4, 4]`, activations and logits
+        `[B, OH, OW, J]`, assignments `[B, OH, OW, KH, KW, I, J]`, where
+        `OH = (H - KH) // stride + 1` and likewise `OW`.
 
     Raises:
         TypeError, ValueError: as `em_routing`, and for a kernel larger than the map.
@@ -209,8 +209,8 @@ def class_em_routing(
             competition `"types"` is the same as `"all"`, and with `"positions"` nothing competes.
 
     Returns:
-        A `RoutingResult` like `conv_em_routing`'s with one parent position: poses `[B, 1, 1, J, 4,
-        4]`, assignments `[B, 1, 1, H, W, I, J]`.
+        A `RoutingResult` like `conv_em_routing`'s with one parent position: poses
+        `[B, 1, 1, J, 4, 4]`, assignments `[B, 1, 1, H, W, I, J]`.
 
     Raises:
         TypeError, ValueError: as `em_routing`.

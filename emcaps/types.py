@@ -42,12 +42,12 @@ class RoutingResult(NamedTuple):
     Attributes:
         poses: the parents' poses, the means of Procedure 1. `[..., J, P]` | `[B, OH, OW, J, 4, 4]`.
         activations: sigmoid of the logits, in [0, 1]. `[..., J]` | `[B, OH, OW, J]`.
-        activation_logits: `lambda_t (beta_a - cost)` of the last M-step. `[..., J]` | `[B, OH, OW,
-            J]`.
+        activation_logits: `lambda_t (beta_a - cost)` of the last M-step. `[..., J]` |
+            `[B, OH, OW, J]`.
         variances: of the votes around each parent's pose, at least `min_variance`. Like `poses`.
         assignments: those of the last M-step, before they are multiplied by the child's activation;
-            over all parents that a child reaches they sum to 1. `[..., N, J]` | `[B, OH, OW, KH,
-            KW, I, J]`.
+            over all parents that a child reaches they sum to 1. `[..., N, J]` |
+            `[B, OH, OW, KH, KW, I, J]`.
     """
 
     poses: jax.Array

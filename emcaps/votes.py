@@ -14,8 +14,8 @@ the `VoteTerms` to it, and the sum over all uses is one pass. Squares of differe
 near the mean keep the digits that squares of votes would lose.
 
 Inner layout: the pose entries first, as a matrix, then the parent types J, then the columns M (see
-`types.py`), so that all that belongs to a parent broadcasts over its pose entries: `vote[i, h, j,
-m] = sum_k pose[i, k, m] transform[k, h, j]`.
+`types.py`), so that all that belongs to a parent broadcasts over its pose entries:
+`vote[i, h, j, m] = sum_k pose[i, k, m] transform[k, h, j]`.
 """
 
 import functools
@@ -129,8 +129,8 @@ class DenseVotes(NamedTuple):
         center: jax.Array,
         linear: jax.Array | None = None,
     ) -> jax.Array:
-        """Quadratic forms in the offsets from `center`: a constant `[J, M]`, coefficients `[4, 4,
-        J, M]`. Returns `[N, J, M]`.
+        """Quadratic forms in the offsets from `center`: a constant `[J, M]`, coefficients
+        `[4, 4, J, M]`. Returns `[N, J, M]`.
         """
 
         def score_child(vote: jax.Array) -> jax.Array:

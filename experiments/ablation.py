@@ -1,5 +1,5 @@
-"""What makes EM routing train, and what keeps it from it: `python -m experiments.ablation --study
-temperature`.
+"""What makes EM routing train, and what keeps it from it:
+`python -m experiments.ablation --study temperature`.
 
 A study is a list of variants, each written as the flags of `experiments.train` that it changes;
 every variant is trained with several seeds, all for the same number of steps. Hyper-parameters are
@@ -304,8 +304,8 @@ def agreement_probe(config: TrainConfig, dataset: Dataset) -> Callable[[Any], Re
 
 
 class Probe(NamedTuple):
-    """What looks for causes, at the first step of a config; compiled functions of `(params,
-    batch)`.
+    """What looks for causes, at the first step of a config; compiled functions of
+    `(params, batch)`.
 
     Attributes:
         gradients: of the loss when all layers route with at most 1, 2 .. T iterations, the last of

@@ -1,9 +1,9 @@
 """Whether a step is the same however it is divided: five steps of one small network on many kinds
 of hardware, real or simulated.
 
-`python -m experiments.scaling --parts equality` compares them in a table. `python -m
-experiments.equality --output FILE`, with the flags of `Hardware`, leaves in an .npz file what one
-of them gives: this is how the table gets what several processes give.
+`python -m experiments.scaling --parts equality` compares them in a table.
+`python -m experiments.equality --output FILE`, with the flags of `Hardware`, leaves in an .npz file
+what one of them gives: this is how the table gets what several processes give.
 """
 
 import dataclasses

@@ -57,8 +57,8 @@ SWEPT = (4, ToyNorb.SPLITS["test"][0])  # the toy that is shown: its category an
 SWEEP_STEPS = 9
 QUICK_VIEWS = 4
 
-# What is read from a network, given its intermediates and the classes of the images: `[B,
-# features]`.
+# What is read from a network, given its intermediates and the classes of the images:
+# `[B, features]`.
 LAST_LAYERS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], jax.Array], jax.Array]]] = {
     "capsules": {"pose": lambda intermediates, labels: pose_of(intermediates, labels)},
     "dynamic": {"pose": lambda intermediates, labels: pose_of(intermediates, labels)},
@@ -131,8 +131,8 @@ def random_views(key: jax.Array, number: int) -> View:
 
 
 def sweep_views() -> View:
-    """Views that differ in one field at a time from the middle of all ranges, field by field, `[6 *
-    SWEEP_STEPS]`.
+    """Views that differ in one field at a time from the middle of all ranges, field by field,
+    `[6 * SWEEP_STEPS]`.
     """
     middle = {name: (low + high) / 2 for name, (low, high) in RANGES.items()}
     rows = [
@@ -193,8 +193,8 @@ def take_sweep() -> np.ndarray:
 def read_network(
     name: str, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What each of its `LAST_LAYERS` gives for uint8 images `[N, H, W, C]`, by name, `[N,
-    features]`.
+    """What each of its `LAST_LAYERS` gives for uint8 images `[N, H, W, C]`, by name,
+    `[N, features]`.
     """
 
     def reader(read: Callable) -> np.ndarray:

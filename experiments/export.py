@@ -1,5 +1,5 @@
-"""The network of a run as a file for `emcaps.pretrained`: `python -m experiments.export --workdir
-RUN --out FILE`.
+"""The network of a run as a file for `emcaps.pretrained`:
+`python -m experiments.export --workdir RUN --out FILE`.
 """
 
 import dataclasses

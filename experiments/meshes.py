@@ -1,5 +1,5 @@
-"""All of emcaps in each of JAX's own ways of sharing a batch: `python -m experiments.meshes
---output runs/meshes`.
+"""All of emcaps in each of JAX's own ways of sharing a batch:
+`python -m experiments.meshes --output runs/meshes`.
 
 Every public function of arrays and every module, on simulated devices: by explicit and automatic
 axes of a mesh, `jax.shard_map`, `jax.pmap`, one example at a time by `jax.vmap` (of a whole batch,

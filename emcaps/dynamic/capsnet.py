@@ -37,8 +37,8 @@ class StridedConv(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """From `[B, H, W, channels]`, floating, at least as large as the kernel, to `[B, OH, OW,
-        features]`.
+        """From `[B, H, W, channels]`, floating, at least as large as the kernel, to
+        `[B, OH, OW, features]`.
         """
         batch, *sides, channels = images.shape
         kernel = self.param(
@@ -95,8 +95,8 @@ class PrimaryVectorCaps(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """From features `[B, H, W, channels]`, floating, to vectors `[B, OH, OW, num_capsules,
-        size]`.
+        """From features `[B, H, W, channels]`, floating, to vectors
+        `[B, OH, OW, num_capsules, size]`.
         """
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)

@@ -71,8 +71,8 @@ def masked(poses: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 def reconstruction_loss(images: jax.Array, reconstructed: jax.Array) -> jax.Array:
-    """The sum of squared differences over the pixels of each image, `[B]`; both are `[B, height,
-    width, channels]`, floating.
+    """The sum of squared differences over the pixels of each image, `[B]`; both are
+    `[B, height, width, channels]`, floating.
 
     Raises:
         TypeError: an argument is not floating point.

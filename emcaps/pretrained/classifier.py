@@ -40,8 +40,8 @@ class Prediction(NamedTuple):
     Attributes:
         classes: int32 `[N]`, the most active class; `Classifier.class_names` has their names.
         activations: of all class capsules, float32 `[N, J]` in [0, 1].
-        poses: of all class capsules, float32 `[N, J, 4, 4]`; that of the winner is `poses[n,
-            classes[n]]`.
+        poses: of all class capsules, float32 `[N, J, 4, 4]`; that of the winner is
+            `poses[n, classes[n]]`.
     """
 
     classes: jax.Array

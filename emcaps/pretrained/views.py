@@ -14,8 +14,8 @@ from emcaps.checks import check_bool, check_positive_int
 def prepare_images(
     images: jax.Array, *, downsample: int = 1, standardize: bool = False
 ) -> jax.Array:
-    """Whole images as numbers of the size of 1: `[B, H, W, C]` to `[B, H / downsample, W /
-    downsample, C]`, float32.
+    """Whole images as numbers of the size of 1: `[B, H, W, C]` to
+    `[B, H / downsample, W / downsample, C]`, float32.
 
     Args:
         images: uint8, or floating in [0, 1], by which the result can be differentiated: 1 is the

@@ -1,8 +1,8 @@
 """How the votes for the class capsules gather: their distances to the capsules' means after each
 routing iteration.
 
-These are the numbers behind the second figure of the paper; `python -m experiments.figures
---workdir RUN` draws them for a run.
+These are the numbers behind the second figure of the paper;
+`python -m experiments.figures --workdir RUN` draws them for a run.
 """
 
 from typing import Any, NamedTuple
@@ -74,8 +74,8 @@ def class_layer_input(
 
 
 def class_votes(poses: jax.Array, transforms: jax.Array, coordinates: np.ndarray) -> jax.Array:
-    """All votes for class capsules, `V_ij = pose_i @ transform_ij`, plus row and column on `V[0,
-    3]` and `V[1, 3]`.
+    """All votes for class capsules, `V_ij = pose_i @ transform_ij`, plus row and column on
+    `V[0, 3]` and `V[1, 3]`.
 
     Args:
         poses: `[B, H, W, I, 4, 4]`, floating.

@@ -71,8 +71,8 @@ def r_squared(known: Readings, new: Readings) -> dict[str, float]:
 
 
 def predictions(known: np.ndarray, targets: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Ridge regression with an intercept, for each of `PENALTIES`: from `[N, F]`, `[N, K]` and `[M,
-    F]` to `[penalties, M, K]`.
+    """Ridge regression with an intercept, for each of `PENALTIES`: from `[N, F]`, `[N, K]` and
+    `[M, F]` to `[penalties, M, K]`.
     """
     # One scale for all features: by its own, one that hardly varies among the known could be
     # anything elsewhere.

@@ -95,8 +95,8 @@ def affine_digits(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def centerd(images: jax.Array) -> jax.Array:
-    """Images in the middle of black of `SIDE` squared: uint8 `[B, H, W, 1]` to `[B, SIDE, SIDE,
-    1]`.
+    """Images in the middle of black of `SIDE` squared: uint8 `[B, H, W, 1]` to
+    `[B, SIDE, SIDE, 1]`.
 
     Errors as `affine_digits`.
     """

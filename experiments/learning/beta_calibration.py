@@ -72,8 +72,8 @@ def _layer_betas(
 def _cost_parts(
     options: RoutingOptions, stride: int, children: Capsules | RoutingResult, result: RoutingResult
 ) -> tuple[jax.Array, jax.Array]:
-    """What beta_u is multiplied with in a parent's cost, and the rest of the cost: each `[B, OH,
-    OW, J]`.
+    """What beta_u is multiplied with in a parent's cost, and the rest of the cost: each
+    `[B, OH, OW, J]`.
     """
     _, height, width, child_types = children.activations.shape
     *_, kernel_height, kernel_width, _, parent_types = result.assignments.shape

@@ -48,8 +48,8 @@ class BaselineCNN(nn.Module):
 
         Returns:
             The probabilities of the classes, `[B, num_classes]`; and what each layer gave, by name,
-            in the order of the data: `conv_1`, `conv_2`, `hidden`, and `classes`, the logits `[B,
-            num_classes]`.
+            in the order of the data: `conv_1`, `conv_2`, `hidden`, and `classes`, the logits
+            `[B, num_classes]`.
         """
         check_shapes({"images": (images, "B height width channels")})
         if min(images.shape[1:3]) < 4:

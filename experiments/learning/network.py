@@ -51,8 +51,8 @@ def make_model(config: ModelConfig, num_classes: int, parent_axis: str | None = 
 
 
 def class_logits(intermediates: Mapping[str, Any]) -> jax.Array:
-    """What the loss is of: the activation logits of the class capsules, or the CNN's logits, `[B,
-    num_classes]`.
+    """What the loss is of: the activation logits of the class capsules, or the CNN's logits,
+    `[B, num_classes]`.
 
     Args:
         intermediates: of `network_intermediates`.

@@ -1,5 +1,5 @@
-"""What a run costs beside its steps: the loop against the bare step, in turns; `python -m
-experiments.benchmark --parts loop`.
+"""What a run costs beside its steps: the loop against the bare step, in turns;
+`python -m experiments.benchmark --parts loop`.
 """
 
 import tempfile

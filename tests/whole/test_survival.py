@@ -1,5 +1,5 @@
-"""Runs that are killed at random moments, and go on as if nothing had happened: `pytest -m slow
-tests/whole/test_survival.py`.
+"""Runs that are killed at random moments, and go on as if nothing had happened:
+`pytest -m slow tests/whole/test_survival.py`.
 """
 
 import json
