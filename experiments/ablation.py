@@ -377,7 +377,7 @@ def measure_causes(probe: Probe, params: Any, batches: TrainingBatches) -> dict[
 
 
 def table(records: Sequence[Record], names: Sequence[str], caption: str) -> Table:
-    """A row for each variant: accuracy in per cent, mean and 95% interval, the worst and the best
+    """A row for each variant: accuracy in percent, mean and 95% interval, the worst and the best
     seed.
     """
     rows = []

@@ -228,9 +228,9 @@ def principal_components(features: np.ndarray, known: np.ndarray, number: int) -
     """Features along the directions in which those of the known examples vary most,
     `[N, number]`.
     """
-    centerd = features.astype(np.float64) - features[known].mean(0)
-    _, _, directions = np.linalg.svd(centerd[known], full_matrices=False)
-    return centerd @ directions[:number].T
+    centered = features.astype(np.float64) - features[known].mean(0)
+    _, _, directions = np.linalg.svd(centered[known], full_matrices=False)
+    return centered @ directions[:number].T
 
 
 def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:

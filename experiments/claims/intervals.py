@@ -27,7 +27,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def percent(fractions: Sequence[float]) -> str:
-    """For example `14.0 ± 2.1`: mean and interval of fractions of 1, in per cent or points; one
+    """For example `14.0 ± 2.1`: mean and interval of fractions of 1, in percent or points; one
     value has no interval.
     """
     mean, half = 100 * statistics.mean(fractions), 100 * confidence_interval(fractions)

@@ -16,7 +16,7 @@ from experiments.runtime.tables import Table
 # Of the NORB sets' labels: at 0, and of each step.
 DEGREES = {"azimuth": (0, 20), "elevation": (30, 5)}
 NORB = ("smallnorb", "toynorb", "toynorb96")
-PAPERS_VIEWS = {  # errors in per cent on smallNORB: the paper's table 2
+PAPERS_VIEWS = {  # errors in percent on smallNORB: the paper's table 2
     "azimuth": (
         "paper: 20.0% for the CNN and 13.5% for capsules from new views, both 3.7% from familiar "
         "ones"

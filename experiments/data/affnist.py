@@ -94,7 +94,7 @@ def affine_digits(key: jax.Array, images: jax.Array) -> jax.Array:
     return jax.lax.map(draw, (example_keys(key, len(images)), images), batch_size=AT_A_TIME)
 
 
-def centerd(images: jax.Array) -> jax.Array:
+def centered(images: jax.Array) -> jax.Array:
     """Images in the middle of black of `SIDE` squared: uint8 `[B, H, W, 1]` to
     `[B, SIDE, SIDE, 1]`.
 
@@ -107,7 +107,7 @@ def centerd(images: jax.Array) -> jax.Array:
 
 @jax.jit
 def placed(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images somewhere on black of `SIDE` squared, moved by whole pixels: as `centerd`, and keys as
+    """Images somewhere on black of `SIDE` squared, moved by whole pixels: as `centered`, and keys as
     for `affine_digits`.
     """
     check_digits(images)

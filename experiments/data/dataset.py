@@ -27,7 +27,7 @@ DATASETS = (
 
 
 class Dataset(NamedTuple):
-    """Labelled images in memory.
+    """Labeled images in memory.
 
     Attributes:
         name: as in `DATASETS`, or the stem of the .npz file.

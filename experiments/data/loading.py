@@ -15,7 +15,7 @@ from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from experiments.data.affnist import affine_digits, centerd, placed
+from experiments.data.affnist import affine_digits, centered, placed
 from experiments.data.dataset import AFFNIST, DRAWINGS, Dataset, divided
 from experiments.data.decoded_cache import Arrays, cached
 from experiments.data.line_drawings import OBJECTS, draw_split
@@ -67,7 +67,7 @@ def transformed_digits(mnist: Dataset) -> Dataset:
     return Dataset(
         AFFNIST,
         mnist.class_names,
-        np.asarray(centerd(jnp.asarray(mnist.train_images))),
+        np.asarray(centered(jnp.asarray(mnist.train_images))),
         mnist.train_labels,
         test_images,
         np.tile(mnist.test_labels, 2),

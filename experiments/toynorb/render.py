@@ -254,32 +254,32 @@ def lit(shape: Shape, light: Light, point: Vector, facing: jax.Array) -> jax.Arr
     """How much of the lamp points see, `[N]`, from 0 to 1; 0 for those that do not face it.
 
     A ray that grazes the object sees half of the lamp; one that passes at distance d after
-    travelling t sees hardness * d / (2 t) more, and all of it from `PENUMBRA` away.
+    traveling t sees hardness * d / (2 t) more, and all of it from `PENUMBRA` away.
     """
     towards = tuple(light.direction)
     enter, leave = crossing(shape, point, towards, PENUMBRA)
     start = jnp.maximum(enter, 0.03)
 
     def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        count, travelled, seen = state
-        return (count < SHADOW_STEPS) & ((travelled < leave) & (seen > 0)).any()
+        count, traveled, seen = state
+        return (count < SHADOW_STEPS) & ((traveled < leave) & (seen > 0)).any()
 
     def step(
         state: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        count, travelled, seen = state
-        gap = distance(shape, along(point, towards, travelled))
+        count, traveled, seen = state
+        gap = distance(shape, along(point, towards, traveled))
         more = (
             0.5
             * gap
             * jnp.where(
                 gap > 0,
-                jnp.maximum(light.hardness / travelled, 1 / PENUMBRA),
-                light.hardness / travelled,
+                jnp.maximum(light.hardness / traveled, 1 / PENUMBRA),
+                light.hardness / traveled,
             )
         )
-        seen = jnp.minimum(seen, jnp.where(travelled < leave, 0.5 + more, 1.0))
-        return count + 1, travelled + jnp.maximum(gap, 0.04), seen
+        seen = jnp.minimum(seen, jnp.where(traveled < leave, 0.5 + more, 1.0))
+        return count + 1, traveled + jnp.maximum(gap, 0.04), seen
 
     seen = jax.lax.while_loop(going, step, (jnp.int32(0), start, jnp.where(facing, 1.0, 0.0)))[2]
     seen = jnp.clip(seen, 0.0, 1.0)

@@ -14,7 +14,7 @@ from experiments.data.affnist import (
     affine_digits,
     affine_image,
     affine_matrix,
-    centerd,
+    centered,
     placed,
 )
 from experiments.data.dataset import with_values
@@ -168,7 +168,7 @@ def test_the_data_set_has_moved_and_transformed_digits(monkeypatch):
     mnist = tiny_run.dataset(num_train=4, num_test=5)
     made = loading.transformed_digits(mnist)
     assert (made.name, made.class_names) == ("affnist", mnist.class_names)
-    np.testing.assert_array_equal(made.train_images, centerd(jnp.asarray(mnist.train_images)))
+    np.testing.assert_array_equal(made.train_images, centered(jnp.asarray(mnist.train_images)))
     assert made.test_images.shape == (10, SIDE, SIDE, 1)
     np.testing.assert_array_equal(made.test_labels, [*mnist.test_labels, *mnist.test_labels])
     np.testing.assert_array_equal(made.test_factors["affine"], [0] * 5 + [1] * 5)
