@@ -220,8 +220,7 @@ def _check_result(result: RoutingResult) -> None:
     ):
         raise ValueError(
             "result.assignments must have the batch axes of result.activations, "
-            f"{list(result.activations.shape[:-1])}; "
-            f"got shape {list(result.assignments.shape)}"
+            f"{list(result.activations.shape[:-1])}; got shape {list(result.assignments.shape)}"
         )
 
 

@@ -147,8 +147,7 @@ class ConvCaps(nn.Module):
         if self.num_capsules % devices:
             raise ValueError(
                 f"{self.name or type(self).__name__}: num_capsules must be divisible by the "
-                f"{devices} devices of "
-                f"{self.parent_axis!r}; got {self.num_capsules}"
+                f"{devices} devices of {self.parent_axis!r}; got {self.num_capsules}"
             )
         return devices
 
@@ -292,8 +291,7 @@ def check_kernel(layer: str, map_size: Sequence[int], kernel: int, stride: int) 
     if kernel > min(height, width):
         raise ValueError(
             f"{layer}: its input is {height}x{width}, too small for its {kernel}x{kernel} kernel "
-            f"with stride {stride}; "
-            "use larger images"
+            f"with stride {stride}; use larger images"
         )
 
 

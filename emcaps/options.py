@@ -134,8 +134,7 @@ class RoutingOptions:
             if np.shape(given) != (self.num_iterations,):
                 raise ValueError(
                     f"inverse_temperature must be a number, or have shape [{self.num_iterations}], "
-                    "one for each iteration; "
-                    f"got shape {list(np.shape(given))}"
+                    f"one for each iteration; got shape {list(np.shape(given))}"
                 )
             check_range("inverse_temperature", given, 0)
         elif given is not None:

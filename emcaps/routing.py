@@ -97,8 +97,7 @@ def em_routing(
     if votes.shape[:-2] != activations.shape:
         raise ValueError(
             f"activations must have shape {list(votes.shape[:-2])}, that of votes without its last "
-            "two axes; "
-            f"got shape {list(activations.shape)}"
+            f"two axes; got shape {list(activations.shape)}"
         )
     field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
     constants, procedure = _resolve(
@@ -163,8 +162,7 @@ def conv_em_routing(
     if sizes["KH"] > sizes["H"] or sizes["KW"] > sizes["W"]:
         raise ValueError(
             f"transforms must have a kernel no larger than the {sizes['H']}x{sizes['W']} map of "
-            "children; "
-            f"got a {sizes['KH']}x{sizes['KW']} kernel"
+            f"children; got a {sizes['KH']}x{sizes['KW']} kernel"
         )
     field = ReceptiveField((sizes["H"], sizes["W"]), (sizes["KH"], sizes["KW"]), stride)
     return _route_map(

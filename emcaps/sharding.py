@@ -143,8 +143,7 @@ def _batch_spec(batched: Any, batch_axes: int) -> PartitionSpec:
             if place >= batch_axes:
                 raise ValueError(
                     "what is routed can be sharded along the batch only; got shape "
-                    f"{list(array.shape)} with {given} "
-                    "(jax.reshard changes it)"
+                    f"{list(array.shape)} with {given} (jax.reshard changes it)"
                 )
             if spec[place] not in (None, axis):
                 raise ValueError(

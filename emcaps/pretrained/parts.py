@@ -69,8 +69,7 @@ def check_parts(
     ):
         raise ValueError(
             f"examples must be uint8 images [N, {', '.join(map(str, image_shape))}] and their "
-            "labels [N]; "
-            f"got {images.dtype} {list(images.shape)} and {list(labels.shape)}"
+            f"labels [N]; got {images.dtype} {list(images.shape)} and {list(labels.shape)}"
         )
     check_labels("labels of examples", labels, images.shape[:1], model.num_classes)
     if not isinstance(facts, Mapping):

@@ -53,9 +53,8 @@ def section(dataset: str, records: Sequence[Record], examples: Any) -> Section:
     return Section(
         f"Adversarial attacks: {dataset}",
         "Capsules are far less vulnerable to white-box attacks: against FGSM the paper's CNN falls "
-        "below chance (20%) at a change "
-        "of 0.2 where capsules never do; images made for a CNN fool capsules no less than another "
-        "CNN.",
+        "below chance (20%) at a change of 0.2 where capsules never do; images made for a CNN fool "
+        "capsules no less than another CNN.",
         tables,
         pictures,
         sources(records, "seconds"),

@@ -86,8 +86,8 @@ def section(dataset: str, records: Sequence[Record], sweeps: Any) -> Section:
     return Section(
         f"What a pose knows: {dataset}",
         "A capsule's pose moves with the object, so that a linear map can read from it how the "
-        "object is seen. (There is no number "
-        "for this in the paper.) All of elevation, azimuth, roll, zoom and place differ at once.",
+        "object is seen. (There is no number for this in the paper.) All of elevation, azimuth, "
+        "roll, zoom and place differ at once.",
         tables,
         pictures,
         sources(records, "seconds"),

@@ -70,8 +70,8 @@ def section(dataset: str, records: Sequence[Record], examples: Any) -> Section:
     return Section(
         f"Parts in the wrong places: {dataset}",
         "Capsules see that parts do not fit together, where a CNN stays sure of an object all of "
-        "whose parts are there. (The paper "
-        "has no number for this.) The networks have seen whole objects only.",
+        "whose parts are there. (The paper has no number for this.) The networks have seen whole "
+        "objects only.",
         tables,
         [
             Picture(

@@ -67,8 +67,7 @@ def section(dataset: str, runs: Sequence[Record]) -> Section:
     return Section(
         f"Parameters and accuracy: {dataset}",
         "Capsules reach the accuracy of a CNN with far fewer parameters. Paper, smallNORB: a CNN "
-        "of 4.2M parameters has an error "
-        "of 5.2%, capsules of 310K 1.8%, of 68K 2.2%.",
+        "of 4.2M parameters has an error of 5.2%, capsules of 310K 1.8%, of 68K 2.2%.",
         tables,
         [
             Picture(

@@ -80,8 +80,7 @@ def section(dataset: str, factor: str, records: Sequence[Record]) -> Section:
         f"{'affNIST' if dataset == 'affnist' else f'New views ({factor})'}: {dataset}",
         "Capsules generalize better to what they have not been trained on, by about 30% "
         f"({PAPERS_VIEWS.get(factor, 'smallNORB')}). The network that is better at its end was "
-        "stopped where it was as good on "
-        "familiar views as the other at its end.",
+        "stopped where it was as good on familiar views as the other at its end.",
         [
             Table("Errors on unseen objects", header, rows),
             Table("Difference, networks matched", columns, verdicts),

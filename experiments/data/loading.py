@@ -90,9 +90,8 @@ def load_tfds(builder: Builder) -> Dataset:
     if builder.is_prepared() and builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UsageError(
             f"{builder.data_path} holds {builder.name} as {builder.info.file_format.value}, which "
-            "only TensorFlow reads; "
-            "give another --data-dir (or TFDS_DATA_DIR), and it will be prepared there as "
-            "array_record"
+            "only TensorFlow reads; give another --data-dir (or TFDS_DATA_DIR), and it will be "
+            "prepared there as array_record"
         )
     read = lambda: read_split(builder, "train") | read_split(builder, "test")  # noqa: E731
     try:

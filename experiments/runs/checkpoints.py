@@ -187,8 +187,8 @@ class Checkpoints:
     def _not_saved(self, error: Exception) -> RunnerError:
         return RunnerError(
             f"a checkpoint could not be saved in {self.folder} ({first_line(error)}). Those that "
-            "were saved before are whole: "
-            "when the cause is gone, the same command goes on from them"
+            "were saved before are whole: when the cause is gone, the same command goes on from "
+            "them"
         )
 
 

@@ -137,8 +137,8 @@ class Guard:
         return NonfiniteError(
             f"training diverged at step {step}: "
             f"{', '.join(f'{name} {value:g}' for name, value in values.items())}; "
-            f"{describe(report)}. The batch and the state that led to it {where}. "
-            "To try other settings, such as a lower --learning-rate, choose another --workdir"
+            f"{describe(report)}. The batch and the state that led to it {where}. To try other "
+            "settings, such as a lower --learning-rate, choose another --workdir"
         )
 
 

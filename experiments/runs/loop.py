@@ -117,16 +117,14 @@ def train(
     except OSError as error:
         raise RunnerError(
             f"{workdir} cannot be written to ({first_line(error)}). What was saved there before is "
-            "whole: "
-            "when there is room again, the same command goes on from it"
+            "whole: when there is room again, the same command goes on from it"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         raise RunnerError(
             f"a step failed, most likely because another process is gone ({first_line(error)}). "
-            "What was saved is whole: "
-            "start all processes again with the same commands"
+            "What was saved is whole: start all processes again with the same commands"
         ) from error
 
 

@@ -28,8 +28,7 @@ from experiments.runtime.errors import UsageError
 # `tiny_run.CONFIG`, whose programs other tests compile too
 FLAGS = (
     "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
-    "--conv-channels 4 "
-    "--primary-capsules 2 --conv-capsules 3 --num-iterations 1"
+    "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
 )
 # Modules of the standard library that not all systems have.
 POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}

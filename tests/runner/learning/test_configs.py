@@ -233,8 +233,7 @@ def test_flags_are_flat():
         (
             "--dataset nosuch",
             "error: dataset must be one of mnist, fashion_mnist, smallnorb, toynorb, toynorb96, "
-            "toynorb_tuning, cifar10, affnist, "
-            "drawings, or a path that ends in .npz; got 'nosuch'",
+            "toynorb_tuning, cifar10, affnist, drawings, or a path that ends in .npz; got 'nosuch'",
         ),
         (
             "--nosuch 3",

@@ -24,8 +24,7 @@ from experiments.runtime.errors import UsageError
 # As `tiny_run.CONFIG`, whose programs other tests compile too.
 FLAGS = (
     "--steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4 "
-    "--primary-capsules 2 "
-    "--conv-capsules 3 --num-iterations 1"
+    "--primary-capsules 2 --conv-capsules 3 --num-iterations 1"
 ).split()
 
 
