@@ -118,7 +118,7 @@ class CapsNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[Capsules, dict[str, Any]]:
-        """Classify images.
+        """The class capsules of images, and what each layer gave.
 
         Args:
             images: `[B, height, width, channels]`, floating.
@@ -233,9 +233,10 @@ def check_network(model: Any, variables: Any, images: Any) -> None:
     if not isinstance(model, CapsNet):
         raise TypeError(f"model must be a CapsNet; got {type(model).__name__}")
     if not isinstance(variables, Mapping) or "params" not in variables:
+        keys = f"keys {sorted(map(str, variables))}" if isinstance(variables, Mapping) else ""
         raise TypeError(
             'variables must be a mapping with "params", as model.init returns it; '
-            f"got {type(variables).__name__}"
+            f"got {keys or type(variables).__name__}"
         )
     check_shapes({"images": (images, "B height width channels")})
     expected = _shapes(jax.eval_shape(model.init, jax.random.key(0), images)["params"])

@@ -71,17 +71,16 @@ def _compete_jvp(procedure, primals, tangents):
 def _over_types(
     values: jax.Array, procedure: Procedure, combine: Callable, combine_devices: Callable
 ) -> jax.Array:
-    """Combine `[N, J, M]` over the types to `[N, 1, M]`, if types compete: first those that are
-    here.
+    """Combine `[N, J, M]` over the types to `[N, 1, M]`: those of this device, then over devices.
+
+    Where types do not compete, the values as they are.
     """
     if procedure.competition == "positions":
         return values
     combined = combine(values, axis=1, keepdims=True)
-    return (
-        combined
-        if procedure.parent_axis is None
-        else combine_devices(combined, procedure.parent_axis)
-    )
+    if procedure.parent_axis is None:
+        return combined
+    return combine_devices(combined, procedure.parent_axis)
 
 
 def _over_patches(

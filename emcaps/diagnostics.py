@@ -85,10 +85,10 @@ def diagnose_layers(intermediates: Mapping[str, Any]) -> dict[str, RoutingDiagno
     """The diagnostics of every capsule layer that routes.
 
     Args:
-        intermediates: what each stage of a network gave, by name: the second output of `CapsNet`.
+        intermediates: what each layer of a network gave, by name: the second output of `CapsNet`.
 
     Returns:
-        By name, in the order of `intermediates` (which `jax.jit` sorts by name), of each stage that
+        By name, in the order of `intermediates` (which `jax.jit` sorts by name), of each layer that
         is a `RoutingResult`.
 
     Raises:
@@ -101,9 +101,9 @@ def diagnose_layers(intermediates: Mapping[str, Any]) -> dict[str, RoutingDiagno
             f"{type(intermediates).__name__}"
         )
     return {
-        name: diagnose(stage)
-        for name, stage in intermediates.items()
-        if isinstance(stage, RoutingResult)
+        name: diagnose(output)
+        for name, output in intermediates.items()
+        if isinstance(output, RoutingResult)
     }
 
 
@@ -186,7 +186,7 @@ def _routing_results(model: CapsNet, variables: Any, images: jax.Array) -> dict[
     """
     _, intermediates = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
     return {
-        name: stage for name, stage in intermediates.items() if isinstance(stage, RoutingResult)
+        name: output for name, output in intermediates.items() if isinstance(output, RoutingResult)
     }
 
 

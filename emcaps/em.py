@@ -20,8 +20,8 @@ from emcaps.procedure import Constants, Parents, Procedure, Routing, Sums, Votes
 from emcaps.types import POSE_ENTRIES
 from emcaps.votes import Moments
 
-# The mean square of votes about a center, over their variance: the factor by which rounding errors
-# grow in the variance.
+# Moments are taken again where the mean square of votes about the center is more than this many
+# times their variance: by this factor rounding errors grow in the variance.
 MOST_CANCELLATION = 100.0
 
 
@@ -54,9 +54,7 @@ def start(routing: Routing[Votes]) -> tuple[jax.Array, Parents]:
 def iterate(
     routing: Routing[Votes], shares: jax.Array, parents: Parents, iteration: jax.Array
 ) -> tuple[Parents, Sums]:
-    """An E-step, in place of which the first iteration has the `shares` of `start`, and
-    an M-step.
-    """
+    """An M-step, after an E-step or, in the first iteration, with the `shares` of `start`."""
     center = lax.stop_gradient(parents.means)
     sums = unless_first(
         iteration,
@@ -145,7 +143,7 @@ def log_densities(parents: Parents, constants: Constants) -> tuple[jax.Array, ja
     return (jax.nn.log_sigmoid(parents.logits) - norm) / constants.assignment_temperature, quadratic
 
 
-# So that it is traced once for all of its uses.
+# Jitted so that it is traced once for all of its uses, as `log_densities` is.
 @functools.partial(jax.jit, static_argnames="procedure")
 def fit_gaussians(
     moments: Moments,

@@ -1,4 +1,4 @@
-"""What dtypes are computed in: low precision in float32, everything else in its own."""
+"""In which dtype to compute: float32 for low precision, otherwise that of the arguments."""
 
 from typing import Any
 

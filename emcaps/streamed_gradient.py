@@ -55,9 +55,8 @@ class History(NamedTuple):
     def read(self) -> tuple[Sums, jax.Array | None]:
         """The sums and the old means that `record` was given."""
         first, second, center, *old = self.forms
-        return Sums(self.assignments, center, Moments(self.masses, first, second)), old[
-            0
-        ] if old else None
+        sums = Sums(self.assignments, center, Moments(self.masses, first, second))
+        return sums, old[0] if old else None
 
 
 class _Gradients(NamedTuple):

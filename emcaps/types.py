@@ -8,7 +8,7 @@
 | `I`     | child capsule types              | `P`    | entries of a pose, 16: 4x4, row major  |
 | `J`     | parent capsule types             | `T`    | routing iterations                     |
 
-Public arrays are batch-first. Inside the routing the order is turned round: pose entries lead, then
+Public arrays are batch-first. Inside the routing the order is reversed: pose entries lead, then
 the parent type, and the columns `M` (parent position x batch, batch fastest) come last, so that
 every operation is a long vector operation.
 """

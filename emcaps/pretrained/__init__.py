@@ -1,6 +1,4 @@
-"""Networks that are trained, each with all that it takes to use it, in one file: two that come with
-the package, and others.
-"""
+"""Trained networks, each in one file with all that it takes to use it."""
 
 from emcaps.pretrained.classifier import (
     PRETRAINED,

@@ -58,7 +58,7 @@ class Examples(NamedTuple):
     labels: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
     """A trained network, and what it was trained for.
 
@@ -96,7 +96,7 @@ class Classifier:
         object.__setattr__(self, name, value)  # the way around `frozen`
 
     def predict(self, images: jax.Array | np.ndarray) -> Prediction:
-        """Classify images, as many as there are.
+        """The classes, activations and poses of images, as many as there are.
 
         What is compiled is for 1, 2, 4, ... or 128 images, whatever N is: more are taken 128 at a
         time, and fewer are filled up. Images that are sharded over explicit axes of a mesh are
@@ -186,7 +186,8 @@ def load_classifier(name: str | Path) -> Classifier:
             arrays = {key: file.get_tensor(key) for key in file.keys()}
         return _build(described, arrays)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no classifier: {error}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is no classifier: {reason}") from error
 
 
 def save_classifier(path: str | Path, classifier: Classifier) -> None:

@@ -1,4 +1,7 @@
-"""The claim about adversarial attacks: its section of the report, and its pictures."""
+"""The claim about adversarial attacks: its section of the report, and its pictures.
+
+The experiment itself is the command, `experiments/adversarial.py`.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence

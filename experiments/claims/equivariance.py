@@ -1,5 +1,7 @@
 """The study of what poses know of the viewpoint: its table, its section of the report, and its
 pictures.
+
+The experiment itself is the command, `experiments/equivariance.py`.
 """
 
 import statistics

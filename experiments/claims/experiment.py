@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from experiments.claims.study import Study
 from experiments.devices.hardware import start_jax
@@ -40,7 +40,8 @@ class StudyCommand:
 class SeedExperiment(StudyCommand, abc.ABC):
     """A command that measures something of each seed of a study, once."""
 
-    experiment = ""  # its name: that of the command
+    experiment: ClassVar[str]
+    """Its name: that of the command."""
 
     @property
     def folder(self) -> Path:
@@ -64,7 +65,7 @@ class SeedExperiment(StudyCommand, abc.ABC):
         """The runs that have to be finished before a seed is measured, by folder."""
 
 
-Experiment = TypeVar("Experiment", bound=SeedExperiment)
+Command = TypeVar("Command", bound=SeedExperiment)
 
 
 def is_measured(path: Path, settings: dict[str, Any]) -> bool:
@@ -116,17 +117,17 @@ def measured_once(
 
 
 def run_seeds(
-    command: Experiment,
+    command: Command,
     typed: str,
-    check: Callable[[Experiment, list[int]], None],
-    measure: Callable[[Experiment, int], Record],
+    check: Callable[[Command, list[int]], None],
+    measure: Callable[[Command, int], Record],
 ) -> list[Record]:
     """The record of each seed of what was asked for. Nothing is trained before all that is missing
     has been checked.
 
     Args:
-        command: what was typed, as flags,
-        typed: and as text, for the records.
+        command: the flags.
+        typed: the command line, for the records.
         check: of the command and the seeds that are missing, one or more; raises UsageError unless
             they can be measured.
         measure: from the command and a seed, whose runs are finished, to what was found.

@@ -1,4 +1,7 @@
-"""The study of parts in the wrong places: its table, its section of the report, and its picture."""
+"""The study of parts in the wrong places: its table, its section of the report, and its picture.
+
+The experiment itself is the command, `experiments/jumble.py`.
+"""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""The claim about viewpoints: its section of the report, and its picture."""
+"""The claim about viewpoints: its section of the report, and its picture.
+
+The experiment itself is the command, `experiments/viewpoints.py`.
+"""
 
 import statistics
 from collections.abc import Sequence

@@ -107,8 +107,8 @@ def centered(images: jax.Array) -> jax.Array:
 
 @jax.jit
 def placed(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images somewhere on black of `SIDE` squared, moved by whole pixels: as `centered`, and keys as
-    for `affine_digits`.
+    """Images somewhere on black of `SIDE` squared, moved by whole pixels: as `centered`, and keys
+    as for `affine_digits`.
     """
     check_digits(images)
     room = jnp.array([SIDE - size + 1 for size in images.shape[1:3]])

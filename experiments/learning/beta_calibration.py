@@ -38,7 +38,7 @@ def calibrate_betas(model: emcaps.CapsNet, params: Any, images: jax.Array) -> An
         ["primary", *layers[:-1]], layers, model.layer_routing(), strides, strict=True
     ):
         output: Any = model.apply({"params": params}, images)
-        children, result = (output[1][stage] for stage in (below, layer))
+        children, result = (output[1][name] for name in (below, layer))
         params = params | {
             layer: params[layer] | _layer_betas(params[layer], options, stride, children, result)
         }

@@ -113,7 +113,7 @@ def network_intermediates(
     step: jax.Array | int,
     dropout_keys: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """What each stage of the network makes of images after `step` steps; see `CapsNet`,
+    """What each layer of the network makes of images after `step` steps; see `CapsNet`,
     `DynamicCapsNet` and `BaselineCNN`.
 
     Args:

@@ -33,13 +33,11 @@ class CapsuleInit:
     """How the parameters of a capsule layer start; the defaults are those of the modules.
 
     Attributes:
-        identity: transforms are this times the identity, so that at first parents agree with
-            children,
-        transform_stddev: + normal(0, this).
-        beta_u: the mean of the cost of one unit of data and pose entry,
-        beta_u_stddev: and its standard deviation.
-        beta_a: the mean of a parent's threshold, in units of cost,
-        beta_a_stddev: and its standard deviation.
+        identity: what the identity is multiplied by, as transforms start; with 1 parents agree with
+            children at first.
+        transform_stddev: of the normal noise that is added to it.
+        beta_u, beta_u_stddev: of the cost of one unit of data and pose entry.
+        beta_a, beta_a_stddev: of a parent's threshold, in units of cost.
 
     Raises:
         TypeError, ValueError: a field is not a finite number, or a standard deviation is negative.

@@ -191,7 +191,7 @@ def examined(
                 means, gradient = function(params, batch, step)
                 # JAX sorts the keys of any other dictionary, and layers have an order.
                 by_layer = OrderedDict(
-                    (layer, stage_fractions(outputs)) for layer, outputs in intermediates.items()
+                    (layer, layer_fractions(outputs)) for layer, outputs in intermediates.items()
                 )
                 return (means, by_layer), gradient
 
@@ -208,7 +208,7 @@ def examined(
     return examined_step
 
 
-def stage_fractions(outputs: Any) -> OrderedDict[str, jax.Array]:
+def layer_fractions(outputs: Any) -> OrderedDict[str, jax.Array]:
     """Which fraction of the values is not finite in each field of what a layer gave: an array, or a
     NamedTuple of arrays.
     """
@@ -227,7 +227,7 @@ def nonfinite_fractions(
 
     Args:
         params: where the gradient was taken, before the step, by layer.
-        intermediates: of what each layer gave, in the order of the data: `stage_fractions`.
+        intermediates: of what each layer gave, in the order of the data: `layer_fractions`.
         gradient: by layer.
         metrics: of the step.
 

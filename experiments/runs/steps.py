@@ -66,12 +66,9 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     together.
     """
     num_classes = len(dataset.class_names)
-    # Devices that share its parent types see another network than the one whose parameters are
-    # made.
-    model, shared = (
-        make_model(config.model, num_classes),
-        make_model(config.model, num_classes, execution.parent_axis),
-    )
+    model = make_model(config.model, num_classes)
+    # Devices that share parent types see another network than the one whose parameters are made.
+    shared = make_model(config.model, num_classes, execution.parent_axis)
     init = jax.jit(functools.partial(init_state, config, model))
     step = make_train_step(config, shared)
     diagnosed = dataset.test_images[
@@ -91,15 +88,14 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
             config, model, params, evaluation_view(config.images, images), step
         )
 
+    intermediates = functools.partial(network_intermediates, config, shared)
     return Programs(
-        begin,
-        parallelize(step, execution),
-        parallelize(
-            examined(step, functools.partial(network_intermediates, config, shared)), execution
-        ),
-        make_evaluator(config, shared, execution.mesh),
-        lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
-        make_temperatures(model),
+        begin=begin,
+        step=parallelize(step, execution),
+        examine=parallelize(examined(step, intermediates), execution),
+        evaluate=make_evaluator(config, shared, execution.mesh),
+        diagnose=lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
+        temperatures=make_temperatures(model),
     )
 
 

@@ -16,7 +16,7 @@ from experiments.learning.presets import PRESETS, CapsuleInit
 
 
 def calibrated(options, init):
-    """What each stage of a network makes of noise, after calibration."""
+    """What each layer of a network makes of noise, after calibration."""
     # Two convolutional layers of different strides, on a map that the first one does not fit
     # evenly.
     model = emcaps.CapsNet(3, 4, 2, (3, 4), options, **init.initializers())
