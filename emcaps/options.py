@@ -19,7 +19,7 @@ from emcaps.checks import (
     check_range,
 )
 from emcaps.implementations import IMPLEMENTATIONS
-from emcaps.precision import compute_dtype
+from emcaps.precision import common_dtype
 from emcaps.procedure import COMPETITIONS, INITIAL_ASSIGNMENTS
 from emcaps.receptive_field import ReceptiveField
 
@@ -193,8 +193,8 @@ class RoutingOptions:
         temperatures = {}
         for name in self.learns():
             theta = parameters[f"{name}_log"]
-            exponent = getattr(self, f"{name}_rate") * theta.astype(compute_dtype(theta))
-            temperatures[name] = getattr(self, name) * jnp.exp(exponent)
+            theta = theta.astype(common_dtype(theta.dtype, jnp.float32))
+            temperatures[name] = getattr(self, name) * jnp.exp(getattr(self, f"{name}_rate") * theta)
         return dataclasses.replace(self, **temperatures)
 
 

@@ -29,7 +29,9 @@ NAMES = ("assignment_temperature_log", "inverse_temperature_log")
 
 
 def network(routing, parent_axis=None):
-    return CapsNet(3, 4, 2, (2,), routing, parent_axis=parent_axis)
+    # Parameters in float64 where a test enables it.
+    dtype = jnp.result_type(float)
+    return CapsNet(3, 4, 2, (2,), routing, parent_axis=parent_axis, param_dtype=dtype)
 
 
 def images(dtype):
