@@ -194,7 +194,8 @@ class RoutingOptions:
         for name in self.learns():
             theta = parameters[f"{name}_log"]
             theta = theta.astype(common_dtype(theta.dtype, jnp.float32))
-            temperatures[name] = getattr(self, name) * jnp.exp(getattr(self, f"{name}_rate") * theta)
+            exponent = getattr(self, f"{name}_rate") * theta
+            temperatures[name] = getattr(self, name) * jnp.exp(exponent)
         return dataclasses.replace(self, **temperatures)
 
 
