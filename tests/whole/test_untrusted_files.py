@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments import report
-from experiments.claims import study
+from experiments.claims import experiment
 from experiments.data import bounded_reading, decoded_cache, loading, npz_files, tfds_builders
 from experiments.runs import directory, divergence
 from experiments.runtime.errors import RunnerError
@@ -348,7 +348,7 @@ def test_nested_json_is_no_record(tmp_path):
         ("result.json", directory.read_result),
         ("metrics.jsonl", directory.read_records),
         ("report.json", divergence.read_report),
-        ("seed-0.json", lambda folder: study.is_measured(folder / "seed-0.json", {"seed": 0})),
+        ("seed-0.json", lambda folder: experiment.is_measured(folder / "seed-0.json", {"seed": 0})),
     ],
 )
 def test_a_damaged_record_is_named(name, read, contents, tmp_path):
