@@ -3,21 +3,16 @@
 Nearly all of the time goes into compiling. So programs are compiled without the optimizations that
 take longest (of the code of each kernel; which kernels there are stays the same), unless
 `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set, and are kept for the session, for all processes of it
-together, in a folder that is deleted after it. jaxlib 0.10's XLA takes half as long with its older
-kernels (`XLA_FLAGS=--xla_cpu_use_fusion_emitters=true` has those that users run).
+together, in a folder that is deleted after it.
 """
 
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
 
 os.environ.setdefault("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
-if version("jaxlib").split(".")[:2] == ["0", "10"]:  # 0.12 does not know the flag
-    if "xla_cpu_use_fusion_emitters" not in os.environ["XLA_FLAGS"]:
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The workers of pytest-xdist have that of the process that started them.

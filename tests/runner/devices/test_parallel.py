@@ -96,9 +96,8 @@ def test_a_batch_may_be_taken_in_parts(mode, num_devices):
 
 
 def test_jit_and_pmap_are_the_same_step():
-    # Parameters are sums of terms of the size of 1, whose rounding is 1e-7.
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7),
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
         two_steps("jit", 2),
         two_steps("pmap", 2),
     )
