@@ -10,15 +10,22 @@ import numpy as np
 from flax.typing import Initializer
 from jax.sharding import PartitionSpec
 
-from emcaps.checks import check_axis, check_bool, check_positive_int, check_shapes, check_sizes
+from emcaps.checks import (
+    check_axis,
+    check_bool,
+    check_dtype,
+    check_positive_int,
+    check_shapes,
+    check_sizes,
+)
 from emcaps.initializers import NearIdentity
 from emcaps.layers import (
     ClassCaps,
     ConvCaps,
     PrimaryCaps,
-    check_capsule_layer,
-    check_dtypes,
     check_image_kernel,
+    check_parameters,
+    check_routing,
 )
 from emcaps.options import RoutingOptions
 from emcaps.receptive_field import receptive_field_centers
@@ -141,9 +148,11 @@ class CapsNet(nn.Module):
         check_sizes("conv_capsules", self.conv_capsules)
         check_positive_int("conv_kernel", self.conv_kernel)
         check_positive_int("conv_stride", self.conv_stride)
-        check_capsule_layer(self, *self.layer_routing())
+        for routing in self.layer_routing():
+            check_routing(routing)
+        check_parameters(self)
         check_bool("add_coordinates", self.add_coordinates)
-        check_dtypes(self)
+        check_dtype("dtype", self.dtype)
         check_axis("parent_axis", self.parent_axis)
         geometry = self.layer_geometry()
         out: dict[str, Any] = {}

@@ -100,11 +100,7 @@ def diagnose_layers(intermediates: Mapping[str, Any]) -> dict[str, RoutingDiagno
             "intermediates must be a mapping, the second output of CapsNet; got "
             f"{type(intermediates).__name__}"
         )
-    return {
-        name: diagnose(output)
-        for name, output in intermediates.items()
-        if isinstance(output, RoutingResult)
-    }
+    return {name: diagnose(result) for name, result in _routed(intermediates).items()}
 
 
 def results_by_iteration(
@@ -181,12 +177,15 @@ def _results_by_iteration(
 
 
 def _routing_results(model: CapsNet, variables: Any, images: jax.Array) -> dict[str, RoutingResult]:
-    """The intermediates that are routing results, in the order of the data, which is that of
-    `model.layer_routing()`.
-    """
+    """What the capsule layers of a network have found, in the order of `model.layer_routing()`."""
     _, intermediates = model.apply(variables, images)  # pyright: ignore[reportGeneralTypeIssues]
+    return _routed(intermediates)
+
+
+def _routed(intermediates: Mapping[str, Any]) -> dict[str, RoutingResult]:
+    """The intermediates that are routing results."""
     return {
-        name: output for name, output in intermediates.items() if isinstance(output, RoutingResult)
+        name: found for name, found in intermediates.items() if isinstance(found, RoutingResult)
     }
 
 

@@ -55,7 +55,8 @@ class PrimaryCaps(nn.Module):
         """
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)
-        check_dtypes(self)
+        check_dtype("dtype", self.dtype)
+        check_dtype("param_dtype", self.param_dtype, required=True)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         linear = functools.partial(nn.Conv, kernel_size=(1, 1), use_bias=False, **dtypes)
         poses = linear(self.num_capsules * POSE_ENTRIES, name="poses")(features)
@@ -110,8 +111,9 @@ class ConvCaps(nn.Module):
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_capsules", self.num_capsules)
-        check_capsule_layer(self)
-        check_dtypes(self)
+        check_routing(self.routing)
+        check_parameters(self)
+        check_dtype("dtype", self.dtype)
         check_axis("parent_axis", self.parent_axis)
         check_kernel(
             self.name or type(self).__name__, (sizes["H"], sizes["W"]), self.kernel, self.stride
@@ -193,8 +195,8 @@ class ClassCaps(nn.Module):
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_classes", self.num_classes)
-        check_capsule_layer(self)
-        check_dtypes(self)
+        check_routing(self.routing)
+        check_parameters(self)
         check_bool("add_coordinates", self.add_coordinates)
         height, width, child_types = sizes["H"], sizes["W"], sizes["I"]
         shape = (child_types, self.num_classes, POSE_SIZE, POSE_SIZE)
@@ -239,25 +241,21 @@ def _learned_routing(layer: Any) -> RoutingOptions:
     return layer.routing.learned({f"{name}_log": zero(name) for name in layer.routing.learns()})
 
 
-def check_capsule_layer(module: Any, *routing: Any) -> None:
-    """Raise TypeError unless a module's `routing`, or these, are records, and its initializers can
-    be called.
-    """
-    for options in routing or (module.routing,):
-        if not isinstance(options, RoutingOptions):
-            raise TypeError(f"routing must be RoutingOptions; got {type(options).__name__}")
+def check_routing(routing: Any) -> None:
+    """Raise TypeError unless this is a record of options, which has been checked when made."""
+    if not isinstance(routing, RoutingOptions):
+        raise TypeError(f"routing must be RoutingOptions; got {type(routing).__name__}")
+
+
+def check_parameters(layer: Any) -> None:
+    """Raise TypeError unless a layer's attributes say how its parameters start and their dtype."""
     for name in ("transform_init", "beta_u_init", "beta_a_init"):
-        if not callable(initializer := getattr(module, name)):
+        if not callable(initializer := getattr(layer, name)):
             raise TypeError(
                 f"{name} must be an initializer, called with key, shape and dtype; got "
                 f"{initializer!r}"
             )
-
-
-def check_dtypes(module: Any) -> None:
-    """Raise TypeError unless a module's `param_dtype`, and its `dtype` if it has one, are right."""
-    check_dtype("dtype", getattr(module, "dtype", None))
-    check_dtype("param_dtype", module.param_dtype, required=True)
+    check_dtype("param_dtype", layer.param_dtype, required=True)
 
 
 def _grid(centers: tuple[np.ndarray, np.ndarray], height: int, width: int) -> np.ndarray:

@@ -27,7 +27,6 @@ from experiments.claims.intervals import confidence_interval
 from experiments.data.batches import Batch, TrainingBatches
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import evaluation_view
-from experiments.data.stratified import sample
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.devices.parallel import Execution
 from experiments.learning.configs import TrainConfig, to_json
@@ -42,7 +41,7 @@ from experiments.learning.step import Metrics, losses
 from experiments.runs.flags import config_of
 from experiments.runs.loop import check_fits
 from experiments.runs.run_data import load_data
-from experiments.runs.steps import DIAGNOSED, make_programs, take_steps
+from experiments.runs.steps import diagnosed_examples, make_programs, take_steps
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_not_negative, check_positive
@@ -291,16 +290,13 @@ def agreement_probe(config: TrainConfig, dataset: Dataset) -> Callable[[Any], Re
     """What the network, with parameters as they are after training, decides of some test images;
     see `make_agreement`.
     """
-    chosen = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
-    images, labels = (
-        evaluation_view(config.images, jnp.asarray(dataset.test_images[chosen])),
-        dataset.test_labels[chosen],
-    )
+    images, labels = diagnosed_examples(dataset)
+    view = evaluation_view(config.images, jnp.asarray(images))
     network: Any = network_at(
         config, make_model(config.model, len(dataset.class_names)), config.steps
     )
     measure = make_agreement(network)
-    return lambda params: measure(params, images, labels)
+    return lambda params: measure(params, view, labels)
 
 
 class Probe(NamedTuple):

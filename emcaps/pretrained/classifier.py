@@ -295,7 +295,6 @@ def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Cl
     )
     # Of older files: how parameters start, which is no part of what is trained.
     settings.pop("capsule_init", None)
-    settings.setdefault("dtype", None)  # older ones still say nothing of it
     params = {
         key.removeprefix("params/"): array
         for key, array in arrays.items()

@@ -1,8 +1,8 @@
 """The flags of a training run, and the configuration that they make.
 
 Those of the run itself are here; the others are fields of `TrainConfig` and `ModelConfig`
-(learning/configs.py), `ImageConfig` (data/preprocessing.py), `Hardware` (devices/hardware.py), and
-`RoutingOptions` and `CapsuleInit` of emcaps.
+(learning/configs.py), `CapsuleInit` (learning/presets.py), `ImageConfig` (data/preprocessing.py),
+`Hardware` (devices/hardware.py), and `RoutingOptions` of emcaps.
 """
 
 import dataclasses

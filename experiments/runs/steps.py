@@ -61,6 +61,12 @@ class Programs(NamedTuple):
     temperatures: Callable[[Any], Record]
 
 
+def diagnosed_examples(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Test images of which it is told how they are routed, of each class its share, and labels."""
+    chosen = sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
+    return dataset.test_images[chosen], dataset.test_labels[chosen]
+
+
 def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
     """What runs compute with, of a config, whatever its seed, a data set and devices that fit
     together.
@@ -71,9 +77,7 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
     shared = make_model(config.model, num_classes, execution.parent_axis)
     init = jax.jit(functools.partial(init_state, config, model))
     step = make_train_step(config, shared)
-    diagnosed = dataset.test_images[
-        sample(dataset.test_labels, min(DIAGNOSED, len(dataset.test_labels)))
-    ]
+    diagnosed, _ = diagnosed_examples(dataset)
 
     def begin(seed: int) -> Beginning:
         init_key, data_key = jax.random.split(jax.random.key(seed))
