@@ -4,6 +4,7 @@ gets one line.
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import re
@@ -51,8 +52,17 @@ def parse(
             raise
         fail(first_paragraph(errors.getvalue()))
     if unknown:
-        fail(f"unknown argument {unknown[0]}; known flags: {', '.join(flags(command))}")
+        fail(f"unknown argument {unknown[0]}{suggestion(unknown[0], flags(command))}")
     return at_home(parsed)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """How the message about a word that is no flag goes on: with the flag that is spelled most like
+    it, and how to see all.
+    """
+    flag = word.partition("=")[0].replace("_", "-")
+    alike = difflib.get_close_matches(flag, known, n=1)
+    return f"{f'; did you mean {alike[0]}?' if alike else ';'} --help lists all flags"
 
 
 def at_home(command: Any) -> Any:
