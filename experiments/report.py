@@ -2,19 +2,27 @@
 results in a folder.
 
 It reads what experiments.parameters, .viewpoints, .adversarial, .jumble and .equivariance have left
-in RUNS (not of `--quick`), and writes report.md, report.html and the pictures. The section of each
-claim is in `experiments/claims`; `gather` puts them together.
+in RUNS (not of `--quick`), and writes report.md with its pictures, and report.html, which holds
+them and can be sent alone. The section of each claim is in `experiments/claims`; `gather` puts
+them together.
 """
 
+import base64
 import dataclasses
 import html
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from markdown_it import MarkdownIt
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.anchors.index import slugify
 
 from experiments.claims import adversarial, equivariance, jumble, parameters, viewpoints
-from experiments.claims.sections import Picture, Section
+from experiments.claims.sections import Section
 from experiments.data.npz_files import read_arrays
 from experiments.plots.pictures import draw_all
 from experiments.runtime.command_line import entry_point
@@ -23,13 +31,23 @@ from experiments.runtime.records import Record, check_folder, read_record, write
 from experiments.runtime.tables import Table
 
 TITLE = "Capsules and the CNN: the claims, put to the test"
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 "
-    "1rem;color:#222}"
-    "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;font-size:.85em}"
-    "th,td{border:1px solid #ccc;padding:.2rem .6rem;text-align:left;white-space:nowrap}"
-    "caption{text-align:left;font-weight:600}img{max-width:100%}code{font-size:.85em;overflow-wrap:anywhere}"
+ABOUT = (
+    "Means over seeds, each with its 95% interval (Student's t). A claim holds, or does not hold, "
+    "where the interval of the paired difference leaves out 0; otherwise it is undecided."
 )
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.55 system-ui, sans-serif; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.25; }
+h2 { margin-top: 3rem; border-top: 1px solid #8886; padding-top: 1rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .85rem; }
+th, td { border-bottom: 1px solid #8886; padding: .3rem .7rem; text-align: left; }
+td { font-variant-numeric: tabular-nums; }
+td:nth-child(n + 3) { white-space: nowrap; }
+img { max-width: 100%; background: white; }
+code { font-size: .85em; overflow-wrap: anywhere; }
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,91 +135,89 @@ def read_examples(folder: Path) -> Any:
     return read_arrays(paths[0]) if paths else None
 
 
-def to_markdown(sections: Iterable[Section]) -> str:
-    """The page in Markdown."""
-
-    def table(given: Table) -> Iterable[str]:
-        return [given.markdown(), ""]
-
-    def picture(given: Picture) -> Iterable[str]:
-        return [f"![{given.caption}]({given.name}.png)", "", given.caption, ""]
-
-    return "\n".join(
-        page(sections, f"# {TITLE}", "## {}".format, str, table, picture, "- {}".format)
-    )
-
-
-def to_html(sections: Iterable[Section]) -> str:
-    """The page in HTML."""
-
-    def cells(kind: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
-
-    def table(given: Table) -> Iterable[str]:
-        rows = [cells("th", given.header), *(cells("td", row) for row in given.rows)]
-        return ["<table>", f"<caption>{html.escape(given.caption)}</caption>", *rows, "</table>"]
-
-    def picture(given: Picture) -> Iterable[str]:
-        caption = html.escape(given.caption)
-        image = f'<img src="{given.name}.png" alt="{caption}"/>'
-        return [f"<figure>{image}<figcaption>{caption}</figcaption></figure>"]
-
-    def paragraph(text: str) -> str:
-        return f"<p>{html.escape(text)}</p>"
-
-    def source(text: str) -> str:
-        command, _, rest = text.strip("`").partition("`")
-        return f"<p><code>{html.escape(command)}</code>{html.escape(rest)}</p>"
-
-    heading = lambda text: f"<h2>{html.escape(text)}</h2>"  # noqa: E731
-    body = page(
-        sections, f"<h1>{html.escape(TITLE)}</h1>", heading, paragraph, table, picture, source
-    )
-    head = (
-        '<head><meta charset="utf-8"/><meta name="viewport" '
-        f'content="width=device-width"/><title>{html.escape(TITLE)}</title>'
-    )
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            f"{head}<style>{STYLE}</style></head><body>",
-            *body,
-            "</body></html>",
-            "",
-        ]
-    )
-
-
-def page(
-    sections: Iterable[Section],
-    title: str,
-    heading: Callable[[str], str],
-    paragraph: Callable[[str], str],
-    table: Callable[[Table], Iterable[str]],
-    picture: Callable[[Picture], Iterable[str]],
-    source: Callable[[str], str],
-) -> list[str]:
-    """The lines of the page, its parts written by these functions."""
-    lines = [title, ""]
+def to_markdown(sections: Sequence[Section]) -> str:
+    """The page in Markdown: all verdicts, and then a section for each claim."""
+    lines = [f"# {TITLE}", "", ABOUT, "", summary(sections).markdown(), ""]
     for section in sections:
-        lines += [heading(section.heading), "", paragraph(section.claim), ""]
-        for given in section.tables:
-            lines += table(given)
-        for given in section.pictures:
-            lines += picture(given)
-        lines += [*map(source, section.sources), ""]
-    return lines
+        lines += [f"## {literal(section.heading)}", "", literal(section.claim), ""]
+        for table in section.tables:
+            lines += [in_markdown(table).markdown(), ""]
+        for picture in section.pictures:
+            caption = literal(picture.caption)
+            lines += [f"![{caption}](<{picture.name}.png>)", "", f"*{caption}*", ""]
+        lines += [*(f"- {source}" for source in section.sources), ""]
+    return "\n".join(lines)
+
+
+def summary(sections: Iterable[Section]) -> Table:
+    """The verdicts of all sections, with links to these."""
+    columns = ("claim", "difference", "verdict")
+    rows = []
+    for section in sections:
+        link = f"[{literal(section.heading)}](#{slugify(section.heading)})"
+        found = [
+            tuple(literal(row[table.header.index(name)]) for name in columns)
+            for table in section.tables
+            if set(columns) <= set(table.header)
+            for row in table.rows
+        ]
+        rows += [(link, *row) for row in found or [("", "", "see there")]]
+    return Table("In short", ("measured", "claim", "difference, in points", "verdict"), rows)
+
+
+def in_markdown(table: Table) -> Table:
+    """The same table, none of whose text is taken for markup."""
+    caption, header, rows = table
+    return Table(literal(caption), [*map(literal, header)], [[*map(literal, row)] for row in rows])
+
+
+def literal(text: str) -> str:
+    """Markdown that shows this text, whatever stands in it."""
+    return re.sub(r"([\\`*_<>\[\]|$~])", r"\\\1", text)
+
+
+def to_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
+    """The page in HTML, a single file.
+
+    Args:
+        markdown: the page.
+        pictures: PNG files, by the names that the page has for them.
+    """
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").use(anchors_plugin)
+    body = parser.render(markdown)
+    for name, picture in pictures.items():
+        data = base64.b64encode(picture).decode()
+        body = body.replace(f'src="{quote(name)}"', f'src="data:image/png;base64,{data}"')
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<title>{html.escape(TITLE)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
 
 
 def write(sections: Sequence[Section], output: Path) -> None:
-    """Write the page, and then its pictures. Raises RunnerError if not all could be drawn."""
+    """Write the page, and then its pictures, and both in one file.
+
+    Raises RunnerError if not all pictures could be drawn.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "report.md", to_markdown(sections))
-    write_atomically(output / "report.html", to_html(sections))
+    markdown = to_markdown(sections)
+    write_atomically(output / "report.md", markdown)
     figures = {picture.name: picture.figure for section in sections for picture in section.pictures}
     drawings = {name: lambda figure=figure: figure for name, figure in figures.items()}
-    draw_all(output, drawings, dpi=110)
+    try:
+        draw_all(output, drawings, dpi=110)
+    finally:
+        drawn = {f"{name}.png": output / f"{name}.png" for name in figures}
+        pictures = {name: path.read_bytes() for name, path in drawn.items() if path.exists()}
+        write_atomically(output / "report.html", to_html(markdown, pictures))
 
 
 def run(command: ReportCommand, _: str) -> None:

@@ -73,7 +73,7 @@ def section(dataset: str, factor: str, records: Sequence[Record]) -> Section:
     verdicts = [(claim, difference, f"{ratio:.2f}", found, f"{100 * gap:.2f}", str(len(records)))]
     columns = (
         "claim",
-        "difference, points",
+        "difference",
         "ratio of errors",
         "verdict",
         "largest familiar gap",
@@ -86,7 +86,7 @@ def section(dataset: str, factor: str, records: Sequence[Record]) -> Section:
         "stopped where it was as good on familiar views as the other at its end.",
         [
             Table("Errors on unseen objects", header, rows),
-            Table("Difference, networks matched", columns, verdicts),
+            Table("By how much, in points of error, networks matched", columns, verdicts),
         ],
         [
             Picture(

@@ -1,5 +1,7 @@
 """The report: what its numbers, verdicts and pictures are of records made by hand."""
 
+import base64
+import html
 import html.parser
 import json
 import math
@@ -264,10 +266,12 @@ class Tags(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.pictures = [], []
+        self.open, self.pictures, self.links, self.places = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.open.append(tag)
+        self.links += [value for name, value in attrs if name == "href"]
+        self.places += [f"#{value}" for name, value in attrs if name == "id"]
 
     def handle_startendtag(self, tag, attrs):
         if tag == "img":
@@ -294,10 +298,34 @@ def test_all_results_become_one_page(folder, capsys):
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert sorted(tags.pictures) == sorted(path.name for path in output.glob("*.png"))
+    pictures = [base64.b64encode(path.read_bytes()).decode() for path in output.glob("*.png")]
+    assert sorted(tags.pictures) == sorted(f"data:image/png;base64,{data}" for data in pictures)
     assert len(tags.pictures) == 4
     assert report.main(["--runs", str(folder)]) == 0  # a report is made again with every new result
     assert (output / "report.md").read_text() == markdown
+
+
+def test_verdicts_come_first_and_lead_to_their_sections(folder):
+    sections = report.gather(folder)
+    rows = report.summary(sections).rows
+    assert rows[0] == (
+        "[Parameters and accuracy: toynorb](#parameters-and-accuracy-toynorb)",
+        *("capsules is more accurate than cnn", "10.0 ± 5.0", "holds"),
+    )
+    assert [row[3] for row in rows] == ["holds", "undecided", "holds", "see there"]
+    tags = Tags()
+    tags.feed(report.to_html(report.to_markdown(sections), {}))
+    assert len(tags.links) == 4 and set(tags.links) <= set(tags.places)
+
+
+def test_names_are_never_taken_for_markup():
+    name = "a|b *c* <script> $$ [d](e) `f`"
+    runs_of_name = [{**given, "network": name} for given in runs()[:3]]
+    markdown = report.to_markdown([parameters.section(name, runs_of_name)])
+    page = report.to_html(markdown, {f"{name}-parameters.png": b"PNG"})
+    assert f'<h2 id="{report.slugify(f"Parameters and accuracy: {name}")}">' in page
+    assert page.count(html.escape(name)) == 2  # the heading and a cell
+    assert f"<td>{html.escape(name)}</td>" in page and "<script>" not in page
 
 
 def test_what_was_not_run_is_left_out(folder):
