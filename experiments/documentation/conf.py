@@ -49,10 +49,12 @@ html_css_files = ["site.css"]
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_parser",
 ]
+myst_enable_extensions = ["dollarmath"]
 templates_path = ["_templates"]
 default_role = "code"
 autodoc_default_options = {

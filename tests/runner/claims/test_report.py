@@ -324,7 +324,7 @@ def test_names_are_never_taken_for_markup():
     markdown = report.to_markdown([parameters.section(name, runs_of_name)])
     page = report.to_html(markdown, {f"{name}-parameters.png": b"PNG"})
     assert f'<h2 id="{report.slugify(f"Parameters and accuracy: {name}")}">' in page
-    assert page.count(html.escape(name)) == 2  # the heading and a cell
+    assert page.count(html.escape(name)) == 3  # the summary, the heading and a cell
     assert f"<td>{html.escape(name)}</td>" in page and "<script>" not in page
 
 
