@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.votes import Moments, StreamedVotes, VoteTerms, form_votes, retake_if_lost, scaled
+from emcaps.votes import (
+    Moments,
+    StreamedVotes,
+    VoteTerms,
+    form_votes,
+    retake_if_lost,
+    scaled,
+    vote_gradient,
+)
 
 # Bytes of the votes' gradient that are held at a time, of so many columns where their number is not
 # known (a symbolic batch).
@@ -82,22 +90,15 @@ class FusedVotes(NamedTuple):
         )
 
         def chunk_gradient(start):
-            poses, transforms = (lax.dynamic_slice_in_dim(array, start, size) for array in self)
-            slope = intercept = jnp.zeros((), center.dtype)
-            for terms in groups:
-                weights = lax.dynamic_slice_in_dim(terms.weights, start, size, 1)
-                weights = scaled(
-                    weights,
-                    None
-                    if terms.scale is None
-                    else lax.dynamic_slice_in_dim(terms.scale, start, size),
-                )
-                for weight, quadratic, linear in zip(
-                    weights, terms.quadratic, terms.linear, strict=True
-                ):
-                    slope += weight[:, None, None] * quadratic[None]
-                    intercept += weight[:, None, None] * linear[None]
-            votes = 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
+            def chunk(array, axis=0):
+                return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+            poses, transforms = map(chunk, self)
+            weights = [
+                scaled(chunk(terms.weights, 1), None if terms.scale is None else chunk(terms.scale))
+                for terms in groups
+            ]
+            votes = vote_gradient(poses, transforms, groups, weights, center)
             return (
                 jnp.einsum("nkhj,nihjm->nikm", transforms, votes, precision="highest"),
                 jnp.einsum("nihjm,nikm->nkhj", votes, poses, precision="highest"),

@@ -252,23 +252,12 @@ class StreamedVotes(NamedTuple):
             Gradients like `poses` and like `transforms`.
         """
 
-        def vote_gradient(
-            poses: jax.Array, transforms: jax.Array, *group_weights: jax.Array
-        ) -> jax.Array:
-            slope = intercept = jnp.zeros((), center.dtype)
-            for terms, weights in zip(groups, group_weights, strict=True):
-                for weight, quadratic, linear in zip(
-                    weights, terms.quadratic, terms.linear, strict=True
-                ):
-                    slope += weight[:, None, None] * quadratic[None]
-                    intercept += weight[:, None, None] * linear[None]
-            return 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
-
         def step(
             outputs: tuple[jax.Array, ...], index: jax.Array, chunk: tuple[jax.Array, ...]
         ) -> tuple[jax.Array, ...]:
-            poses, transforms, *_ = chunk
-            gradients = _product_transpose(poses, transforms, vote_gradient(*chunk))
+            poses, transforms, *weights = chunk
+            to_votes = vote_gradient(poses, transforms, groups, weights, center)
+            gradients = _product_transpose(poses, transforms, to_votes)
             return tuple(
                 _put_chunk(output, gradient, index)
                 for output, gradient in zip(outputs, gradients, strict=True)
@@ -301,6 +290,32 @@ def form_votes(poses: jax.Array, transforms: jax.Array) -> jax.Array:
         poses[..., :, k, None, None, :] * transforms[..., None, k, :, :, None]
         for k in range(poses.shape[-2])
     )
+
+
+def vote_gradient(
+    poses: jax.Array,
+    transforms: jax.Array,
+    groups: Sequence[VoteTerms],
+    weights: Sequence[jax.Array],
+    center: jax.Array,
+) -> jax.Array:
+    """The sum of all terms for the votes of some children.
+
+    Args:
+        poses, transforms: of these children, `[n, 4, Q, M]` and `[n, Q, 4, J]`.
+        groups: whose coefficients are about `center`.
+        weights: of these children in each group, with its scale, `[F, n, J, M]`.
+        center: `[4, 4, J, M]`.
+
+    Returns:
+        `[n, 4, 4, J, M]`.
+    """
+    slope = intercept = jnp.zeros((), center.dtype)
+    for terms, of_terms in zip(groups, weights, strict=True):
+        for weight, quadratic, linear in zip(of_terms, terms.quadratic, terms.linear, strict=True):
+            slope += weight[:, None, None] * quadratic[None]
+            intercept += weight[:, None, None] * linear[None]
+    return 2 * slope * (form_votes(poses, transforms) - center[None]) + intercept
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
