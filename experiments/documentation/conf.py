@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +24,12 @@ TOP = HERE.parents[1]
 TUTORIALS = HERE.parent / "tutorials"
 GENERATED = HERE / "generated"  # also autosummary's; git ignores it
 
-# From where links of these pages of text lead to where those of the site do.
-SITE_LINKS = {
-    "experiments/README.md": "claims.md",
-    "experiments/tutorials/build_a_network.py": "tutorials/build_a_network.md",
-    "experiments/tutorials/gradient_check.py": "tutorials/gradient_check.md",
-    "experiments/tutorials/several_devices.py": "tutorials/several_devices.md",
-    "experiments/pictures/": "../../pictures/",
-    "pictures/": "../../pictures/",
-    "experiments/documentation/changelog.md": "../changelog.md",
-    ".github/CONTRIBUTING.md": "CONTRIBUTING.md",
-    "../BUILD_NOTES.md": "BUILD_NOTES.md",
-    "../README.md": "README.md",
-    "../experiments/README.md": "claims.md",
-    "../experiments/documentation/changelog.md": "../changelog.md",
-}
+# Pages whose source is elsewhere, by their place in GENERATED.
+ELSEWHERE = {
+    TOP / "BUILD_NOTES.md": "BUILD_NOTES",
+    TOP / ".github" / "CONTRIBUTING.md": "CONTRIBUTING",
+    HERE.parent / "README.md": "experiments",
+} | {path: f"tutorials/{path.stem}" for path in TUTORIALS.glob("*.py")}
 
 project = "emcaps"
 release = emcaps.__version__
@@ -56,6 +48,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 templates_path = ["_templates"]
+myst_heading_anchors = 4  # those of GitHub
 default_role = "code"
 autodoc_default_options = {
     "members": True,
@@ -216,22 +209,25 @@ def tutorial_page(script: str) -> str:
     return "\n\n".join(page)
 
 
+def led(text: str, source: Path, page: Path) -> str:
+    """The Markdown of a source with its relative links as they are from a page of the site."""
+
+    def link(found: re.Match[str]) -> str:
+        target = (source.parent / found[1]).resolve()
+        if target in ELSEWHERE:
+            target = GENERATED / f"{ELSEWHERE[target]}.md"
+        return f"]({os.path.relpath(target, page.parent)}{found[2] or ''})"
+
+    return re.sub(r"\]\(([^\s:#)]+)(#[^\s)]*)?\)", link, text)
+
+
 def write_pages() -> None:
     """The pages whose text has its place elsewhere."""
-    sources = {
-        "README": TOP / "README.md",
-        "BUILD_NOTES": TOP / "BUILD_NOTES.md",
-        "claims": HERE.parent / "README.md",
-        "CONTRIBUTING": TOP / ".github" / "CONTRIBUTING.md",
-    }
-    pages = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
-    for there, here in SITE_LINKS.items():
-        pages = {name: text.replace(f"]({there}", f"]({here}") for name, text in pages.items()}
-    pages |= {
-        f"tutorials/{path.stem}": tutorial_page(path.read_text(encoding="utf-8"))
-        for path in TUTORIALS.glob("*.py")
-    }
-    pages["shapes"] = f"# Shapes and their letters\n\n{emcaps.types.__doc__}"
+    pages = {"shapes": f"# Shapes and their letters\n\n{emcaps.types.__doc__}"}
+    for source, name in ELSEWHERE.items():
+        text = source.read_text(encoding="utf-8")
+        text = tutorial_page(text) if source.suffix == ".py" else text
+        pages[name] = led(text, source, GENERATED / f"{name}.md")
     for name, text in pages.items():
         file = GENERATED / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -240,10 +236,19 @@ def write_pages() -> None:
             file.write_text(text, encoding="utf-8")
 
 
+def lead_links(app, page: str, content: list[str]) -> None:
+    """Links of the site's own pages lead to the pages of what is elsewhere."""
+    file = HERE / f"{page}.md"
+    if file.exists() and GENERATED not in file.parents:
+        content[0] = led(content[0], file, file)
+
+
 def remove_stale_pages() -> None:
-    """Delete the pages, made by an earlier build, of names that are no longer public."""
-    for page in GENERATED.glob("*.rst"):
-        if page.stem not in public_names().values():
+    """Delete the pages that an earlier build has made of what is no longer there."""
+    pages = {GENERATED / f"{name}.md" for name in (*ELSEWHERE.values(), "shapes")}
+    pages |= {GENERATED / f"{name}.rst" for name in public_names().values()}
+    for page in GENERATED.rglob("*.*"):
+        if page not in pages:
             page.unlink()
 
 
@@ -251,6 +256,7 @@ def setup(app) -> None:
     check_reference()
     remove_stale_pages()
     write_pages()
+    app.connect("source-read", lead_links)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-skip-member", skip_member)

@@ -78,15 +78,33 @@ def test_docstrings_are_put_in_the_words_of_sphinx():
 
 
 @pytest.mark.parametrize(
-    "page, links",
-    [("README", ["../changelog.md", "CONTRIBUTING.md"]), ("CONTRIBUTING", ["README.md"])],
+    "source, links",
+    [
+        ("BUILD_NOTES.md", ["../options.md#every-field", "../design/routing.md#the-loop"]),
+        (".github/CONTRIBUTING.md", ["BUILD_NOTES.md", "experiments.md", "../changelog.md"]),
+        ("experiments/README.md", ["CONTRIBUTING.md", "../commands.md"]),
+        ("experiments/documentation/index.md", ["generated/BUILD_NOTES.md", "options.md"]),
+        ("experiments/documentation/library.md", ["generated/tutorials/several_devices.md"]),
+    ],
 )
-def test_links_of_pages_lead_to_pages(page, links, tmp_path, monkeypatch):
-    monkeypatch.setitem(SITE["write_pages"].__globals__, "GENERATED", tmp_path)
-    SITE["write_pages"]()
-    text = (tmp_path / f"{page}.md").read_text()
+def test_links_of_pages_lead_to_pages(source, links):
+    source = SITE["TOP"] / source
+    page = SITE["GENERATED"] / f"{SITE['ELSEWHERE'].get(source)}.md"
+    page = page if source in SITE["ELSEWHERE"] else source
+    text = SITE["led"](source.read_text(encoding="utf-8"), source, page)
     assert all(f"]({link})" in text for link in links)
-    assert "](../README" not in text and "](../experiments" not in text and "](.github" not in text
+
+
+def test_stale_pages_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setitem(SITE["write_pages"].__globals__, "GENERATED", tmp_path)
+    (tmp_path / "tutorials").mkdir()
+    for name in ("emcaps.gone.rst", "README.md", "tutorials/gone.md"):
+        (tmp_path / name).write_text("")
+    SITE["write_pages"]()
+    SITE["remove_stale_pages"]()
+    left = {str(page.relative_to(tmp_path)) for page in tmp_path.rglob("*.*")}
+    assert {"BUILD_NOTES.md", "shapes.md", "tutorials/several_devices.md"} < left
+    assert not {"emcaps.gone.rst", "README.md", "tutorials/gone.md"} & left
 
 
 def test_tutorials_become_pages():
