@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+
 TOP = Path(__file__).parents[2]
 README = (TOP / "README.md").read_text()
 NUMBER = r"-?\d+(?:\.\d*)?"
