@@ -26,8 +26,8 @@ from emcaps.sharding import is_sharded
 WEIGHTS = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"
 PRETRAINED = ("mnist", "toynorb")
-"""The classifiers that come with the package, by name; README.md says how they were trained and
-what errors they make.
+"""The classifiers that come with the package, by name; the model card of the documentation says
+how they were trained and what errors they make.
 """
 
 AT_ONCE = 128  # images that are classified in one call of the compiled program

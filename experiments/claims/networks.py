@@ -8,7 +8,7 @@ chosen on held-out toys of toynorb.
 
 What a recipe promises: parameters are counted for toynorb, and tested; errors are those on its test
 set after 2,200 steps of 32, where nothing else is said, mean and 95% interval of seeds 0 to 2, and
-times those of one core of an Intel Xeon beside other work (experiments/README.md). Of a recipe
+times those of one core of an Intel Xeon beside other work (documentation/claims.md). Of a recipe
 without an error none has been measured.
 """
 

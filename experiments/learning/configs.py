@@ -1,7 +1,7 @@
 """What determines a run's result, as frozen dataclasses; where and on what it runs is not in here.
 
 `python -m experiments.train` with no flags trains the defaults below: toynorb, with the routing of
-`emcaps.CapsNet`. What this takes and what it reaches is in the README.
+`emcaps.CapsNet`. What this takes and what it reaches is in documentation/results.md.
 """
 
 import argparse

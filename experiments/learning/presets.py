@@ -77,5 +77,5 @@ PRESETS = {
     ),
 }
 """The constants of the paper and of IBM for all layers, with the initial values that belong to
-them; see BUILD_NOTES.md.
+them; see documentation/options.md.
 """

@@ -1,16 +1,15 @@
-"""What README.md shows is what there is: its examples run, print what stands there, and its links
-lead somewhere.
+"""What README.md shows is what there is: its examples run and print what stands there.
+
+Its links and commands are among those of test_pages.py.
 """
 
 import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 TOP = Path(__file__).parents[2]
 README = (TOP / "README.md").read_text()
-PAGES = [TOP / "README.md", TOP / "experiments" / "README.md", TOP / ".github" / "CONTRIBUTING.md"]
 NUMBER = r"-?\d+(?:\.\d*)?"
 
 
@@ -40,11 +39,3 @@ def test_the_other_examples_run_and_print_what_their_comments_say(capsys):
             strict=True,
         ):
             assert line.startswith(comment.partition(":")[0])
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
-def test_links_lead_to_files(page):
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text()) if "://" not in link]
-    assert links
-    for link in links:
-        assert (page.parent / link).exists(), link
