@@ -26,9 +26,6 @@ GENERATED = HERE / "generated"  # also autosummary's; git ignores it
 # From where links of these pages of text lead to where those of the site do.
 SITE_LINKS = {
     "experiments/README.md": "claims.md",
-    "experiments/tutorials/build_a_network.py": "tutorials/build_a_network.md",
-    "experiments/tutorials/gradient_check.py": "tutorials/gradient_check.md",
-    "experiments/tutorials/several_devices.py": "tutorials/several_devices.md",
     "experiments/pictures/": "../../pictures/",
     "pictures/": "../../pictures/",
     "experiments/documentation/changelog.md": "../changelog.md",
@@ -37,6 +34,11 @@ SITE_LINKS = {
     "../README.md": "README.md",
     "../experiments/README.md": "claims.md",
     "../experiments/documentation/changelog.md": "../changelog.md",
+    "../../experiments/README.md": "../claims.md",
+} | {
+    f"experiments/tutorials/{path.stem}{suffix}": f"tutorials/{path.name}"
+    for path in TUTORIALS.glob("*.ipynb")
+    for suffix in (".ipynb", ".py")
 }
 
 project = "emcaps"
@@ -51,8 +53,9 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "myst_parser",
+    "myst_nb",
 ]
+nb_execution_mode = "off"  # notebooks.py has run them
 templates_path = ["_templates"]
 default_role = "code"
 autodoc_default_options = {
@@ -196,42 +199,20 @@ def skip_member(app, what: str, name: str, obj, skip: bool, options) -> bool | N
     )
 
 
-def tutorial_page(script: str) -> str:
-    """A tutorial as Markdown: its docstring, then of each cell the comment that it starts with, and
-    the code.
-    """
-    head, *cells = re.split(r"^# %%.*\n", script, flags=re.MULTILINE)
-    title, _, rest = (ast.get_docstring(ast.parse(head)) or "").partition("\n")
-    page = [f"# {title.rstrip('.')}", rest]
-    for cell in cells:
-        lines = cell.strip().splitlines()
-        prose = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-        code = "\n".join(lines[len(prose) :]).strip("\n")
-        page += [
-            "\n".join(re.sub("^# ?", "", line) for line in prose),
-            f"```python\n{code}\n```" if code else "",
-        ]
-    return "\n\n".join(page)
-
-
 def write_pages() -> None:
     """The pages whose text has its place elsewhere."""
     sources = {
-        "README": TOP / "README.md",
-        "BUILD_NOTES": TOP / "BUILD_NOTES.md",
-        "claims": HERE.parent / "README.md",
-        "CONTRIBUTING": TOP / ".github" / "CONTRIBUTING.md",
-    }
+        "README.md": TOP / "README.md",
+        "BUILD_NOTES.md": TOP / "BUILD_NOTES.md",
+        "claims.md": HERE.parent / "README.md",
+        "CONTRIBUTING.md": TOP / ".github" / "CONTRIBUTING.md",
+    } | {f"tutorials/{path.name}": path for path in TUTORIALS.glob("*.ipynb")}
     pages = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
     for there, here in SITE_LINKS.items():
         pages = {name: text.replace(f"]({there}", f"]({here}") for name, text in pages.items()}
-    pages |= {
-        f"tutorials/{path.stem}": tutorial_page(path.read_text(encoding="utf-8"))
-        for path in TUTORIALS.glob("*.py")
-    }
-    pages["shapes"] = f"# Shapes and their letters\n\n{emcaps.types.__doc__}"
+    pages["shapes.md"] = f"# Shapes and their letters\n\n{emcaps.types.__doc__}"
     for name, text in pages.items():
-        file = GENERATED / f"{name}.md"
+        file = GENERATED / name
         file.parent.mkdir(parents=True, exist_ok=True)
         # What is as it was, Sphinx need not read again.
         if not file.exists() or file.read_text(encoding="utf-8") != text:

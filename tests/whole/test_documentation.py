@@ -79,28 +79,18 @@ def test_docstrings_are_put_in_the_words_of_sphinx():
 
 @pytest.mark.parametrize(
     "page, links",
-    [("README", ["../changelog.md", "CONTRIBUTING.md"]), ("CONTRIBUTING", ["README.md"])],
+    [
+        ("README.md", ["../changelog.md", "CONTRIBUTING.md", "tutorials/gradient_check.ipynb"]),
+        ("CONTRIBUTING.md", ["README.md"]),
+        ("tutorials/capsules_in_ten_minutes.ipynb", ["../claims.md", "build_a_network.ipynb"]),
+    ],
 )
 def test_links_of_pages_lead_to_pages(page, links, tmp_path, monkeypatch):
     monkeypatch.setitem(SITE["write_pages"].__globals__, "GENERATED", tmp_path)
     SITE["write_pages"]()
-    text = (tmp_path / f"{page}.md").read_text()
+    text = (tmp_path / page).read_text()
     assert all(f"]({link})" in text for link in links)
     assert "](../README" not in text and "](../experiments" not in text and "](.github" not in text
-
-
-def test_tutorials_become_pages():
-    script = (
-        '"""A title.\n\nWhat it is.\n"""\n\n# %%\n# Some *words*:\n#\n# - more.\n\nx = 1  # '
-        "why\n\n# %%\ny = 2\n"
-    )
-    page = [line for line in SITE["tutorial_page"](script).splitlines() if line]
-    assert page == [
-        "# A title",
-        "What it is.",
-        *("Some *words*:", "- more.", "```python", "x = 1  # why", "```"),
-        *("```python", "y = 2", "```"),
-    ]
 
 
 @pytest.mark.parametrize(
