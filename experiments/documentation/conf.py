@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import emcaps
-import emcaps.types
 
 HERE = Path(__file__).parent
 TOP = HERE.parents[1]
@@ -26,10 +25,11 @@ GENERATED = HERE / "generated"  # also autosummary's; git ignores it
 
 # Pages whose source is elsewhere, by their place in GENERATED.
 ELSEWHERE = {
-    TOP / "BUILD_NOTES.md": "BUILD_NOTES",
-    TOP / ".github" / "CONTRIBUTING.md": "CONTRIBUTING",
-    HERE.parent / "README.md": "experiments",
-} | {path: f"tutorials/{path.stem}" for path in TUTORIALS.glob("*.py")}
+    TOP / "BUILD_NOTES.md": "BUILD_NOTES.md",
+    TOP / ".github" / "CONTRIBUTING.md": "CONTRIBUTING.md",
+    HERE.parent / "README.md": "experiments.md",
+    TOP / "emcaps" / "types.py": "shapes.md",
+} | {path: f"tutorials/{path.name}" for path in TUTORIALS.glob("*.ipynb")}
 
 project = "emcaps"
 release = emcaps.__version__
@@ -44,9 +44,10 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "myst_parser",
+    "myst_nb",
 ]
 myst_enable_extensions = ["dollarmath"]
+nb_execution_mode = "off"  # notebooks.py has run them
 templates_path = ["_templates"]
 myst_heading_anchors = 4  # those of GitHub
 default_role = "code"
@@ -191,31 +192,17 @@ def skip_member(app, what: str, name: str, obj, skip: bool, options) -> bool | N
     )
 
 
-def tutorial_page(script: str) -> str:
-    """A tutorial as Markdown: its docstring, then of each cell the comment that it starts with, and
-    the code.
-    """
-    head, *cells = re.split(r"^# %%.*\n", script, flags=re.MULTILINE)
-    title, _, rest = (ast.get_docstring(ast.parse(head)) or "").partition("\n")
-    page = [f"# {title.rstrip('.')}", rest]
-    for cell in cells:
-        lines = cell.strip().splitlines()
-        prose = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-        code = "\n".join(lines[len(prose) :]).strip("\n")
-        page += [
-            "\n".join(re.sub("^# ?", "", line) for line in prose),
-            f"```python\n{code}\n```" if code else "",
-        ]
-    return "\n\n".join(page)
-
-
 def led(text: str, source: Path, page: Path) -> str:
     """The Markdown of a source with its relative links as they are from a page of the site."""
 
     def link(found: re.Match[str]) -> str:
         target = (source.parent / found[1]).resolve()
+        if not target.exists():  # as in code, which looks like a link now and then
+            return found[0]
+        if target.with_suffix(".ipynb") in ELSEWHERE:  # of a tutorial that is meant as a script
+            target = target.with_suffix(".ipynb")
         if target in ELSEWHERE:
-            target = GENERATED / f"{ELSEWHERE[target]}.md"
+            target = GENERATED / ELSEWHERE[target]
         return f"]({os.path.relpath(target, page.parent)}{found[2] or ''})"
 
     return re.sub(r"\]\(([^\s:#)]+)(#[^\s)]*)?\)", link, text)
@@ -223,13 +210,14 @@ def led(text: str, source: Path, page: Path) -> str:
 
 def write_pages() -> None:
     """The pages whose text has its place elsewhere."""
-    pages = {"shapes": f"# Shapes and their letters\n\n{emcaps.types.__doc__}"}
+    pages = {}
     for source, name in ELSEWHERE.items():
         text = source.read_text(encoding="utf-8")
-        text = tutorial_page(text) if source.suffix == ".py" else text
-        pages[name] = led(text, source, GENERATED / f"{name}.md")
+        if source.suffix == ".py":
+            text = f"# Shapes and their letters\n\n{ast.get_docstring(ast.parse(text))}"
+        pages[name] = led(text, source, GENERATED / name)
     for name, text in pages.items():
-        file = GENERATED / f"{name}.md"
+        file = GENERATED / name
         file.parent.mkdir(parents=True, exist_ok=True)
         # What is as it was, Sphinx need not read again.
         if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -245,7 +233,7 @@ def lead_links(app, page: str, content: list[str]) -> None:
 
 def remove_stale_pages() -> None:
     """Delete the pages that an earlier build has made of what is no longer there."""
-    pages = {GENERATED / f"{name}.md" for name in (*ELSEWHERE.values(), "shapes")}
+    pages = {GENERATED / name for name in ELSEWHERE.values()}
     pages |= {GENERATED / f"{name}.rst" for name in public_names().values()}
     for page in GENERATED.rglob("*.*"):
         if page not in pages:

@@ -169,7 +169,7 @@ def convergence(
 
 
 def draw_convergence(
-    block: SubFigure,
+    block: Figure | SubFigure,
     measured: Convergence,
     image: np.ndarray,
     label: int,

@@ -1,19 +1,20 @@
-"""A network of your own, from functions of arrays.
+# %% [markdown]
+# # A network of your own, from functions of arrays
+#
+# `emcaps` has Flax modules, but needs none of them: its routings are functions of arrays, and here
+# is a network made of them, of `jit`, `vmap` and `grad`, and of a capsule layer that the library
+# does not have. It learns to tell shapes apart that the script draws itself, on one CPU in less
+# than a minute:
+#
+#     python -m experiments.tutorials.build_a_network
 
-`emcaps` has Flax modules, but needs none of them: its routings are functions of arrays, and here is
-a network made of them, of `jit`, `vmap` and `grad`, and of a capsule layer that the library does
-not have. It learns to tell shapes apart that the script draws itself, on one CPU in less than a
-minute:
-
-    python -m experiments.tutorials.build_a_network
-"""
-
-# %%
+# %% [markdown]
 # ## Shapes to tell apart
 #
 # A ring, a square, a triangle and a plus, at random angles, sizes and places, in noise. The
 # function draws one of them; `vmap` makes many.
 
+# %%
 import jax
 import jax.numpy as jnp
 import optax
@@ -55,7 +56,7 @@ def batch(key, number):
     return jax.vmap(draw)(jax.random.split(draw_key, number), labels), labels
 
 
-# %%
+# %% [markdown]
 # ## A layer of your own
 #
 # In the paper child n votes for parent j with its pose times a matrix, `pose_n @ transform_nj`.
@@ -69,6 +70,7 @@ def batch(key, number):
 # `TRAINABLE` is the recipe that trains; without `options` the functions are the paper's procedure.
 
 
+# %%
 def scaled_capsules(params, poses, activations):
     """From poses `[N, 4, 4]` and activations `[N]` of one example to a routing result
     of J parents.
@@ -77,7 +79,7 @@ def scaled_capsules(params, poses, activations):
     return em_routing(votes, activations, params["beta_u"], params["beta_a"], options=TRAINABLE)
 
 
-# %%
+# %% [markdown]
 # ## The network
 #
 # A convolution; primary capsules, which are a linear map of its channels; convolutional capsules;
@@ -85,6 +87,7 @@ def scaled_capsules(params, poses, activations):
 # (`class_em_routing` is what the paper has there: votes by matrices which all positions share, and
 # the place of a child added to its vote.) The parameters are a dictionary.
 
+# %%
 CHANNELS, PRIMARY, CONV = 16, 4, 6
 
 
@@ -136,7 +139,7 @@ def network(params, images):
     }
 
 
-# %%
+# %% [markdown]
 # ## Training
 #
 # The routing is part of the function that is differentiated: nothing about it is special. Each step
@@ -144,6 +147,7 @@ def network(params, images):
 # images which were not trained on.
 
 
+# %%
 def loss_of(params, images, labels):
     """The mean spread loss; and besides it the accuracy and, of each layer, how routing goes."""
     results = network(params, images)
@@ -185,13 +189,14 @@ for number in range(120):
             f"{1 / len(CLASSES):.0%})"
         )
 
-# %%
+# %% [markdown]
 # ## How routing goes
 #
 # `diagnose` takes any routing result, also that of our own layer: how undecided the children are
 # (the entropy of their assignments), and which parents are always off (dead) or always on
 # (saturated).
 
+# %%
 for name, numbers in found.items():
     print(
         f"{name}: entropy {numbers.assignment_entropy:.2f}, dead {numbers.dead:.0%}, saturated "

@@ -1,16 +1,16 @@
-"""A routing step of your own, and its gradient checked.
+# %% [markdown]
+# # A routing step of your own, and its gradient checked
+#
+# Procedure 1 is a page of `jax.numpy`. This tutorial writes it once more, the plain way, finds the
+# values and gradients of `em_routing`, changes the E-step, and checks the gradient of what comes
+# out against finite differences. A gradient written by hand, which is wrong, is found out. At the
+# end two implementations check each other.
+#
+#     python -m experiments.tutorials.gradient_check
+#
+# needs the extra `test`, for chex.
 
-Procedure 1 is a page of `jax.numpy`. This tutorial writes it once more, the plain way, finds the
-values and gradients of `em_routing`, changes the E-step, and checks the gradient of what comes out
-against finite differences. A gradient written by hand, which is wrong, is found out. At the end two
-implementations check each other.
-
-    python -m experiments.tutorials.gradient_check
-
-needs the extra `test`, for chex.
-"""
-
-# %%
+# %% [markdown]
 # ## Precision first
 #
 # A finite difference `(f(x + e) - f(x - e)) / 2e` loses digits. In float32 at most four are left,
@@ -18,6 +18,7 @@ needs the extra `test`, for chex.
 # asked for. `jax.enable_x64` asks for a block only, and a program that is compiled in it is another
 # one than outside.
 
+# %%
 import chex
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def example(seed=0, batch=2, children=6, parents=3):
     return votes, activations, 0.1 * rng.normal(size=parents), 0.1 * rng.normal(size=parents)
 
 
-# %%
+# %% [markdown]
 # ## Procedure 1, the plain way
 #
 # An M-step fits a Gaussian to each parent's votes, an E-step divides each child among the parents.
@@ -44,6 +45,7 @@ def example(seed=0, batch=2, children=6, parents=3):
 # shall change.
 
 
+# %%
 def gaussian(votes, means, variances):
     """Log densities `[..., N, J]` of votes `[..., N, J, 16]`."""
     squares = (votes - means[..., None, :, :]) ** 2 / variances[..., None, :, :]
@@ -91,11 +93,13 @@ def library_routing(votes, activations, beta_u, beta_a, num_iterations=3):
     return result.poses, result.activations
 
 
-# %% Both have the same values and the same gradients. To compare gradients a number is needed:
+# %% [markdown]
+# Both have the same values and the same gradients. To compare gradients a number is needed:
 # `total` weighs all that comes out, so that no mistake cancels. (`poses.sum()` would be a bad
 # choice: much of a wrong gradient can sum to nothing.)
 
 
+# %%
 def total(routing, **keywords):
     """A number that depends on all results of a routing, as a function of its arguments."""
 
@@ -120,7 +124,7 @@ with jax.enable_x64(True):
         f"{gap:.1e}"
     )
 
-# %%
+# %% [markdown]
 # ## Another E-step
 #
 # A Gaussian says that a vote five standard deviations away is all but impossible, and one outlier
@@ -128,13 +132,15 @@ with jax.enable_x64(True):
 # changes; the rest of the procedure stays as it is.
 
 
+# %%
 def cauchy(votes, means, variances):
     """Log densities as `gaussian`, with heavy tails."""
     squares = (votes - means[..., None, :, :]) ** 2 / variances[..., None, :, :]
     return -(jnp.log1p(squares) + jnp.log(jnp.pi * jnp.sqrt(variances))[..., None, :, :]).sum(-1)
 
 
-# %% Its gradient is JAX's own, and can still be wrong: where a derivative is infinite, where
+# %% [markdown]
+# Its gradient is JAX's own, and can still be wrong: where a derivative is infinite, where
 # `where` hides a NaN, where a `stop_gradient` was forgotten. `chex.assert_numerical_grads` compares
 # it with finite differences, with respect to all arguments. Three things to know:
 #
@@ -143,6 +149,7 @@ def cauchy(votes, means, variances):
 # - While it checks, `jax.lax.stop_gradient` gives ones. Whatever stops gradients in order to change
 #   them fails here, and should.
 
+# %%
 CHECK = dict(order=1, modes=["rev"], eps=1e-6, atol=1e-8, rtol=1e-6)
 
 with jax.enable_x64(True):
@@ -150,7 +157,7 @@ with jax.enable_x64(True):
     chex.assert_numerical_grads(robust, example(), **CHECK)
     print(f"with another density: {robust(*example()):.6f}, gradient as finite differences have it")
 
-# %%
+# %% [markdown]
 # ## A gradient by hand
 #
 # The gradient of a softmax r is `r * (g - sum(r * g))`. Here it is written by hand, as
@@ -158,6 +165,7 @@ with jax.enable_x64(True):
 # parents did not compete.
 
 
+# %%
 def divide_by_hand(competes):
     """The softmax over the parents with a gradient of our own."""
 
@@ -177,9 +185,10 @@ def divide_by_hand(competes):
     return divide
 
 
-# %%
+# %% [markdown]
 # The values are the same, so that no test of values can tell them apart. The gradient check can.
 
+# %%
 with jax.enable_x64(True):
     right, wrong = (
         total(plain_routing, divide=divide_by_hand(competes)) for competes in (True, False)
@@ -203,7 +212,7 @@ with jax.enable_x64(True):
     for name, error in zip(("votes", "activations", "beta_u", "beta_a"), errors, strict=True):
         print(f"  gradient of {name}: wrong by {error:.1%} of its largest entry")
 
-# %%
+# %% [markdown]
 # ## Two implementations check each other
 #
 # Finite differences need two evaluations for each direction. Where the same thing is computed in
@@ -212,6 +221,7 @@ with jax.enable_x64(True):
 # JAX (`"dense"`).
 
 
+# %%
 def convolution(implementation):
     """`conv_em_routing` of a small map."""
 

@@ -1,22 +1,20 @@
-"""Training on several devices.
+# %% [markdown]
+# # Training on several devices
+#
+# First devices share a batch, by `jax.jit` alone and by `jax.shard_map`, then also the parent types
+# of the convolutional capsules, and each time the result is that of one device. All devices that
+# there are take part; a CPU shows itself as four, since it is told to before JAX uses it.
+#
+# `python -m experiments.train` does all this by itself (`experiments/devices/parallel.py`); this is
+# for steps of your own.
 
-First devices share a batch, by `jax.jit` alone and by `jax.shard_map`, then also the parent types
-of the convolutional capsules, and each time the result is that of one device. The script takes as
-many devices as there are. A CPU shows itself as several if it is told to before JAX starts:
-
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m
-    experiments.tutorials.several_devices
-
-`python -m experiments.train` does all this by itself (`experiments/devices/parallel.py`); this is
-for steps of your own.
-"""
-
-# %%
+# %% [markdown]
 # ## One device
 #
 # A small network, a batch, and a step. Devices share the batch evenly, so that its size is a
 # multiple of their number.
 
+# %%
 import jax
 import numpy as np
 import optax
@@ -24,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from emcaps import CapsNet, RoutingOptions, partition_specs, spread_loss
 
+jax.config.update("jax_num_cpu_devices", 4)
 devices = jax.devices()
 iterations = 2, 1  # of the layer whose types will be divided, and of the class capsules
 routing = tuple(RoutingOptions(num_iterations=number) for number in iterations)
@@ -76,7 +75,7 @@ alone, losses = train(
 )
 print("one device:", " ".join(f"{loss:.5f}" for loss in losses))
 
-# %%
+# %% [markdown]
 # ## A batch that is shared
 #
 # A mesh gives the devices places and names its axes. A `NamedSharding` says which axis of an array
@@ -87,6 +86,7 @@ print("one device:", " ".join(f"{loss:.5f}" for loss in losses))
 # its own examples, and the devices tell each other the sum of their gradients, once in a step.
 
 
+# %%
 def place(tree, mesh, specs):
     """A tree of arrays on the devices; `specs` is one for all, or a tree."""
     specs = jax.tree.broadcast(specs, tree)
@@ -113,7 +113,7 @@ data_difference = largest_difference(by_data, alone)
 print(f"{len(devices)} devices sharing the batch:", " ".join(f"{loss:.5f}" for loss in data_losses))
 print(f"  parameters differ by at most {data_difference:.1e} after {STEPS} steps")
 
-# %%
+# %% [markdown]
 # ## What each device does
 #
 # `jax.shard_map` says it outright: a device sees its own examples, and the loss is the mean
@@ -121,6 +121,7 @@ print(f"  parameters differ by at most {data_difference:.1e} after {STEPS} steps
 # gradient of the parameters is already that of the mean.
 
 
+# %%
 def loss_over(model, axis):
     """The mean of the devices' losses, as a function of the parameters, and of the examples of each
     device.
@@ -143,7 +144,7 @@ share_difference = largest_difference(by_shares, alone)
 print(f"{len(devices)} devices, by shard_map:", " ".join(f"{loss:.5f}" for loss in share_losses))
 print(f"  parameters differ by at most {share_difference:.1e}")
 
-# %%
+# %% [markdown]
 # ## Parent types that are shared
 #
 # A layer that is too big for one device is divided along its parent types. The mesh gets a second
@@ -152,6 +153,7 @@ print(f"  parameters differ by at most {share_difference:.1e}")
 # competition needs to know. `partition_specs` says which parameters these are, for the parameters
 # themselves and for any tree with branches like them, such as the optimizer's state.
 
+# %%
 model_axis = 2 if len(devices) % 2 == 0 else 1
 mesh = jax.make_mesh((len(devices) // model_axis, model_axis), ("data", "model"))
 divided_model = model.clone(parent_axis="model")
@@ -161,10 +163,12 @@ print(
     {name: str(spec) for name, spec in params_specs["conv_caps_1"].items()},
 )
 
-# %% The loss is the same on all devices of the axis `model`, since what a divided layer gives is
+# %% [markdown]
+# The loss is the same on all devices of the axis `model`, since what a divided layer gives is
 # gathered on all of them. A device gets the gradient of its own share of the divided parameters,
 # and of all the others.
 
+# %%
 divided_gradient = jax.shard_map(
     jax.value_and_grad(loss_over(divided_model, "data")),
     mesh=mesh,

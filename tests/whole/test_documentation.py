@@ -84,13 +84,17 @@ def test_docstrings_are_put_in_the_words_of_sphinx():
         (".github/CONTRIBUTING.md", ["BUILD_NOTES.md", "experiments.md", "../changelog.md"]),
         ("experiments/README.md", ["CONTRIBUTING.md", "../commands.md"]),
         ("experiments/documentation/index.md", ["generated/BUILD_NOTES.md", "options.md"]),
-        ("experiments/documentation/library.md", ["generated/tutorials/several_devices.md"]),
+        ("experiments/documentation/library.md", ["generated/tutorials/several_devices.ipynb"]),
+        (
+            "experiments/tutorials/capsules_in_ten_minutes.ipynb",
+            ["../../claims.md", "build_a_network.ipynb"],
+        ),
     ],
 )
 def test_links_of_pages_lead_to_pages(source, links):
     source = SITE["TOP"] / source
-    page = SITE["GENERATED"] / f"{SITE['ELSEWHERE'].get(source)}.md"
-    page = page if source in SITE["ELSEWHERE"] else source
+    place = SITE["ELSEWHERE"].get(source)
+    page = SITE["GENERATED"] / place if place else source
     text = SITE["led"](source.read_text(encoding="utf-8"), source, page)
     assert all(f"]({link})" in text for link in links)
 
@@ -103,22 +107,8 @@ def test_stale_pages_are_removed(tmp_path, monkeypatch):
     SITE["write_pages"]()
     SITE["remove_stale_pages"]()
     left = {str(page.relative_to(tmp_path)) for page in tmp_path.rglob("*.*")}
-    assert {"BUILD_NOTES.md", "shapes.md", "tutorials/several_devices.md"} < left
+    assert {"BUILD_NOTES.md", "shapes.md", "tutorials/several_devices.ipynb"} < left
     assert not {"emcaps.gone.rst", "README.md", "tutorials/gone.md"} & left
-
-
-def test_tutorials_become_pages():
-    script = (
-        '"""A title.\n\nWhat it is.\n"""\n\n# %%\n# Some *words*:\n#\n# - more.\n\nx = 1  # '
-        "why\n\n# %%\ny = 2\n"
-    )
-    page = [line for line in SITE["tutorial_page"](script).splitlines() if line]
-    assert page == [
-        "# A title",
-        "What it is.",
-        *("Some *words*:", "- more.", "```python", "x = 1  # why", "```"),
-        *("```python", "y = 2", "```"),
-    ]
 
 
 @pytest.mark.parametrize(

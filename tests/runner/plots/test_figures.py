@@ -12,13 +12,15 @@ import pytest
 import tiny_run
 from matplotlib.figure import Figure
 
+import emcaps
 from experiments import figures
 from experiments.analysis import decoded_poses
 from experiments.analysis.assignment_flow import Flow
 from experiments.analysis.convergence import Convergence
 from experiments.data import loading
 from experiments.learning.configs import to_json
-from experiments.plots import capsules, runs
+from experiments.plots import capsules, runs, walkthrough
+from experiments.plots.style import TRUE
 from experiments.runs.checkpoints import Checkpoints
 
 
@@ -213,3 +215,53 @@ def test_assignments_are_drawn_where_they_are_for_the_likeliest_classes():
         shown, 5 * to_class[..., 1] / np.where(to_class.sum(-1) > 0, to_class.sum(-1), np.nan)
     )
     np.testing.assert_allclose(classes[0].images[1].get_extent(), [0.1, 0.9, 0.7, 0.1])
+
+
+def test_a_network_is_drawn_with_the_sizes_of_its_layers():
+    model = emcaps.CapsNet(3, conv_channels=6, primary_capsules=2, conv_capsules=(4,))
+    figure = walkthrough.architecture(model, (17, 13, 2))
+    render(figure)
+    texts = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+    assert texts == [
+        *("image", "17x13, 2 channels\n"),
+        *("conv", "7x5, 6 channels\n5x5, stride 2\n306 parameters"),
+        *("primary", "7x5, 2 capsules\n1x1, stride 1\n204 parameters"),
+        *("conv_caps_1", "3x2, 4 capsules\n3x3, stride 2\n1,160 parameters"),
+        *("class_caps", "1x1, 3 capsules\nall places\n199 parameters"),
+    ]
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 17, 13, 2)))["params"]
+    assert 306 + 204 + 1160 + 199 == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_children_are_ordered_by_the_class_that_they_go_to():
+    last = np.random.default_rng(0).dirichlet(np.full(3, 0.3), 20)
+    figure = walkthrough.assignments(
+        np.stack([np.full_like(last, 1 / 3), last]), [1.1, 0.4], list("abc"), label=1
+    )
+    render(figure)
+    even, shown = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert (even == 1 / 3).all() and (np.diff(shown.argmax(0)) >= 0).all()
+    np.testing.assert_array_equal(np.sort(shown.max(0)), np.sort(last.max(-1)))
+    assert figure.axes[1].get_title(loc="left") == "after iteration 2: entropy 0.40"
+
+
+def test_entries_of_a_pose_are_drawn_by_how_they_change():
+    poses = np.random.default_rng(0).normal(size=(5, 4, 4))
+    activations = np.linspace(0, 1, 15).reshape(5, 3)
+    figure = walkthrough.pose_of_the_moved(
+        np.zeros((5, 8, 8, 2), np.uint8),
+        np.arange(-2, 3),
+        activations,
+        poses,
+        "pixels",
+        label=2,
+        marked={(0, 3): "an entry"},
+    )
+    render(figure)
+    *images, left, right = figure.axes
+    assert [axes.get_title() for axes in images] == ["-2", "-1", "0", "1", "2"]
+    assert [line.get_color() == TRUE for line in left.lines] == [False, False, True]
+    np.testing.assert_array_equal(
+        [line.get_ydata() for line in right.lines], (poses - poses[2]).reshape(5, 16).T
+    )
+    assert [line.get_label() == "an entry" for line in right.lines] == [i == 3 for i in range(16)]

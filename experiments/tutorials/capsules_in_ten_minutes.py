@@ -1,0 +1,285 @@
+# %% [markdown]
+# # Capsules in ten minutes
+#
+# A *capsule* is a small group of numbers that stands for one thing in an image. Its *activation*,
+# between 0 and 1, says how sure it is that the thing is there. Its *pose*, a 4x4 matrix, says how
+# it is there: where, how large, turned in what way. Layers of capsules find larger things from
+# smaller ones, and a larger thing is there if the smaller ones agree on its pose.
+#
+# This is a walk from one image to its class, through a trained network that comes with the package:
+# the one of [Matrix capsules with EM routing](https://openreview.net/forum?id=HJWLfGWRb) (Hinton,
+# Sabour, Frosst 2018). After it come two experiments on what is often said of capsules: that a pose
+# follows the object, and that a face with its parts in the wrong places is no face.
+#
+# Nothing is downloaded. On two cores all of it takes about two minutes, most of them to train the
+# network of the last section.
+
+# %%
+# %matplotlib inline
+import sys
+
+sys.path.append("../..")  # a notebook starts in its folder, `experiments` is above
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+
+from emcaps import CapsNet, em_routing, spread_loss
+from emcaps.diagnostics import diagnose, results_by_iteration
+from emcaps.pretrained import load_classifier
+from experiments.analysis import convergence
+from experiments.data.line_drawings import OBJECTS, draw
+from experiments.plots import walkthrough
+
+matplotlib.rcParams["figure.dpi"] = 120
+
+# %% [markdown]
+# ## The network
+#
+# `load_classifier("toynorb")` knows five kinds of toys from pairs of small gray images.
+# (`load_classifier("mnist")` is the same for digits.) An ordinary convolution finds features.
+# `primary` makes the first capsules of them, eight types at each of 14x14 places. Two layers of
+# convolutional capsules follow, in which a capsule sees the 3x3 places below it. The five class
+# capsules see all places. All of it has 68,619 parameters; the picture is drawn from the model.
+
+# %%
+classifier = load_classifier("toynorb")
+names = ("animal", "human", "airplane", "truck", "car")
+HUMAN = names.index("human")
+image = classifier.examples.images[HUMAN]  # uint8 [48, 48, 2]
+seen = classifier.view(image[None])  # what the network sees of it, float32 [1, 32, 32, 2]
+
+walkthrough.architecture(classifier.model, seen.shape[1:])
+
+# %% [markdown]
+# ## From an image to poses
+#
+# The network is applied to one toy, a human figure. Besides the class capsules it returns what each
+# layer gave. Below are the primary capsules. Where a type's map is bright, it has found what it
+# looks for. The matrices are the poses of the eight capsules in the red square: red entries are
+# positive, blue ones negative. Nobody has told the network what an entry should mean.
+
+# %%
+variables = {"params": classifier.params}
+classes, layers = jax.jit(classifier.model.apply)(variables, seen)
+
+size = seen.shape[1]
+start = (image.shape[0] - size) // 2
+cropped = image[start : start + size, start : start + size]
+walkthrough.primary_capsules(cropped, layers["primary"], place=(6, 7))
+
+# %% [markdown]
+# ## Votes
+#
+# A capsule i votes for the pose of each capsule j above it: its own pose times a matrix that was
+# learned for this pair of types,
+#
+#     vote_ij = pose_i @ transform_ij
+#
+# If i is a head, and j a person, then the transform is where a person is, seen from the head.
+# Votes of a head and of an arm that belong to the same person are alike.
+
+# %%
+# What the layer before gives to the class capsules, and the coordinates of its places.
+below, coordinates = convergence.class_layer_input(classifier.model, variables, seen)
+parameters = classifier.params["class_caps"]
+transforms = parameters["transforms"]  # [types, classes, 4, 4], the same at all places
+
+row, column, kind = 1, 1, int(below.activations[0, 1, 1].argmax())
+pose, transform = below.poses[0, row, column, kind], transforms[kind, HUMAN]
+vote = pose @ transform
+
+walkthrough.product({"pose": pose, "transform": transform, "vote": vote})
+
+# %% [markdown]
+# The votes for the class capsules are told, in addition, where they come from: the row and the
+# column of the place, from 0 to 1, are added to two of their entries, the first and the second in
+# the last column.
+#
+# Is this all that the network computes? `class_votes` makes all votes this way, 5 of each of the
+# 4 x 4 x 16 capsules. Given to the function `em_routing`, they lead to the same activations as the
+# network's.
+
+# %%
+votes = convergence.class_votes(below.poses, transforms, coordinates)  # [1, 256, 5, 16]
+
+place = jnp.zeros((4, 4)).at[:2, 3].set(coordinates[row, column])
+number = (row * below.poses.shape[2] + column) * below.poses.shape[3] + kind
+vote_difference = float(jnp.abs(votes[0, number, HUMAN] - (vote + place).ravel()).max())
+
+options = classifier.model.layer_routing()[-1].learned(parameters)
+betas = parameters["beta_u"], parameters["beta_a"]
+routed = em_routing(votes, below.activations.reshape(1, -1), *betas, options=options)
+routing_difference = float(jnp.abs(routed.activations - classes.activations).max())
+
+print(f"votes by hand and of `class_votes` differ by {vote_difference:.0e},")
+print(f"activations of `em_routing` and of the network by {routing_difference:.0e}")
+for name, activation in zip(names, classes.activations[0], strict=True):
+    print(f"  {name}: {activation:.2f}")
+
+# %% [markdown]
+# ## Routing by agreement
+#
+# To which class does a capsule belong? Procedure 1 of the paper lets votes decide. `share_ij` is
+# how much of capsule i goes to class j; the shares of a capsule sum to 1, and at first they are all
+# equal. Two steps alternate:
+#
+#     M-step, for each class: a Gaussian around its votes, each counted by its share
+#         weight_ij = share_ij * activation_i
+#         mean_j = sum_i weight_ij * vote_ij / sum_i weight_ij
+#         variance_j = sum_i weight_ij * (vote_ij - mean_j)**2 / sum_i weight_ij
+#         cost_j = sum over the 16 entries (beta_u + log(variance_j) / 2) * sum_i weight_ij
+#         activation_j = sigmoid(lambda * (beta_a - cost_j))
+#
+#     E-step, for each capsule: where its votes are likely, there it goes
+#         p_ij = density of the Gaussian of j at vote_ij
+#         share_ij = activation_j * p_ij / sum_k activation_k * p_ik
+#
+# The mean is the pose of the class. Votes that agree have a small variance, and that makes the
+# class active. So this is one round of finding clusters, in which clusters compete for the points.
+# (The recipe that trains, `emcaps.TRAINABLE`, compares the costs of the classes in units of their
+# standard deviation, and learns how sharp the E-step is; BUILD_NOTES.md says why.)
+#
+# Below is each of the 256 capsules a column, black where its share is 1. After the first M-step
+# shares are even. Then they are sharp: nearly every capsule belongs to one class. The entropy, in
+# nats, falls from log 5 = 1.61 to nearly 0.
+
+# %%
+results = results_by_iteration(classifier.model, variables, seen, "class_caps")
+entropies = [float(diagnose(result).assignment_entropy) for result in results]
+measured = convergence.measure_convergence(classifier.model, variables, seen)
+
+walkthrough.assignments(measured.assignments[:, 0], entropies, names, HUMAN)
+
+# %% [markdown]
+# ## Votes gather
+#
+# What have the classes gained? Here are the distances of the votes to the mean of each class, after
+# the first iteration and after the second, as in the paper's figure 2. The outline counts each vote
+# once; what is filled counts it by its share, in units of an even one. The number is the activation
+# of the class. In the end the human figure (green) has most of the votes that are near its mean;
+# the others are left with few.
+
+# %%
+walkthrough.gathered_votes(measured, cropped, HUMAN, names)
+
+# %% [markdown]
+# ## Poses follow the object
+#
+# The pose should change when the object moves, and its activation should not. Pictures of this
+# often show the other direction: an entry of the pose is moved, and a decoder draws what that
+# means. The weights here come without a decoder, so we move the toy, pixel by pixel, and look at
+# the pose.
+# (`python -m experiments.train --reconstruction` trains a decoder, and `python -m
+# experiments.figures` draws the images.)
+
+# %%
+shifts = np.arange(-4, 5)
+shifted = np.stack([np.roll(image, shift, axis=0) for shift in shifts])
+found = classifier.predict(shifted)
+poses = np.asarray(found.poses[:, HUMAN])
+
+walkthrough.pose_of_the_moved(
+    shifted[:, start : start + size, start : start + size],
+    shifts,
+    np.asarray(found.activations),
+    poses,
+    "pixels downwards",
+    HUMAN,
+    marked={(0, 3): "row 1, column 4", (1, 3): "row 2, column 4"},
+)
+
+# %% [markdown]
+# The activation stays, and the pose moves. But the entries in color, to which row and column are
+# added, do not simply say where the toy is: the second moves though the toy goes straight down, and
+# so do most others. What the pose knows is spread over its entries, and each class spreads it in
+# its own way. `python -m experiments.equivariance` measures how much of it a linear map can read.
+
+# %% [markdown]
+# ## A face with its parts moved
+#
+# Two eyes, a nose and a mouth make a face only in their places. A network that merely counts parts
+# would not notice if they were elsewhere. Capsules, whose votes depend on poses, are said to. We
+# can ask.
+#
+# `draw` makes line drawings: faces, houses, cars, clocks and fish, each of four parts in an
+# outline. A small network learns them, whole objects only, and new ones in each step.
+
+# %%
+BATCH, STEPS = 32, 200
+drawing_names = tuple(OBJECTS)
+FACE = drawing_names.index("face")
+model = CapsNet(len(drawing_names), conv_channels=32, conv_capsules=(8, 8))
+optimizer = optax.adam(3e-3)
+
+
+def drawings(key, number, moved=0.0):
+    """Images in [0, 1], `[number, 28, 28, 1]`, and their labels."""
+    images, labels = draw(key, number, moved)
+    return images.astype(jnp.float32) / 255, labels
+
+
+def loss_of(params, images, labels):
+    """The mean spread loss, and the accuracy."""
+    activations = model.apply({"params": params}, images)[0].activations
+    accuracy = (activations.argmax(-1) == labels).mean()
+    return spread_loss(activations, labels, 0.9).mean(), accuracy
+
+
+@jax.jit
+def step(params, state, key):
+    """One step on new drawings."""
+    objective = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, accuracy), gradient = objective(params, *drawings(key, BATCH))
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, updates), state, loss, accuracy
+
+
+params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+state = optimizer.init(params)
+for index in range(STEPS):
+    key = jax.random.fold_in(jax.random.key(1), index)
+    params, state, loss, accuracy = step(params, state, key)
+    if (index + 1) % 50 == 0:
+        print(f"step {index + 1}: loss {loss:.2f}, accuracy {accuracy:.0%}")
+
+# %% [markdown]
+# Now the parts of new faces move: at 1 each is where the next one belongs. Above is one face; below
+# are the activations, means of 100 faces.
+
+# %%
+amounts = np.linspace(0, 1, 9)
+predict = jax.jit(lambda images: model.apply({"params": params}, images)[0].activations)
+one_face, means, still_faces = [], [], []
+for amount in amounts:
+    images, labels = drawings(jax.random.key(2), 500, amount)
+    activations = np.asarray(predict(images))[np.asarray(labels) == FACE]
+    one_face.append(np.round(255 * np.asarray(images[FACE])).astype(np.uint8))
+    means.append(activations.mean(0))
+    still_faces.append(float((activations.argmax(-1) == FACE).mean()))
+means = np.stack(means)
+
+for index in range(0, len(amounts), 2):
+    print(
+        f"moved by {amounts[index]:<4g}  activation of the face: {means[index, FACE]:.2f}  "
+        f"still called a face: {still_faces[index]:.0%}"
+    )
+walkthrough.activations_of_the_moved(
+    np.stack(one_face), amounts, means, "how far parts are moved", FACE
+)
+
+# %% [markdown]
+# So this network mostly still sees a face. Its activation falls while the parts are between places,
+# and some of it comes back when each has arrived in the place of another. This is one small network
+# and a short training. `python -m experiments.jumble` asks larger ones, of three seeds, beside
+# CNNs, and [what it found](../documentation/claims.md) is the same: all of them still see a face,
+# the capsules as much as the CNNs. That capsules need the parts in their places is a good story,
+# which our measurements do not bear out.
+#
+# ## Where to read on
+#
+# - [A network of your own](build_a_network.ipynb), from the functions.
+# - [The claims](../documentation/claims.md): parameters, viewpoints, attacks, with a CNN beside.
+# - `emcaps.diagnostics`: how routing goes in a network of yours.
