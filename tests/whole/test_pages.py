@@ -70,7 +70,7 @@ def commands(text):
     ]
     shown += re.findall(r"`([^`]+)`", prose(text))
     for command in shown:
-        if found := re.search(r"python -m (experiments\.[\w.]+)(.*)", command, re.DOTALL):
+        if found := re.search(r"python -m (experiments\.(?!doc)[\w.]+)(.*)", command, re.DOTALL):
             yield found[1], " ".join(found[2].split())
 
 
