@@ -42,7 +42,7 @@ matplotlib.rcParams["figure.dpi"] = 120
 # (`load_classifier("mnist")` is the same for digits.) An ordinary convolution finds features.
 # `primary` makes the first capsules of them, eight types at each of 14x14 places. Two layers of
 # convolutional capsules follow, in which a capsule sees the 3x3 places below it. The five class
-# capsules see all places. All of it has 68,619 parameters; the picture is drawn from the model.
+# capsules see all places. The picture is drawn from the model itself.
 
 # %%
 classifier = load_classifier("toynorb")
@@ -246,8 +246,9 @@ for index in range(STEPS):
         print(f"step {index + 1}: loss {loss:.2f}, accuracy {accuracy:.0%}")
 
 # %% [markdown]
-# Now the parts of new faces move: at 1 each is where the next one belongs. Above is one face; below
-# are the activations, means of 100 faces.
+# Now the parts of new faces move: at 1 each is where the next one belongs. Printed are the face's
+# activation, a mean of 100 faces, and how many of them are still called a face. Above the curves is
+# one of the faces.
 
 # %%
 amounts = np.linspace(0, 1, 9)
@@ -262,21 +263,19 @@ for amount in amounts:
 means = np.stack(means)
 
 for index in range(0, len(amounts), 2):
-    print(
-        f"moved by {amounts[index]:<4g}  activation of the face: {means[index, FACE]:.2f}  "
-        f"still called a face: {still_faces[index]:.0%}"
-    )
+    activation, share = means[index, FACE], still_faces[index]
+    print(f"moved by {amounts[index]:<4g}  activation {activation:.2f}  a face: {share:.0%}")
 walkthrough.activations_of_the_moved(
     np.stack(one_face), amounts, means, "how far parts are moved", FACE
 )
 
 # %% [markdown]
 # So this network mostly still sees a face. Its activation falls while the parts are between places,
-# and some of it comes back when each has arrived in the place of another. This is one small network
-# and a short training. `python -m experiments.jumble` asks larger ones, of three seeds, beside
-# CNNs, and [what it found](../documentation/claims.md) is the same: all of them still see a face,
-# the capsules as much as the CNNs. That capsules need the parts in their places is a good story,
-# which our measurements do not bear out.
+# and some of it comes back when each has arrived in the place of another. This is one network and a
+# short training. `python -m experiments.jumble` has asked networks of three seeds, trained for
+# longer, and CNNs beside them. [What it found](../documentation/claims.md) is the same: all of
+# them still see a face, and capsules are as sure of it as a CNN. That capsules need the parts in
+# their places is a good story, which our measurements do not bear out.
 #
 # ## Where to read on
 #

@@ -65,7 +65,9 @@ def test_every_tutorial_is_run_below(script):
 
 
 @pytest.mark.slow
-def test_a_capsule_network_from_image_to_classes():
+def test_a_capsule_network_from_image_to_classes(monkeypatch):
+    # It runs its programs for longer than it compiles them.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     differences, entropies, votes, activations, poses, still_faces, accuracy, _ = left_by(
         "capsules_in_ten_minutes",
         "[vote_difference, routing_difference]",
@@ -77,7 +79,7 @@ def test_a_capsule_network_from_image_to_classes():
         "float(accuracy)",
     )
     assert max(differences) < 1e-5
-    assert entropies[0] == pytest.approx(np.log(5)) and entropies[-1] < 0.1
+    assert entropies[0] == pytest.approx(np.log(5), rel=1e-3) and entropies[-1] < 0.1
     (iterations, _, number, classes), shares = votes
     assert (iterations, number, classes) == (2, 256, 5)
     assert shares[0] == pytest.approx(1 / 5) and shares[1] > 0.4
