@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.learning.configs import TrainConfig, as_cnn
 from experiments.runs.directory import check_usable, is_finished
+from experiments.runs.event_files import check_installed
 from experiments.runs.flags import TrainCommand, default_command
 from experiments.runs.run_data import as_known
 from experiments.runs.summary import table
@@ -19,8 +20,10 @@ from experiments.runtime.command_line import entry_point
 def planned_runs(command: TrainCommand) -> dict[Path, TrainConfig]:
     """What is to be trained, by folder.
 
-    Raises UsageError if a folder cannot be used, or there is nothing to do.
+    Raises UsageError if a folder cannot be used, a package is missing, or there is nothing to do.
     """
+    if command.tensorboard:
+        check_installed()
     workdir = command.workdir or Path("runs", Path(command.config.dataset).stem)
     runs = {workdir: command.config}
     if command.baseline:
@@ -47,6 +50,7 @@ def run(command: TrainCommand, typed: str) -> None:
             command.hardware,
             command.resume,
             command.fall_back,
+            command.tensorboard,
         )
         for workdir, config in runs.items()
     ]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure, SubFigure
 
 from experiments.analysis.assignment_flow import Flow
 from experiments.analysis.convergence import Convergence
+from experiments.plots.activations import MOST_CLASSES, likeliest
 from experiments.plots.images import draw_image, draw_pixels
-from experiments.plots.runs import MOST_CLASSES, likeliest
 from experiments.plots.style import NEUTRAL, PREDICTED, TRUE, plain
 
 

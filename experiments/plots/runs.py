@@ -8,25 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from experiments.plots.activations import sheet
 from experiments.plots.images import draw_image, shown_image
-from experiments.plots.style import NEUTRAL, PREDICTED, TEST, TRAIN, TRUE, plain
+from experiments.plots.style import PREDICTED, TEST, TRAIN, TRUE, plain
 
 MOST_ROWS = 20  # classes of which samples are drawn
-MOST_CLASSES = 10  # beside one image
-
-
-def likeliest(activations: np.ndarray, label: int, most: int = MOST_CLASSES) -> list[int]:
-    """The classes to show of an image, in order: those with the highest activations
-    `[num_classes]`, and its own.
-    """
-    chosen = np.argsort(-activations, kind="stable")[:most]
-    if label not in chosen:
-        chosen[-1] = label
-    return np.sort(chosen).tolist()
 
 
 def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: str) -> Figure:
@@ -150,46 +139,18 @@ def misclassified(
     excess = activations[wrong, predictions[wrong]] - activations[wrong, labels[wrong]]
     shown = wrong[np.argsort(-excess, kind="stable")][: rows * columns]
 
-    rows = max(1, -(-len(shown) // columns))
-    aspect = shown_image(images[0]).shape[1] / images.shape[1]
-    figure = Figure(
-        figsize=((1.4 + 1.5 * aspect) * columns, 1.75 * rows + 0.7), layout="constrained"
-    )
+    pairs = [(int(labels[index]), int(predictions[index])) for index in shown]
     choice = f"the {len(shown)} surest" if len(shown) < len(wrong) else "all of them"
-    figure.suptitle(
+    return sheet(
         f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the "
         "class activations\n"
         "true class green, predicted class red"
         if len(wrong)
-        else f"None of {len(labels)} test images is misclassified"
+        else f"None of {len(labels)} test images is misclassified",
+        images[shown],
+        [f"{class_names[true]} → {class_names[predicted]}" for true, predicted in pairs],
+        activations[shown],
+        class_names,
+        [{true: TRUE, predicted: PREDICTED} for true, predicted in pairs],
+        columns,
     )
-    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[aspect, 1.2] * columns)
-    for place, index in enumerate(shown):
-        row, column = divmod(place, columns)
-        true, predicted = int(labels[index]), int(predictions[index])
-        picture = figure.add_subplot(grid[row, 2 * column])
-        draw_image(picture, images[index])
-        title = f"{class_names[true]} → {class_names[predicted]}"
-        picture.set_title(plain(title), fontsize=9 if len(title) < 26 else 7, loc="left")
-        draw_activations(
-            figure.add_subplot(grid[row, 2 * column + 1]),
-            activations[index],
-            class_names,
-            true,
-            predicted,
-        )
-    return figure
-
-
-def draw_activations(
-    axes: Axes, activations: np.ndarray, class_names: Sequence[str], true: int, predicted: int
-) -> None:
-    """One bar for each of the likeliest classes, with an axis from 0 to 1."""
-    shown = likeliest(activations, true)
-    colors = [TRUE if j == true else PREDICTED if j == predicted else NEUTRAL for j in shown]
-    axes.barh(range(len(shown)), activations[shown], color=colors)
-    axes.set_yticks(range(len(shown)), labels=[plain(class_names[j]) for j in shown], fontsize=6)
-    axes.set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"], fontsize=6)
-    axes.set(xlim=(0, 1))
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)

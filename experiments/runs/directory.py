@@ -4,6 +4,7 @@
     metrics.jsonl   one record a line: step, split, loss, accuracy, ...
     checkpoints/    see checkpoints.py
     figures/        PNG files; `experiments.figures` can add to them later
+    tensorboard/    the records once more, if asked for; see event_files.py
     compiled/       programs that JAX has compiled, for the next process; of no other use
     damaged/        checkpoints that were passed over, if there were any
     result-N.json   the result of the first N steps, if the run has been made longer since
@@ -25,6 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from experiments.learning.configs import TrainConfig, from_json, to_json
+from experiments.runs.event_files import EventFiles, check_installed
 from experiments.runtime import processes
 from experiments.runtime.errors import UsageError
 from experiments.runtime.locks import lock
@@ -48,11 +50,17 @@ class RunDirectory:
         locked: whether other processes are kept away, which not all systems can do.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, resume: bool = True):
+    def __init__(
+        self, path: Path, config: TrainConfig, resume: bool = True, tensorboard: bool = False
+    ):
         check_usable(path, config, resume)
+        if tensorboard:
+            check_installed()
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
+        self._tensorboard = tensorboard
+        self._events: EventFiles | None = None
         self._config = config
         self._lock: IO[str] | None = None
         self._made: list[Path] = []  # folders, the innermost first
@@ -87,11 +95,14 @@ class RunDirectory:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._events is not None:
+            self._events.close()
         if self._lock is None:
             return
         nothing_saved = self._begins and kind is not None and not self._has_saved()
         if nothing_saved:
-            for folder in (self.checkpoints, self.figures, self.path / "compiled"):
+            written = (self.checkpoints, self.figures)
+            for folder in (*written, self.path / "compiled", self.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
             for file in ("config.json", "metrics.jsonl"):
                 (self.path / file).unlink(missing_ok=True)
@@ -123,6 +134,8 @@ class RunDirectory:
             return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self._events is not None:
+            self._events.add(record)
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`: the run goes on from there and will write them again."""
@@ -131,6 +144,8 @@ class RunDirectory:
             write_atomically(
                 self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept)
             )
+            if self._tensorboard:
+                self._events = EventFiles(self.path / "tensorboard", kept)
         processes.wait_for_all("later records are dropped")
 
     def extended_at(self) -> list[int]:

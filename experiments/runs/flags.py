@@ -39,6 +39,10 @@ class TrainCommand:
     """An unfinished run of the same flags in that folder goes on; otherwise it is refused."""
     fall_back: bool = False
     """Where its newest checkpoints are damaged, a run goes on from the newest that is whole."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl holds for TensorBoard too, into the folder tensorboard of the run;
+    the package is of the extra `tensorboard`.
+    """
     hardware: Hardware = dataclasses.field(default_factory=Hardware)
 
     def __post_init__(self):

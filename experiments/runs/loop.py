@@ -77,6 +77,7 @@ def train(
     execution: Execution | None = None,
     resume: bool = True,
     fall_back: bool = False,
+    tensorboard: bool = False,
     command: str = "",
 ) -> Record:
     """Train, or continue to train, and leave the run in `workdir`.
@@ -90,6 +91,7 @@ def train(
         execution: on what; None for as many devices as divide the batch size.
         resume: whether an unfinished run may go on.
         fall_back: whether it may go on from an older checkpoint where newer ones are damaged.
+        tensorboard: whether event files of TensorBoard are written beside metrics.jsonl.
         command: what the user has typed, for the record.
 
     Returns:
@@ -111,7 +113,10 @@ def train(
         else initial_weights(config, dataset)
     )
     try:
-        with RunDirectory(workdir, config, resume) as run, programs_kept_in(workdir / "compiled"):
+        with (
+            RunDirectory(workdir, config, resume, tensorboard) as run,
+            programs_kept_in(workdir / "compiled"),
+        ):
             programs = make_programs(config, dataset, execution)
             return _train(config, dataset, run, programs, weights, execution, fall_back, command)
     except OSError as error:

@@ -51,6 +51,7 @@ def trained(
     hardware: Hardware | None = None,
     resume: bool = True,
     fall_back: bool = False,
+    tensorboard: bool = False,
 ) -> Record:
     """The result of the run of this config in a folder, which is trained, or continued, if it is
     not finished.
@@ -61,7 +62,7 @@ def trained(
         data_dir: TFDS folder.
         typed: the command that asks for it, for the record.
         hardware: on what; None for as many devices as divide the batch size.
-        resume, fall_back: see `train`.
+        resume, fall_back, tensorboard: see `train`.
 
     Raises:
         UsageError, RunnerError, NonfiniteError, Stopped: as `train` does.
@@ -80,6 +81,7 @@ def trained(
             execution=execution,
             resume=resume,
             fall_back=fall_back,
+            tensorboard=tensorboard,
             command=typed,
         )
     return read_result(workdir) or {}

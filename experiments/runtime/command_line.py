@@ -83,6 +83,8 @@ def flags(command: Any) -> list[str]:
     """The flags of a dataclass, those of nested dataclasses among them."""
     names = []
     for name, hint in get_type_hints(command, include_extras=True).items():
+        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+            continue
         renamed = [
             extra.name
             for extra in getattr(hint, "__metadata__", ())

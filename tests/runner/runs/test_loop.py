@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from read_events import assert_same_events
 
 from experiments import evaluate, figures, train
 from experiments.data import loading
@@ -113,7 +114,11 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(
 
     def run():
         return loop.train(
-            tiny_run.CONFIG, tiny_run.dataset(), tmp_path, execution=Execution(jax.devices()[:2])
+            tiny_run.CONFIG,
+            tiny_run.dataset(),
+            tmp_path,
+            execution=Execution(jax.devices()[:2]),
+            tensorboard=True,
         )
 
     with monkeypatch.context() as patch:
@@ -137,6 +142,7 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(
         tiny_run.deterministic(read_records(path)) for path in (tmp_path, finished)
     )
     assert resumed == uninterrupted
+    assert_same_events(tmp_path)
     assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
     seconds = [record["seconds"] for record in read_records(tmp_path)]
     assert seconds == sorted(seconds) and result["train_seconds"] > seconds[-1]
