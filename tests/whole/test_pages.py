@@ -114,7 +114,7 @@ def test_all_commands_are_in_the_table():
     files = (TOP / "experiments").glob("*.py")
     there = {file.stem for file in files if '__name__ == "__main__"' in file.read_text()}
     rows = [row[0] for row in table("commands", "command")]
-    assert len(rows) == len(set(rows)) and set(rows) == there | {"predict"}
+    assert len(rows) == len(set(rows)) and set(rows) == there
 
 
 def test_the_table_of_options_is_the_record():
