@@ -4,12 +4,10 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 TUTORIAL = Path(__file__).parents[2] / "experiments" / "tutorials" / "nnx.py"
 
 
-@pytest.mark.slow
 def test_a_module_of_nnx_learns(capsys):
     left = runpy.run_path(str(TUTORIAL))
     losses, accuracies = np.array(left["losses"]), np.array(left["accuracies"])
