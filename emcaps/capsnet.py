@@ -41,6 +41,9 @@ class CapsNet(nn.Module):
     32/32/32/32 (316,650 parameters for 2 channels and 5 classes) and 64/8/16/16 (68,618), the
     default; each temperature that is learned adds one.
 
+    `print(model.tabulate(jax.random.key(0), images))` shows all layers, what they give, and how
+    many parameters they have.
+
     Attributes:
         num_classes: class capsules.
         conv_channels: of the first convolution.

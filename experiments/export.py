@@ -1,4 +1,4 @@
-"""The network of a run as a file for `emcaps.pretrained`:
+"""The network of a run as a file for `emcaps.pretrained`, or as a program for any JAX:
 `python -m experiments.export --workdir RUN --out FILE`.
 """
 
@@ -20,7 +20,9 @@ from experiments.runs.restore import restore
 from experiments.runs.run_data import now_at
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import RunnerError, UsageError
+from experiments.runtime.records import write_atomically
 
+PROGRAM = ".stablehlo"
 FACTS = ("dataset", "num_parameters", "seed", "steps", "test_error", "test_examples", "jax_version")
 
 
@@ -31,7 +33,8 @@ class ExportCommand:
     workdir: Path
     """The run's folder."""
     out: Path
-    """The file, which ends in .safetensors."""
+    """The file. One that ends in .safetensors is for load_classifier; one that ends in .stablehlo
+    is a program for jax.export.deserialize, which needs neither emcaps nor Flax."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     dataset: Path | None = None
@@ -40,8 +43,8 @@ class ExportCommand:
     """Put the first test image of each class that has one into the file."""
 
     def __post_init__(self):
-        if self.out.suffix != SUFFIX:
-            raise ValueError(f"out must end in {SUFFIX}; got {self.out}")
+        if self.out.suffix not in (SUFFIX, PROGRAM):
+            raise ValueError(f"out must end in {SUFFIX} or {PROGRAM}; got {self.out}")
 
 
 def export(command: ExportCommand) -> Classifier:
@@ -88,8 +91,11 @@ def export(command: ExportCommand) -> Classifier:
             else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
             {name: result[name] for name in FACTS},
         )
-        save_classifier(command.out, classifier)
-    except (OSError, ValueError) as error:
+        if command.out.suffix == PROGRAM:
+            write_atomically(command.out, classifier.export())
+        else:
+            save_classifier(command.out, classifier)
+    except (ImportError, OSError, ValueError) as error:
         raise RunnerError(str(error)) from error
     return classifier
 

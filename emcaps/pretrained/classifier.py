@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import traverse_util
+from jax import export as jax_export
+from jax.experimental import checkify
 from safetensors import numpy as safetensors_numpy
 
 from emcaps.capsnet import CapsNet
@@ -32,6 +34,7 @@ how they were trained and what errors they make.
 
 AT_ONCE = 128  # images that are classified in one call of the compiled program
 LARGEST_FILE = 2**30  # bytes
+PLATFORMS = ("cpu", "cuda", "tpu")  # that a classifier is exported for
 
 
 class Prediction(NamedTuple):
@@ -124,6 +127,36 @@ class Classifier:
             predicted = _predict(self.model, self.view, self.params, filled)
             parts.append([array[: len(part)] for array in predicted])
         return Prediction(*map(jnp.concatenate, zip(*parts, strict=True)))
+
+    def export(self) -> bytes:
+        """The classifier as a program with its weights in it, which runs without emcaps and Flax:
+        StableHLO for CPU, CUDA and TPU, as `jax.export` serializes it.
+
+        `jax.export.deserialize(bytearray(contents)).call(images)` gives the classes, activations
+        and poses of `predict`, as a tuple, of uint8 images `[N, H, W, C]` of `image_shape`, for any
+        N of at least 1. JAX reads what it wrote for at least six months, and no longer: the
+        classifier is what to keep, and the program what to make of it.
+
+        Raises:
+            ImportError: there is no `flatbuffers`, by which JAX writes and reads such programs.
+            ValueError: the network routes by kernels (`implementation="kernels"`), which a program
+                in a file cannot hold.
+        """
+        if any(routing.implementation == "kernels" for routing in self.model.layer_routing()):
+            raise ValueError(
+                'a classifier with implementation="kernels" cannot be exported; choose "streamed"'
+            )
+
+        def predict(images: jax.Array) -> tuple[jax.Array, ...]:
+            # The checks of debug mode, which cannot be serialized, are turned into an error that
+            # nobody asks for.
+            checked = checkify.checkify(functools.partial(_predict, self.model, self.view))
+            _, prediction = checked(self.params, images)
+            return tuple(prediction)
+
+        (number,) = jax_export.symbolic_shape("N")
+        images = jax.ShapeDtypeStruct((number, *self.image_shape), jnp.uint8)
+        return bytes(jax_export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize())
 
     def _check_images(self, images: Any) -> None:
         if not isinstance(images, jax.Array | np.ndarray):

@@ -62,10 +62,10 @@ def parse_record(text: str, file: Path) -> Record:
     return record
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that, whatever happens, it holds the old text or the new."""
+def write_atomically(path: Path, contents: str | bytes) -> None:
+    """Write a file so that, whatever happens, it holds the old contents or the new."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     os.replace(scratch, path)
 
 

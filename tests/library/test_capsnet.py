@@ -59,6 +59,15 @@ def test_the_default_is_the_papers_smaller_network_whose_class_capsules_learn_a_
     }
 
 
+def test_tabulate_shows_the_layers_and_their_parameters():
+    model = CapsNet(3, **SMALL, routing=ONE_ITERATION)
+    images = jnp.zeros((1, 20, 20, 1))
+    shown = model.tabulate(jax.random.key(0), images)
+    assert all(name in shown for name in ("conv", "primary", *model.layer_names()))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert f"Total Parameters: {count(params):,}" in shown
+
+
 def test_kernels_and_strides_are_attributes():
     model = CapsNet(
         3,

@@ -114,7 +114,10 @@ MISTAKES = [
     ("equivariance --dataset mnist", "dataset must be toynorb"),
     ("equivariance --flags=--holdout-instances=8", "--flags"),
     ("evaluate --workdir run --crops 4", "there are no 4 crops"),
-    ("export --workdir done --out new.npz", "out must end in .safetensors; got new.npz"),
+    (
+        "export --workdir done --out new.npz",
+        "out must end in .safetensors or .stablehlo; got new.npz",
+    ),
     ("export --workdir done --out nosuch/new.safetensors", "there is no folder nosuch"),
     ("jumble --dataset mnist --moved 0.5", "moved is not how mnist is jumbled"),
     ("jumble --dataset mnist --flags=--crop=5", "--flags"),
