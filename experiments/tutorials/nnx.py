@@ -1,17 +1,18 @@
-"""Capsules in Flax NNX.
+# %% [markdown]
+# # Capsules in Flax NNX
+#
+# The modules of `emcaps` are of Flax Linen. A bridge makes NNX modules of them, whose parameters
+# are attributes that an `nnx.Optimizer` changes in place. Here a `CapsNet` is part of an NNX
+# module, and learns to tell bars apart, on one CPU in less than a minute:
+#
+#     python -m experiments.tutorials.nnx
 
-The modules of `emcaps` are of Flax Linen. A bridge makes NNX modules of them, whose parameters are
-attributes that an `nnx.Optimizer` changes in place. Here a `CapsNet` is part of an NNX module, and
-learns to tell bars apart, on one CPU in less than a minute:
-
-    python -m experiments.tutorials.nnx
-"""
-
-# %%
+# %% [markdown]
 # ## Bars to tell apart
 #
 # A bar in noise, which lies, stands, or leans to one side or the other.
 
+# %%
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,7 +36,7 @@ def batch(key, number):
     return jnp.clip(jnp.where(distance < 0.2, 0.9, 0.0) + noise, 0, 1)[..., None], labels
 
 
-# %%
+# %% [markdown]
 # ## A module of NNX around a module of Linen
 #
 # `nnx.bridge.ToNNX` wraps the network. A Linen module finds out the shapes of its parameters when
@@ -43,6 +44,7 @@ def batch(key, number):
 # the class capsules, and the intermediates, what each layer gave.
 
 
+# %%
 class Classifier(nnx.Module):
     """A small `CapsNet`, which gives the activations of the classes, `[B, classes]`."""
 
@@ -56,13 +58,14 @@ class Classifier(nnx.Module):
         return capsules.activations
 
 
-# %%
+# %% [markdown]
 # ## Training
 #
 # `nnx.value_and_grad` differentiates by the module's parameters, and the optimizer, made of one of
 # Optax, changes them. The routing needs nothing of its own.
 
 
+# %%
 def loss_of(model, images, labels):
     """The mean spread loss, and the accuracy."""
     activations = model(images)

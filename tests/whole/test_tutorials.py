@@ -122,3 +122,12 @@ def test_several_devices_train_as_one():
         assert difference < 1e-4
     assert share == (3, 3, 2, 2, 4, 4)
     assert "2 x 2 devices" in printed
+
+
+@pytest.mark.slow
+def test_a_module_of_nnx_learns():
+    losses, accuracies, printed = left_by("nnx", "losses", "accuracies")
+    losses, accuracies = np.array(losses), np.array(accuracies)
+    assert np.isfinite(losses).all() and losses[-20:].mean() < 0.5 * losses[:5].mean()
+    assert accuracies[-20:].mean() > 0.75
+    assert "steps up to 80" in printed
