@@ -16,10 +16,20 @@ from emcaps import CapsNet, RoutingOptions, spread_loss
 from emcaps.dynamic import squash
 
 
+@functools.cache
+def in_debug_mode(function):
+    return jax.jit(checkify.checkify(function, errors=checkify.user_checks))
+
+
 def message(function, *arguments):
     """What the debug mode says about a call; None if there is nothing."""
-    error, _ = checkify.checkify(function, errors=checkify.user_checks)(*arguments)
+    error, _ = in_debug_mode(function)(*arguments)
     return error.get()
+
+
+@functools.cache
+def routed_once(kind):
+    return jax.jit(functools.partial(routing_cases.ROUTES[kind].function, num_iterations=1))
 
 
 def broken(route, name, value):
@@ -55,8 +65,7 @@ def test_a_program_that_is_traced_again_is_the_same():
     ],
 )
 def test_wrong_values_are_named_in_debug_mode_and_pass_otherwise(kind, name, value, expected):
-    route = routing_cases.ROUTES[kind]
-    function = jax.jit(functools.partial(route.function, num_iterations=1))
+    route, function = routing_cases.ROUTES[kind], routed_once(kind)
     assert message(function, *route.arrays()) is None
     wrong = broken(route, name, value)
     assert expected in message(function, *wrong)

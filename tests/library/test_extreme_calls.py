@@ -171,8 +171,13 @@ def per_competition(shape, assignments):
     field = emcaps.ReceptiveField(shape.arrays["poses"][1:3], kernel, stride)
     by_patch = assignments if competition == "positions" else assignments.sum(-1, keepdims=True)
     with jax.enable_x64(True):
-        totals = np.asarray(jax.jit(field.scatter_sum)(by_patch.transpose(3, 4, 5, 6, 1, 2, 0)))
+        totals = np.asarray(scatter_sum(field)(by_patch.transpose(3, 4, 5, 6, 1, 2, 0)))
     return totals[:, :, field.num_parent_positions() > 0]
+
+
+@functools.cache
+def scatter_sum(field):
+    return jax.jit(field.scatter_sum)
 
 
 def route_extremes(shapes, calls, seed_of_draws):

@@ -56,10 +56,10 @@ def test_labels_of_any_integer_dtype(integer):
 @pytest.mark.parametrize("loss", [functools.partial(spread_loss, margin=0.9), margin_loss])
 def test_more_classes_than_a_dtype_can_count(loss, array, integer):
     activations = np.random.default_rng(0).uniform(size=(3, 300)).astype(np.float32)
-    labels = array(np.array([0, 20, 127], integer))
-    expected = jax.jit(loss)(activations, np.array([0, 20, 127], np.int32))
+    labels, jitted = array(np.array([0, 20, 127], integer)), jax.jit(loss)
+    expected = jitted(activations, np.array([0, 20, 127], np.int32))
     np.testing.assert_allclose(loss(activations, labels), expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(loss)(activations, labels), expected, rtol=1e-6)
+    np.testing.assert_allclose(jitted(activations, labels), expected, rtol=1e-6)
 
 
 def test_jit_and_vmap_change_nothing():
@@ -156,24 +156,28 @@ def test_one_hot_targets_are_labels(name, shape, dtype):
         rng.integers(shape[1], size=shape[0]),
     )
     targets = np.eye(shape[1], dtype=np.float32)[labels]
-    found = loss(activations, targets)
+
+    @jax.jit
+    def losses_and_slopes(activations, *given):
+        def total(activations, given):
+            losses = loss(activations, given)
+            return losses.sum(), losses
+
+        return [jax.grad(total, has_aux=True)(activations, one) for one in given]
+
+    (slope, found), (expected_slope, expected) = losses_and_slopes(activations, targets, labels)
     assert found.dtype == dtype
-    np.testing.assert_array_equal(found, loss(activations, labels))
-    slopes = [
-        jax.grad(lambda a, given=given: loss(a, given).sum())(activations)
-        for given in (targets, labels)
-    ]
-    np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_targets_that_sum_to_1_give_the_mean_over_labels(name, x64):
     rng, loss = np.random.default_rng(3), LOSSES[name]
     activations, targets = rng.uniform(size=(6, 4)), rng.dirichlet(np.ones(4), 6)
+    loss = jax.jit(loss)
     each = np.stack([loss(activations, np.full(6, label)) for label in range(4)], axis=1)
-    np.testing.assert_allclose(
-        jax.jit(loss)(activations, targets), (targets * each).sum(1), rtol=1e-12
-    )
+    np.testing.assert_allclose(loss(activations, targets), (targets * each).sum(1), rtol=1e-12)
 
 
 def test_of_several_labels_each_leads_those_that_are_not_there():
@@ -203,8 +207,9 @@ def test_spread_loss_of_targets_is_its_equation(x64):
         )
         for a, p in zip(activations, targets, strict=True)
     ]
-    np.testing.assert_allclose(spread_loss(activations, targets, 0.5), expected, rtol=1e-12)
-    mapped = jax.vmap(lambda a, p: spread_loss(a[None], p[None], 0.5)[0])(activations, targets)
+    loss = functools.partial(spread_loss, margin=0.5)
+    np.testing.assert_allclose(jax.jit(loss)(activations, targets), expected, rtol=1e-12)
+    mapped = jax.jit(jax.vmap(lambda a, p: loss(a[None], p[None])[0]))(activations, targets)
     np.testing.assert_allclose(mapped, expected, rtol=1e-12)
 
 

@@ -96,8 +96,15 @@ def test_without_competition_between_types_only_costs_are_shared(x64):
     assert_divided_is_whole(ROUTES["conv-streamed"], normalize_costs=True, competition="positions")
 
 
-@pytest.mark.parametrize("mass", [{"parent_mass": 16.0}, {"field_mass": 100.0}], ids=str)
-@pytest.mark.parametrize("name", ["em", "conv-streamed", "class"])
+@pytest.mark.parametrize(
+    ("name", "mass"),
+    [
+        *((name, {"parent_mass": 16.0}) for name in ("em", "conv-streamed", "class")),
+        ("conv-streamed", {"field_mass": 100.0}),
+        *(pytest.param(name, {"field_mass": 100.0}, marks=SLOW) for name in ("em", "class")),
+    ],
+    ids=str,
+)
 def test_masses_count_the_types_of_all_devices(name, mass, x64):
     assert_divided_is_whole(ROUTES[name], mass_scale=None, **mass)
 

@@ -43,10 +43,21 @@ def test_low_precision_is_computed_in_float32(low):
     routing_cases.assert_results_close(result, expected, 2**-8 if low == "bfloat16" else 2**-10)
 
 
-@each_implementation
+MAPS = [((5, 4), (3, 2), 1), ((6, 7), (3, 3), 2), ((8, 5), (2, 1), 3), ((4, 4), (4, 4), 1)]
+
+
 @pytest.mark.parametrize(
-    ("map_size", "kernel", "stride"),
-    [((5, 4), (3, 2), 1), ((6, 7), (3, 3), 2), ((8, 5), (2, 1), 3), ((4, 4), (4, 4), 1)],
+    ("map_size", "kernel", "stride", "implementation"),
+    [
+        *((*sizes, "streamed") for sizes in MAPS),
+        *((*MAPS[0], name) for name in ("dense", "fused")),
+        # The competition is the same code for all implementations.
+        *(
+            pytest.param(*sizes, name, marks=pytest.mark.slow)
+            for sizes in MAPS[1:]
+            for name in ("dense", "fused")
+        ),
+    ],
 )
 def test_each_covered_child_spends_one_unit(map_size, kernel, stride, implementation):
     """Over all types at all positions. Most children of the third map are not covered."""
@@ -145,13 +156,14 @@ def test_batch_elements_do_not_meet(route, x64):
     """What else is in the batch, even NaN, changes no bit of a row."""
     arrays = route.arrays(dtype=np.float64)
     routed = jitted(route.function)  # where activations are known, NaN is refused
-    first = jax.tree.map(operator.itemgetter(0), routed(*arrays))
+    first = jax.tree.map(operator.itemgetter(0), jax.device_get(routed(*arrays)))
     for neighbor in (
         route.arrays(1, np.float64)[:2],
         [np.full_like(x, np.nan) for x in arrays[:2]],
     ):
         mixed = [np.stack([x[0], y[1]]) for x, y in zip(arrays[:2], neighbor, strict=True)]
-        again = jax.tree.map(operator.itemgetter(0), routed(*mixed, *arrays[2:]))
+        again = jax.device_get(routed(*mixed, *arrays[2:]))
+        again = jax.tree.map(operator.itemgetter(0), again)
         chex.assert_trees_all_equal(first, again)
 
 
@@ -173,7 +185,7 @@ def test_vmap_is_the_batch_axis(route, x64):
         route.arrays(dtype=np.float64),
         routing_cases.settings(dtype=np.float64),
     )
-    batched = route.function(children, activations, *rest, **keywords)
+    batched = jax.device_get(route.function(children, activations, *rest, **keywords))
     if route is not routing_cases.EM_ROUTE:  # these always have a batch axis: one of size 1 inside
         children, activations = children[:, None], activations[:, None]
         batched = jax.tree.map(lambda x: x[:, None], batched)
@@ -181,7 +193,8 @@ def test_vmap_is_the_batch_axis(route, x64):
     def mapped(children, activations):
         return route.function(children, activations, *rest, **keywords)
 
-    routing_cases.assert_results_close(jax.vmap(mapped)(children, activations), batched, 1e-12)
+    found = jax.jit(jax.vmap(mapped))(children, activations)
+    routing_cases.assert_results_close(found, batched, 1e-12)
 
 
 @each_route
@@ -292,8 +305,14 @@ def test_interior_is_translation_equivariant(implementation, x64):
     assert not np.allclose(left.poses[:, :, 1], right.poses[:, :, 0], rtol=1e-4)  # near the border
 
 
-@each_implementation
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("stride", "implementation"),
+    [
+        *((1, name) for name in routing_cases.IMPLEMENTATIONS),
+        (2, "streamed"),
+        *(pytest.param(2, name, marks=pytest.mark.slow) for name in ("dense", "fused")),
+    ],
+)
 def test_an_object_on_an_empty_ground_is_translation_equivariant(stride, implementation, x64):
     """Where all that is active lies K - 1 inside the border, everything moves with it."""
     poses, activations, *rest = random_map(5, 9)
@@ -316,7 +335,10 @@ def test_an_object_on_an_empty_ground_is_translation_equivariant(stride, impleme
 
 @each_route
 def test_new_values_are_not_traced_again(route):
-    """Nor are new constants, so that temperatures can be annealed in a jitted training step."""
+    """Nor are new constants, so that temperatures can be annealed in a jitted training step.
+
+    What is asked here is known without compiling.
+    """
     chex.clear_trace_counter()
 
     @jax.jit
@@ -329,7 +351,7 @@ def test_new_values_are_not_traced_again(route):
     names = ("min_variance", "mass_epsilon", "mass_scale", "assignment_temperature")
     for seed in (1, 2):
         constants = dict.fromkeys(names, seed / 10)
-        routed(route.arrays(seed), np.full(2, 0.1 * seed, np.float32), constants)
+        routed.eval_shape(route.arrays(seed), np.full(2, 0.1 * seed, np.float32), constants)
 
 
 @each_route

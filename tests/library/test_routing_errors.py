@@ -29,8 +29,9 @@ def assert_refused(route, name, value, error):
 @each_route
 def test_right_arguments_are_taken(route):
     arrays = route.arrays()
-    route.function(*arrays)
-    route.function(*(jax.numpy.asarray(x) for x in arrays), num_iterations=1)
+    in_jax = [jax.numpy.asarray(x) for x in arrays]
+    jax.eval_shape(lambda: route.function(*arrays))
+    jax.eval_shape(lambda: route.function(*in_jax, num_iterations=1))
 
 
 @each_route
@@ -106,17 +107,20 @@ def test_a_number_is_the_inverse_temperature_of_all_iterations(route):
     ids=str,
 )
 def test_what_is_computed_in_is_not_decided_by_an_options_dtype(route, options, x64):
+    """The programs, of the routing and of its gradient, are the same."""
     arrays = route.arrays()
     plain = {name: float(value) for name, value in options.items()}
-    for each in (lambda **given: route.function(*arrays, **given), gradient_of(route, arrays)):
-        jax.tree.map(np.testing.assert_array_equal, each(**options), each(**plain))
-    assert route.function(*arrays, **options).poses.dtype == np.float32
 
+    def routed(given):
+        return lambda *arrays: route.function(*arrays, **given)
 
-def gradient_of(route, arrays):
-    return lambda **given: jax.grad(lambda *arrays: route.function(*arrays, **given).poses.sum())(
-        *arrays
-    )
+    def gradient(given):
+        return jax.grad(lambda *arrays: routed(given)(*arrays).poses.sum())
+
+    for each in (routed, gradient):
+        ours, expected = (jax.jit(each(given)).lower(*arrays) for given in (options, plain))
+        assert ours.as_text() == expected.as_text()
+    assert jax.eval_shape(routed(options), *arrays).poses.dtype == np.float32
 
 
 @pytest.mark.parametrize(

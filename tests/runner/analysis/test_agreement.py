@@ -1,5 +1,7 @@
 """What routing decides: extremes whose numbers are known, and sharp routing against soft."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from experiments.analysis.agreement import agreement_table, make_agreement
 LABELS = np.array([0, 2, 1])
 
 
+@functools.cache
 def measured(**routing):
     model = CapsNet(3, 4, 2, (2, 2), RoutingOptions(num_iterations=2, **routing))
     wide = jnp.asarray(np.random.default_rng(0).normal(size=(3, 22, 22, 1)), jnp.float32)

@@ -1,6 +1,7 @@
 """The convolutional network that capsules are compared with."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -33,8 +34,9 @@ def test_it_has_the_papers_number_of_parameters():
 
 def test_its_layers_are_the_papers():
     images = np.random.default_rng(0).normal(size=(2, 9, 8, 1)).astype(np.float32)
-    variables = SMALL.init(jax.random.key(0), images)
-    probabilities, out = SMALL.apply(variables, images)
+    (probabilities, out), variables = jax.device_get(
+        jax.jit(SMALL.init_with_output)(jax.random.key(0), images)
+    )
     chex.assert_shape([out["conv_1"], out["conv_2"]], [(2, 4, 4, 2), (2, 2, 2, 3)])
     weights, padded = (
         variables["params"]["conv_1"],
@@ -96,7 +98,9 @@ def test_a_step_is_the_same_on_one_and_two_devices():
     chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
     batch = batches(0)
     intermediates = [
-        network_intermediates(config, model, state.params, batch.images, 0, keys)
+        jax.jit(functools.partial(network_intermediates, config, model))(
+            state.params, batch.images, 0, keys
+        )
         for keys in (None, batch.dropout_keys)
     ]
     logits = list(map(class_logits, intermediates))

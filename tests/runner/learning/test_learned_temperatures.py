@@ -47,6 +47,21 @@ def moved(params):
     }
 
 
+def init(model, given):
+    return jax.jit(model.init)(jax.random.key(0), given)["params"]
+
+
+def apply(model, params, given):
+    """The class capsules."""
+    return jax.jit(lambda params, given: model.apply({"params": params}, given)[0])(params, given)
+
+
+@functools.cache
+def value_and_gradient(routing):
+    """Of the loss, compiled once for the tests that look at it."""
+    return jax.jit(jax.value_and_grad(functools.partial(loss, network(routing))))
+
+
 def loss(model, params, given):
     capsules, _ = model.apply({"params": params}, given)
     return (
@@ -56,20 +71,22 @@ def loss(model, params, given):
 
 
 def test_each_layer_begins_with_the_temperature_that_is_given():
-    params = network(LEARNING).init(jax.random.key(0), images(jnp.float32))["params"]
+    params = init(network(LEARNING), images(jnp.float32))
     fixed = dataclasses.replace(
         LEARNING, assignment_temperature_rate=0.0, inverse_temperature_rate=0.0
     )
     learned = {(layer, name) for layer in params for name in params[layer] if name.endswith("_log")}
     assert learned == {(layer, name) for layer in ("conv_caps_1", "class_caps") for name in NAMES}
-    capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float32))
-    expected, _ = network(fixed).apply({"params": params}, images(jnp.float32))
+    capsules, expected = (
+        apply(network(routing), params, images(jnp.float32)) for routing in (LEARNING, fixed)
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), capsules, expected)
 
 
 def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
     routing = dataclasses.replace(LEARNING, num_iterations=1)
-    params = network((routing, LEARNING)).init(jax.random.key(0), images(jnp.float32))["params"]
+    given = images(jnp.float32)
+    params = jax.eval_shape(network((routing, LEARNING)).init, jax.random.key(0), given)["params"]
     assert {name for name in params["conv_caps_1"] if name.endswith("_log")} == {
         "inverse_temperature_log"
     }
@@ -77,7 +94,7 @@ def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
 
 
 def test_a_layer_routes_with_what_it_has_learned(x64):
-    params = moved(network(LEARNING).init(jax.random.key(0), images(jnp.float64))["params"])
+    params = moved(init(network(LEARNING), images(jnp.float64)))
     learned = [LEARNING.learned(params[layer]) for layer in ("conv_caps_1", "class_caps")]
     temperatures = [
         (float(routing.assignment_temperature), float(routing.inverse_temperature))
@@ -92,22 +109,26 @@ def test_a_layer_routes_with_what_it_has_learned(x64):
         )
         for one, other in temperatures
     )
-    capsules, _ = network(LEARNING).apply({"params": params}, images(jnp.float64))
-    expected, _ = network(fixed).apply({"params": params}, images(jnp.float64))
+    capsules, expected = (
+        apply(network(routing), params, images(jnp.float64)) for routing in (LEARNING, fixed)
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), capsules, expected)
 
 
-@pytest.mark.parametrize("implementation", ["streamed", "dense"])
+@pytest.mark.parametrize(
+    "implementation", ["streamed", pytest.param("dense", marks=pytest.mark.slow)]
+)
 def test_their_gradient_is_that_of_differences(implementation, x64):
-    model = network(dataclasses.replace(LEARNING, num_iterations=3, implementation=implementation))
+    routing = dataclasses.replace(LEARNING, implementation=implementation)
     given, step = images(jnp.float64), 1e-5
-    params = moved(model.init(jax.random.key(0), given)["params"])
-    at = jax.jit(lambda params: loss(model, params, given))
-    gradient = jax.jit(jax.grad(at))(params)
+    params = moved(init(network(routing), given))
+    _, gradient = value_and_gradient(routing)(params, given)
     for layer in ("conv_caps_1", "class_caps"):
         for name in NAMES:
             low, high = (
-                at(params | {layer: params[layer] | {name: params[layer][name] + d}})
+                value_and_gradient(routing)(
+                    params | {layer: params[layer] | {name: params[layer][name] + d}}, given
+                )[0]
                 for d in (-step, step)
             )
             assert gradient[layer][name] == pytest.approx(
@@ -119,7 +140,7 @@ def test_their_gradient_is_that_of_differences(implementation, x64):
 def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
     whole, shared = network(LEARNING), network(LEARNING, "types")
     given = images(jnp.float64)
-    params = moved(whole.init(jax.random.key(0), given)["params"])
+    params = moved(init(whole, given))
     mesh = Mesh(np.array(jax.devices()[:2]), ("types",))
     specs = emcaps.partition_specs(params, "types")
     assert specs["conv_caps_1"]["assignment_temperature_log"] == PartitionSpec()
@@ -129,7 +150,7 @@ def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
         in_specs=(specs,),
         out_specs=specs,
     )
-    expected = jax.jit(jax.grad(lambda params: loss(whole, params, given)))(params)
+    _, expected = value_and_gradient(LEARNING)(params, given)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12),
         jax.jit(divided)(params),
@@ -184,7 +205,7 @@ def test_the_procedures_of_others_learn_no_temperatures():
 def test_a_classifier_keeps_them(tmp_path):
     fixed = tiny_run.classifier()
     model = fixed.model.clone(routing=dataclasses.replace(LEARNING, num_iterations=2))
-    params = moved(model.init(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"])
+    params = moved(init(model, jnp.zeros((1, 13, 13, 2))))
     classifier = dataclasses.replace(fixed, model=model, params=params)
     emcaps.pretrained.save_classifier(tmp_path / "learned.safetensors", classifier)
     loaded = emcaps.pretrained.load_classifier(tmp_path / "learned.safetensors")
@@ -215,9 +236,9 @@ def test_a_temperature_that_is_learned_has_no_schedule(moved):
 
 def test_a_run_logs_and_draws_them(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})
-    config = dataclasses.replace(
-        tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, routing=LEARNING)
-    )
+    routing = dataclasses.replace(LEARNING, num_iterations=1)
+    model = dataclasses.replace(tiny_run.MODEL, routing=routing, class_iterations=2)
+    config = dataclasses.replace(tiny_run.CONFIG, model=model)
     loop.train(config, tiny_run.dataset(), tmp_path)
     records = [record for record in read_records(tmp_path) if record["split"] == "temperatures"]
     assert [record["step"] for record in records] == [4, 6]
