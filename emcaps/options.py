@@ -28,8 +28,8 @@ from emcaps.receptive_field import ReceptiveField
 class RoutingOptions:
     """How EM routing is done, for functions and modules alike.
 
-    The defaults are the recipe that trains, `TRAINABLE` (BUILD_NOTES.md has the evidence); the
-    paper's procedure is `PAPER`. All numbers that are not marked static, which shape the compiled
+    The defaults are the recipe that trains, `TRAINABLE` (the evidence is in design/recipe.md of the
+    documentation); the paper's procedure is `PAPER`. All numbers that are not marked static, which shape the compiled
     program, may be scalar arrays, traced ones too. A record with arrays has no hash, and cannot be
     the static argument of a compiled function.
 
@@ -224,7 +224,7 @@ class RoutingChanges(TypedDict, total=False):
 TRAINABLE = RoutingOptions()
 """The recipe that trains, with a temperate E-step and costs in standard deviations.
 
-BUILD_NOTES.md has the evidence.
+Its evidence is in design/recipe.md of the documentation.
 """
 
 PAPER = RoutingOptions(

@@ -299,11 +299,11 @@ def vote_gradient(
     weights: Sequence[jax.Array],
     center: jax.Array,
 ) -> jax.Array:
-    """The sum of all terms for the votes of some children.
+    """The gradient of all terms together for the votes of some children.
 
     Args:
         poses, transforms: of these children, `[n, 4, Q, M]` and `[n, Q, 4, J]`.
-        groups: whose coefficients are about `center`.
+        groups: of which only the coefficients are used; they are about `center`.
         weights: of these children in each group, with its scale, `[F, n, J, M]`.
         center: `[4, 4, J, M]`.
 

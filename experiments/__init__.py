@@ -1,7 +1,7 @@
 """The experiment runner: data sets, training, evaluation and pictures.
 
 It imports emcaps, never the reverse. Importing it fails in one line where it cannot work, and this
-file, which says so, is read by any Python 3.
+file, which says so, is read by Python 3.6 and newer.
 """
 
 import importlib.util
@@ -9,17 +9,21 @@ import platform
 import sys
 
 OLDEST_PYTHON = (3, 11)
-# What the extra `experiments` installs, by the names that are imported.
-REQUIRED = (
+# What emcaps and its extra `experiments` install, by the names that are imported.
+LIBRARY = ("jax", "flax", "numpy", "safetensors")
+EXTRA = (
     "tyro",
     "optax",
     "tensorflow_datasets",
     "importlib_resources",
     "PIL",
     "orbax",
+    "flatbuffers",
     "matplotlib",
     "scipy",
     "tqdm",
+    "markdown_it",
+    "mdit_py_plugins",
 )
 
 
@@ -28,7 +32,7 @@ def obstacle() -> "str | None":
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(str(number) for number in OLDEST_PYTHON)
         return f"emcaps needs Python {oldest} or newer; this is {platform.python_version()}"
-    missing = [name for name in ("jax", *REQUIRED) if importlib.util.find_spec(name) is None]
+    missing = [name for name in LIBRARY + EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         return (
             f"not installed: {', '.join(missing)}; in the folder of the checkout, run "

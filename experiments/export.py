@@ -34,7 +34,8 @@ class ExportCommand:
     """The run's folder."""
     out: Path
     """The file. One that ends in .safetensors is for load_classifier; one that ends in .stablehlo
-    is a program for jax.export.deserialize, which needs neither emcaps nor Flax."""
+    is a program for jax.export.deserialize, which needs neither emcaps nor Flax; it has
+    neither the names of the classes nor examples."""
     data_dir: Path | None = None
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
     dataset: Path | None = None

@@ -15,8 +15,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from emcaps.pretrained import Classifier, load_classifier
+from emcaps.pretrained import PRETRAINED, Classifier, load_classifier
 from experiments.data.classes import named
+from experiments.data.dataset import AFFNIST, DRAWINGS
 from experiments.data.image_files import ImageFiles, find_images, read_images
 from experiments.devices.hardware import start_jax
 from experiments.plots.activations import predictions
@@ -26,7 +27,7 @@ from experiments.runtime.errors import UsageError, first_line
 from experiments.runtime.records import Record, check_folder, write_atomically
 from experiments.runtime.tables import aligned
 
-LIGHT_ON_DARK = ("mnist", "fashion_mnist", "affnist")  # data sets whose background is black
+LIGHT_ON_DARK = ("mnist", "fashion_mnist", AFFNIST, DRAWINGS)  # data sets whose background is black
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ def run(command: PredictCommand, typed: str) -> None:
     command.output.mkdir(parents=True, exist_ok=True)
     file = command.output / "predictions.json"
     write_atomically(file, json.dumps(record, indent=2) + "\n")
+    (command.output / "predictions.png").unlink(missing_ok=True)  # of other images
     (picture,) = draw_all(
         command.output,
         {
@@ -104,7 +106,7 @@ def run(command: PredictCommand, typed: str) -> None:
 
 def load(name: str) -> Classifier:
     """The classifier of this name, or in this file. Raises UsageError if there is none."""
-    if Path(name).is_dir():
+    if name not in PRETRAINED and Path(name).is_dir():
         raise UsageError(
             f"{name} is a folder; `python -m experiments.export --workdir {name} --out "
             "FILE.safetensors` makes a classifier of the run in it"

@@ -144,7 +144,7 @@ def to_markdown(sections: Sequence[Section]) -> str:
             lines += [in_markdown(table).markdown(), ""]
         for picture in section.pictures:
             caption = literal(picture.caption)
-            lines += [f"![{caption}](<{picture.name}.png>)", "", f"*{caption}*", ""]
+            lines += [f"![{caption}]({quote(picture.name)}.png)", "", f"*{caption}*", ""]
         lines += [*(f"- {source}" for source in section.sources), ""]
     return "\n".join(lines)
 
@@ -173,7 +173,7 @@ def in_markdown(table: Table) -> Table:
 
 def literal(text: str) -> str:
     """Markdown that shows this text, whatever stands in it."""
-    return re.sub(r"([\\`*_<>\[\]|$~])", r"\\\1", text)
+    return re.sub(r"([\\`*_<>\[\]|$~&])", r"\\\1", text)
 
 
 def to_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
@@ -212,6 +212,8 @@ def write(sections: Sequence[Section], output: Path) -> None:
     write_atomically(output / "report.md", markdown)
     figures = {picture.name: picture.figure for section in sections for picture in section.pictures}
     drawings = {name: lambda figure=figure: figure for name, figure in figures.items()}
+    for name in figures:  # of an earlier report: one that cannot be drawn now is missing
+        (output / f"{name}.png").unlink(missing_ok=True)
     try:
         draw_all(output, drawings, dpi=110)
     finally:

@@ -54,7 +54,7 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if not images:
             raise UsageError(f"the folder {path} has no files {', '.join(SUFFIXES)} in it")
         found += images
-        passed_over += [other for other in inside if other not in images]
+        passed_over += sorted(set(inside) - set(images))
     return found, passed_over
 
 

@@ -23,7 +23,7 @@ TOP = HERE.parents[1]
 TUTORIALS = HERE.parent / "tutorials"
 GENERATED = HERE / "generated"  # also autosummary's; git ignores it
 
-# Pages whose source is elsewhere, by their place in GENERATED.
+# Sources of pages that are elsewhere, and their places in GENERATED.
 ELSEWHERE = {
     TOP / "BUILD_NOTES.md": "BUILD_NOTES.md",
     TOP / ".github" / "CONTRIBUTING.md": "CONTRIBUTING.md",
@@ -236,7 +236,7 @@ def remove_stale_pages() -> None:
     pages = {GENERATED / name for name in ELSEWHERE.values()}
     pages |= {GENERATED / f"{name}.rst" for name in public_names().values()}
     for page in GENERATED.rglob("*.*"):
-        if page not in pages:
+        if page.is_file() and page not in pages:
             page.unlink()
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.documentation.notebooks [NAME ...]
 
-from the top of the repository, with the extra `docs`, runs the scripts of `experiments/tutorials`,
+from the top of the repository, with the extra `dev`, runs the scripts of `experiments/tutorials`,
 all of them or those that are named, and writes the notebook of each beside it. The script is what
 is edited: a test holds the cells of its notebook to it.
 """
@@ -16,6 +16,8 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from experiments.runtime.records import write_atomically
 
 TOP = Path(__file__).parents[2]
 TUTORIALS = TOP / "experiments" / "tutorials"
@@ -48,17 +50,21 @@ def run(book: NotebookNode) -> NotebookNode:
         resources={"metadata": {"path": str(TUTORIALS)}},
     )
     # What is imported is this checkout, wherever `emcaps` is installed.
-    executed = client.execute(env=os.environ | {"PYTHONPATH": str(TOP)})
+    paths = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
+    executed = client.execute(env=os.environ | {"PYTHONPATH": paths})
     executed.metadata = nbformat.from_dict(METADATA)
     return executed
 
 
 def main(names: Sequence[str]) -> None:
     """Write the notebooks of these tutorials, or of all."""
-    for script in sorted(TUTORIALS.glob("*.py")):
-        if not names or script.stem in names:
+    scripts = {script.stem: script for script in sorted(TUTORIALS.glob("*.py"))}
+    if unknown := set(names) - scripts.keys():
+        sys.exit(f"tutorials are {', '.join(scripts)}; got {', '.join(sorted(unknown))}")
+    for name, script in scripts.items():
+        if not names or name in names:
             path = script.with_suffix(".ipynb")
-            nbformat.write(run(notebook(script)), path)
+            write_atomically(path, nbformat.writes(run(notebook(script))) + "\n")
             print(f"{path.relative_to(TOP)}: {path.stat().st_size / 1000:.0f} kB")
 
 

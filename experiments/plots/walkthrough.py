@@ -153,7 +153,7 @@ def assignments(
     for iteration, (axes, shares) in enumerate(zip(panels, by_iteration, strict=True)):
         axes.imshow(shares[order].T, aspect="auto", interpolation="nearest", **SHARES)
         axes.set_title(
-            f"after iteration {iteration + 1}: entropy {entropies[iteration]:.2f}",
+            f"in iteration {iteration + 1}: entropy {entropies[iteration]:.2f}",
             fontsize=9,
             loc="left",
         )

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from experiments.learning.configs import TrainConfig, from_json, to_json
-from experiments.runs.event_files import EventFiles, check_installed
+from experiments.runs.event_files import EventFiles, check_installed, is_installed
 from experiments.runtime import processes
 from experiments.runtime.errors import UsageError
 from experiments.runtime.locks import lock
@@ -37,6 +37,9 @@ from experiments.runtime.records import (
     read_record,
     write_atomically,
 )
+
+FILES = ("metrics.jsonl", "result.json")
+FOLDERS = ("checkpoints", "figures", "tensorboard", "compiled")  # that training makes
 
 
 class RunDirectory:
@@ -59,7 +62,8 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
-        self._tensorboard = tensorboard
+        # Event files that are there already must not fall behind.
+        self._tensorboard = tensorboard or ((path / "tensorboard").is_dir() and is_installed())
         self._events: EventFiles | None = None
         self._config = config
         self._lock: IO[str] | None = None
@@ -95,15 +99,20 @@ class RunDirectory:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._events is not None:
-            self._events.close()
+        try:
+            if self._events is not None:
+                self._events.close()
+        finally:
+            self._leave(failed=kind is not None)
+
+    def _leave(self, failed: bool) -> None:
+        """Let other processes in. What failed before it had saved anything leaves no trace."""
         if self._lock is None:
             return
-        nothing_saved = self._begins and kind is not None and not self._has_saved()
+        nothing_saved = self._begins and failed and not self._has_saved()
         if nothing_saved:
-            written = (self.checkpoints, self.figures)
-            for folder in (*written, self.path / "compiled", self.path / "tensorboard"):
-                shutil.rmtree(folder, ignore_errors=True)
+            for name in FOLDERS:
+                shutil.rmtree(self.path / name, ignore_errors=True)
             for file in ("config.json", "metrics.jsonl"):
                 (self.path / file).unlink(missing_ok=True)
         self._lock.close()
@@ -188,10 +197,7 @@ def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
                 f"{path} holds an unfinished run of this config; give --resume to continue it, or "
                 "choose another folder"
             )
-    elif any(
-        (path / name).exists()
-        for name in ("metrics.jsonl", "checkpoints", "figures", "result.json")
-    ):
+    elif any((path / name).exists() for name in (*FILES, *FOLDERS)):
         raise UsageError(
             f"{path} holds files of something else (no config.json); choose another folder"
         )

@@ -17,9 +17,14 @@ from experiments.runtime.records import Record
 NO_SCALARS = ("step", "split", "seconds")  # an event has a step, a time, and names of its own
 
 
+def is_installed() -> bool:
+    """Whether event files can be written here."""
+    return importlib.util.find_spec("tensorboardX") is not None
+
+
 def check_installed() -> None:
     """Raise UsageError unless event files can be written here."""
-    if importlib.util.find_spec("tensorboardX") is None:
+    if not is_installed():
         raise UsageError("--tensorboard needs the package tensorboardX: pip install tensorboardX")
 
 
@@ -46,7 +51,8 @@ class EventFiles:
     none twice. An event is in the file when `add` returns; if it cannot be written, that is an
     error there.
 
-    An event's time is that at which its record was made, as if the run had never been interrupted.
+    An event's time is that at which its record was made, but for the seconds in which a run begins,
+    and as if it had never been interrupted.
     """
 
     def __init__(self, folder: Path, records: Sequence[Record]):
@@ -58,10 +64,15 @@ class EventFiles:
         self._began = time.time() - max((record["seconds"] for record in records), default=0)
         self._writer = EventsWriter(str(folder / "events"))
         for record in records:
-            self.add(record)
+            self._write(record)
+        self._writer.flush()
 
     def add(self, record: Record) -> None:
         """Write the event of a record."""
+        self._write(record)
+        self._writer.flush()
+
+    def _write(self, record: Record) -> None:
         # Classes that protobuf makes when it is imported, of which pyright does not know.
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
@@ -75,7 +86,6 @@ class EventFiles:
             summary=Summary(value=values),
         )
         self._writer.write_event(event)
-        self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -52,16 +52,24 @@ def parse(
             raise
         fail(first_paragraph(errors.getvalue()))
     if unknown:
-        fail(f"unknown argument {unknown[0]}{suggestion(unknown[0], flags(command))}")
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        fail(f"unknown argument {in_context(unknown[0], words)}{suggestion(unknown[0], command)}")
     return at_home(parsed)
 
 
-def suggestion(word: str, known: Sequence[str]) -> str:
+def in_context(word: str, words: Sequence[str]) -> str:
+    """A word of a command, and the flag before it, which may be one that takes no value."""
+    before = words[words.index(word) - 1] if word in words[1:] else ""
+    is_value = before.startswith("--") and not word.startswith("-")
+    return f"{word} after {before}" if is_value else word
+
+
+def suggestion(word: str, command: Any) -> str:
     """How the message about a word that is no flag goes on: with the flag that is spelled most like
     it, and how to see all.
     """
     flag = word.partition("=")[0].replace("_", "-")
-    alike = difflib.get_close_matches(flag, known, n=1)
+    alike = difflib.get_close_matches(flag, flags(command), n=1)
     return f"{f'; did you mean {alike[0]}?' if alike else ';'} --help lists all flags"
 
 
@@ -73,10 +81,17 @@ def at_home(command: Any) -> Any:
     for name, value in vars(command).items():
         if dataclasses.is_dataclass(value):
             changes[name] = at_home(value)
-        elif isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
-            changes[name] = type(value)(Path(value).expanduser())
+        elif isinstance(value, tuple):
+            changes[name] = tuple(map(_at_home, value))
+        else:
+            changes[name] = _at_home(value)
     changes = {name: value for name, value in changes.items() if value != getattr(command, name)}
     return dataclasses.replace(command, **changes) if changes else command
+
+
+def _at_home(value: Any) -> Any:
+    is_path = isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/"))
+    return type(value)(Path(value).expanduser()) if is_path else value
 
 
 def flags(command: Any) -> list[str]:
@@ -90,11 +105,11 @@ def flags(command: Any) -> list[str]:
             for extra in getattr(hint, "__metadata__", ())
             if getattr(extra, "name", None)
         ]
-        names += (
-            flags(hint)
-            if dataclasses.is_dataclass(hint)
-            else ["--" + (renamed or [name])[0].replace("_", "-")]
-        )
+        if dataclasses.is_dataclass(hint):
+            names += flags(hint)
+            continue
+        flag = (renamed or [name])[0].replace("_", "-")
+        names += [f"--{flag}", f"--no-{flag}"] if hint is bool else [f"--{flag}"]
     return names
 
 

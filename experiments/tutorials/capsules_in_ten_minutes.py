@@ -140,7 +140,8 @@ for name, activation in zip(names, classes.activations[0], strict=True):
 # The mean is the pose of the class. Votes that agree have a small variance, and that makes the
 # class active. So this is one round of finding clusters, in which clusters compete for the points.
 # (The recipe that trains, `emcaps.TRAINABLE`, compares the costs of the classes in units of their
-# standard deviation, and learns how sharp the E-step is; BUILD_NOTES.md says why.)
+# standard deviation, and learns how sharp the E-step is; [how it
+# works](../documentation/how_it_works.md) says why.)
 #
 # Below is each of the 256 capsules a column, black where its share is 1. After the first M-step
 # shares are even. Then they are sharp: nearly every capsule belongs to one class. The entropy, in

@@ -2,8 +2,11 @@
 
 import ast
 import builtins
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,13 +26,21 @@ def test_without_the_packages_a_command_says_how_to_get_them():
     done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: not installed: jax, tyro, optax, ")
+    assert line.startswith("error: not installed: jax, flax, numpy, safetensors, tyro, optax, ")
     assert line.endswith("-m pip install -e '.[experiments]'")
 
 
 def test_only_what_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(experiments, "REQUIRED", (*experiments.REQUIRED, "nosuch"))
+    monkeypatch.setattr(experiments, "EXTRA", (*experiments.EXTRA, "nosuch"))
     assert experiments.obstacle().startswith("not installed: nosuch; ")
+
+
+def test_all_that_the_extra_installs_is_looked_for():
+    extra = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {re.match(r"[\w-]+", requirement)[0] for requirement in extra["experiments"]}
+    of = importlib.metadata.packages_distributions()
+    assert all(wanted & set(of[name]) for name in experiments.EXTRA)
+    assert len(wanted) == len(experiments.EXTRA)
 
 
 def test_an_old_python_is_told_its_version(monkeypatch):

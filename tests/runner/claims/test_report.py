@@ -326,6 +326,7 @@ def test_names_are_never_taken_for_markup():
     assert f'<h2 id="{report.slugify(f"Parameters and accuracy: {name}")}">' in page
     assert page.count(html.escape(name)) == 3  # the summary, the heading and a cell
     assert f"<td>{html.escape(name)}</td>" in page and "<script>" not in page
+    assert f'src="data:image/png;base64,{base64.b64encode(b"PNG").decode()}"' in page
 
 
 def test_what_was_not_run_is_left_out(folder):
