@@ -29,9 +29,9 @@ class RoutingOptions:
     """How EM routing is done, for functions and modules alike.
 
     The defaults are the recipe that trains, `TRAINABLE` (the evidence is in design/recipe.md of the
-    documentation); the paper's procedure is `PAPER`. All numbers that are not marked static, which shape the compiled
-    program, may be scalar arrays, traced ones too. A record with arrays has no hash, and cannot be
-    the static argument of a compiled function.
+    documentation); the paper's procedure is `PAPER`. All numbers that are not marked static, which
+    shape the compiled program, may be scalar arrays, traced ones too. A record with arrays has no
+    hash, and cannot be the static argument of a compiled function.
 
     Attributes:
         num_iterations: T >= 1 M-steps, with T - 1 E-steps between them. Static.

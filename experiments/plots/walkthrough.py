@@ -136,7 +136,7 @@ def product(matrices: Mapping[str, jax.typing.ArrayLike], signs: str = "@=") -> 
 def assignments(
     by_iteration: np.ndarray, entropies: Sequence[float], class_names: Sequence[str], label: int
 ) -> Figure:
-    """How the children of the class capsules divide themselves, after each iteration: a child a
+    """How the children of the class capsules divide themselves in each iteration: a child a
     column, ordered by where it goes in the end.
 
     Args:

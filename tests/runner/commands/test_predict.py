@@ -88,3 +88,8 @@ def test_nothing_is_written_when_an_image_cannot_be_read(folder, capsys):
     assert printed.err.startswith("error: images/1.png is no PNG, JPEG or BMP file; images/2.png ")
     assert printed.err.count("\n") == 1 and printed.out == ""
     assert not (folder / "runs").exists()
+
+
+def test_a_folder_hides_no_classifier_of_the_package(folder):
+    (folder / "mnist").mkdir()
+    assert predict.load("mnist").class_names == tuple("0123456789")

@@ -58,10 +58,11 @@ def test_a_run_in_progress_is_refused(tmp_path):
             RunDirectory(tmp_path, tiny_run.CONFIG).__enter__()
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["checkpoints", "compiled", "tensorboard"])
+def test_a_folder_of_something_else_is_refused(name, tmp_path):
     (tmp_path / "notes.txt").touch()
     check_usable(tmp_path, tiny_run.CONFIG)
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / name).mkdir()
     with pytest.raises(RunnerError, match="something else"):
         check_usable(tmp_path, tiny_run.CONFIG)
     with pytest.raises(RunnerError, match="not a folder"):

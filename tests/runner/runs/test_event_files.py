@@ -39,6 +39,7 @@ def test_a_run_that_goes_on_has_each_of_its_steps_once(tmp_path):
         run.rewind(2)
         for record in records(3, 4):
             run.append(record)
+    assert_same_events(tmp_path)
     with RunDirectory(tmp_path, tiny_run.CONFIG, tensorboard=True) as run:
         run.rewind(3)
         assert_same_events(tmp_path)
