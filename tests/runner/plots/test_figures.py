@@ -242,7 +242,7 @@ def test_children_are_ordered_by_the_class_that_they_go_to():
     even, shown = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
     assert (even == 1 / 3).all() and (np.diff(shown.argmax(0)) >= 0).all()
     np.testing.assert_array_equal(np.sort(shown.max(0)), np.sort(last.max(-1)))
-    assert figure.axes[1].get_title(loc="left") == "after iteration 2: entropy 0.40"
+    assert figure.axes[1].get_title(loc="left") == "in iteration 2: entropy 0.40"
 
 
 def test_entries_of_a_pose_are_drawn_by_how_they_change():
