@@ -132,8 +132,9 @@ def prepare(builder: Builder) -> None:
             f"{builder.name} is not in {root}, and preparing it there failed: {first_line(error)}"
         )
         if not builder.url_infos:  # made here, not fetched
-            elsewhere = "; --data-dir or TFDS_DATA_DIR names another folder"
-            raise RunnerError(failure + elsewhere * isinstance(error, OSError)) from error
+            if isinstance(error, OSError):
+                failure += "; --data-dir or TFDS_DATA_DIR names another folder"
+            raise RunnerError(failure) from error
         size = sum(info.size for info in builder.url_infos.values()) / 2**20
         raise RunnerError(
             f"{failure}\n"

@@ -73,25 +73,20 @@ def suggestion(word: str, command: Any) -> str:
     return f"{f'; did you mean {alike[0]}?' if alike else ';'} --help lists all flags"
 
 
-def at_home(command: Any) -> Any:
-    """The command with the user's folder for the `~` at the beginning of a path, which a shell
-    leaves in `--flag=~/path`.
+def at_home(value: Any) -> Any:
+    """A command, or what is in it, with the user's folder for the `~` at the beginning of a path,
+    which a shell leaves in `--flag=~/path`.
     """
-    changes: dict[str, Any] = {}
-    for name, value in vars(command).items():
-        if dataclasses.is_dataclass(value):
-            changes[name] = at_home(value)
-        elif isinstance(value, tuple):
-            changes[name] = tuple(map(_at_home, value))
-        else:
-            changes[name] = _at_home(value)
-    changes = {name: value for name, value in changes.items() if value != getattr(command, name)}
-    return dataclasses.replace(command, **changes) if changes else command
-
-
-def _at_home(value: Any) -> Any:
-    is_path = isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/"))
-    return type(value)(Path(value).expanduser()) if is_path else value
+    if isinstance(value, tuple):
+        return tuple(map(at_home, value))
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
+        return type(value)(Path(value).expanduser())
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    given = vars(value)
+    changes = {name: at_home(part) for name, part in given.items()}
+    changes = {name: part for name, part in changes.items() if part != given[name]}
+    return dataclasses.replace(value, **changes) if changes else value
 
 
 def flags(command: Any) -> list[str]:
