@@ -17,7 +17,11 @@ from experiments.plots.style import NEUTRAL, PREDICTED, TRUE, plain
 
 
 def reconstructions(
-    image: np.ndarray, decoded: np.ndarray, amounts: Sequence[float], entry_names: Sequence[str]
+    image: np.ndarray,
+    decoded: np.ndarray,
+    amounts: Sequence[float],
+    entry_names: Sequence[str],
+    unit: str = "",
 ) -> Figure:
     """What one entry of a capsule's pose means: images decoded while it moves, an entry a row.
 
@@ -26,12 +30,13 @@ def reconstructions(
         decoded: in [0, 1], `[entries, len(amounts), H, W, C]`.
         amounts: added to the entry, increasing.
         entry_names: `[entries]`.
+        unit: of the amounts, as the title has it.
     """
     rows = -(-len(decoded) // 2)
     figure = Figure(figsize=(13, 0.55 * rows + 1.1), layout="constrained")
     figure.suptitle(
         "Images decoded from a class capsule's pose while one of its entries moves from "
-        f"{amounts[0]:+g} to {amounts[-1]:+g}"
+        f"{amounts[0]:+g} to {amounts[-1]:+g}{unit}"
     )
     side, *halves = figure.subfigures(
         1, 3, squeeze=False, width_ratios=[1.2, len(amounts), len(amounts)]

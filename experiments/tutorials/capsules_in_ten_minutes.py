@@ -8,11 +8,12 @@
 #
 # This is a walk from one image to its class, through a trained network that comes with the package:
 # the one of [Matrix capsules with EM routing](https://openreview.net/forum?id=HJWLfGWRb) (Hinton,
-# Sabour, Frosst 2018). After it come two experiments on what is often said of capsules: that a pose
-# follows the object, and that a face with its parts in the wrong places is no face.
+# Sabour, Frosst 2018). After it come three experiments on what is often said of capsules: that a
+# pose follows the object, that a face with its parts in the wrong places is no face, and that each
+# entry of a pose means something.
 #
-# Nothing is downloaded. On two cores all of it takes about two minutes, most of them to train the
-# network of the last section.
+# Nothing is downloaded. On two cores all of it takes about two and a half minutes, most of them to
+# train the networks of the last two sections.
 
 # %%
 # %matplotlib inline
@@ -28,10 +29,12 @@ import optax
 
 from emcaps import CapsNet, em_routing, spread_loss
 from emcaps.diagnostics import diagnose, results_by_iteration
+from emcaps.dynamic import Decoder, reconstruction_loss
 from emcaps.pretrained import load_classifier
 from experiments.analysis import convergence
 from experiments.data.line_drawings import OBJECTS, draw
 from experiments.plots import walkthrough
+from experiments.plots.capsules import reconstructions
 
 matplotlib.rcParams["figure.dpi"] = 120
 
@@ -169,12 +172,9 @@ walkthrough.gathered_votes(measured, cropped, HUMAN, names)
 # %% [markdown]
 # ## Poses follow the object
 #
-# The pose should change when the object moves, and its activation should not. Pictures of this
-# often show the other direction: an entry of the pose is moved, and a decoder draws what that
-# means. The weights here come without a decoder, so we move the toy, pixel by pixel, and look at
-# the pose.
-# (`python -m experiments.train --reconstruction` trains a decoder, and `python -m
-# experiments.figures` draws the images.)
+# The pose should change when the object moves, and its activation should not. We move the toy,
+# pixel by pixel, and look at both. (The last section goes the other way: it moves the pose and
+# draws the object.)
 
 # %%
 shifts = np.arange(-4, 5)
@@ -277,6 +277,90 @@ walkthrough.activations_of_the_moved(
 # longer, and CNNs beside them. [What it found](../documentation/claims.md) is the same: all of
 # them still see a face, and capsules are as sure of it as a CNN. That capsules need the parts in
 # their places is a good story, which our measurements do not bear out.
+
+# %% [markdown]
+# ## What an entry of a pose means
+#
+# What does the network know of a face besides that it is one? A decoder can tell: a small network
+# that is given the pose of one class capsule, nothing else, and learns to draw the image. The
+# capsules stay as they are. Drawings of a class change its pose by little, so the decoder is given
+# the pose in standard deviations from the mean of its class.
+
+# %%
+DECODER_STEPS = 600
+decoder = Decoder(image_shape=(28, 28, 1))
+decoder_optimizer = optax.adam(1e-3)
+
+
+def poses_of(images):
+    """The poses of all classes, `[number, classes, 4, 4]`."""
+    return model.apply({"params": params}, images)[0].poses
+
+
+images, labels = drawings(jax.random.key(3), 1000)
+drawing_poses = jax.jit(poses_of)(images)
+of_class = [drawing_poses[labels == label, label] for label in range(len(drawing_names))]
+mean = jnp.stack([each.mean(0) for each in of_class])
+deviation = jnp.stack([each.std(0) for each in of_class])
+
+
+def decoder_loss(decoder_params, images, labels):
+    """The mean squared distance of the drawn images to the images."""
+    drawn = decoder.apply({"params": decoder_params}, (poses_of(images) - mean) / deviation, labels)
+    return reconstruction_loss(images, drawn).mean()
+
+
+@jax.jit
+def decoder_step(decoder_params, state, key):
+    """One step of the decoder on new drawings."""
+    loss, gradient = jax.value_and_grad(decoder_loss)(decoder_params, *drawings(key, 2 * BATCH))
+    updates, state = decoder_optimizer.update(gradient, state)
+    return optax.apply_updates(decoder_params, updates), state, loss
+
+
+decoder_params = jax.jit(decoder.init)(jax.random.key(4), drawing_poses, labels)["params"]
+state = decoder_optimizer.init(decoder_params)
+decoder_losses = []
+for index in range(DECODER_STEPS):
+    key = jax.random.fold_in(jax.random.key(5), index)
+    decoder_params, state, loss = decoder_step(decoder_params, state, key)
+    decoder_losses.append(float(loss))
+    if (index + 1) % 150 == 0:
+        print(f"step {index + 1}: squared distance {np.mean(decoder_losses[-50:]):.0f}")
+
+blurred = jnp.stack([images[labels == label].mean(0) for label in range(len(drawing_names))])
+blurred_loss = float(reconstruction_loss(images, blurred[labels]).mean())
+print(f"the mean drawing of each class instead: {blurred_loss:.0f}")
+
+# %% [markdown]
+# From the pose alone it draws closer to the image than the mean drawing of the class is. So the
+# pose holds something of each face. Now one entry after the other moves, in a row each, and the
+# decoder draws.
+
+# %%
+amounts = np.linspace(-2.5, 2.5, 5)
+standardized = ((drawing_poses - mean) / deviation)[FACE]  # of images[FACE], [classes, 4, 4]
+entries = jnp.eye(16).reshape(16, 1, 4, 4)
+moved = jnp.tile(standardized, (16, len(amounts), 1, 1, 1))
+moved = moved.at[:, :, FACE].add(entries * amounts[:, None, None])
+moved = moved.reshape(-1, *standardized.shape)
+decoded = decoder.apply({"params": decoder_params}, moved, jnp.full(len(moved), FACE))
+decoded = np.asarray(decoded).reshape(16, len(amounts), 28, 28, 1)
+
+reconstructions(
+    np.asarray(images[FACE]),
+    decoded,
+    amounts,
+    [f"row {row}, column {column}" for row in range(1, 5) for column in range(1, 5)],
+    unit=" standard deviations",
+)
+
+# %% [markdown]
+# Entries turn the face, change its size, or turn a square outline into a round one; most do
+# several of these at once, as the entries did that followed the toy. Nobody has asked them to be
+# told apart. In "Dynamic Routing Between Capsules" capsules and decoder are trained together, on
+# digits: `python -m experiments.train --dataset mnist --reconstruction` does that, and [the
+# claims](../documentation/claims.md#what-it-looks-like) show what it draws.
 #
 # ## Where to read on
 #
