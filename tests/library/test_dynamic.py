@@ -244,7 +244,7 @@ def test_squash_keeps_directions_and_small_squares():
     np.testing.assert_array_equal(slope, 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_low_precision_is_computed_in_float32(dtype):
     votes = votes_like(2, 50, 4, 8).astype(dtype)
     result, exact = (jax.device_get(dynamic_routing(votes.astype(d))) for d in (dtype, np.float32))

@@ -12,19 +12,24 @@ import routing_cases
 from emcaps import class_em_routing, conv_em_routing, em_routing
 
 each_implementation = pytest.mark.parametrize("implementation", routing_cases.IMPLEMENTATIONS)
-
-
 each_other_implementation = pytest.mark.parametrize(
     "implementation", [name for name in routing_cases.IMPLEMENTATIONS if name != "streamed"]
 )
 
 
-def seeds(number, quick):
-    """Of so many cases the first few; the others take part when slow tests are asked for."""
-    return [
-        seed if seed < quick else pytest.param(seed, marks=pytest.mark.slow)
-        for seed in range(number)
-    ]
+def each_case(number, float64, float32):
+    """So many cases in each precision, of which so many first ones are quick. Six share a
+    program.
+    """
+    return pytest.mark.parametrize(
+        ("dtype", "seed"),
+        [
+            pytest.param(dtype, seed, marks=[] if seed < quick else pytest.mark.slow)
+            for dtype, quick in (("float64", float64), ("float32", float32))
+            for seed in range(number)
+        ],
+        indirect=["dtype"],
+    )
 
 
 def assert_like_oracle(function, oracle, case, dtype):
@@ -46,19 +51,19 @@ def assert_like_oracle(function, oracle, case, dtype):
     routing_cases.assert_results_close(result, expected, tolerance)
 
 
-@pytest.mark.parametrize("seed", seeds(36, quick=18))
+@each_case(36, float64=18, float32=18)
 def test_em_routing_is_procedure_1(seed, dtype):
     assert_like_oracle(em_routing, oracle.em_routing, routing_cases.em_case(seed), dtype)
 
 
-@pytest.mark.parametrize("seed", seeds(36, quick=18))
+@each_case(36, float64=18, float32=6)
 def test_conv_em_routing_is_procedure_1(seed, dtype):
     assert_like_oracle(
         conv_em_routing, oracle.conv_em_routing, routing_cases.conv_case(seed), dtype
     )
 
 
-@pytest.mark.parametrize("seed", seeds(16, quick=6))
+@each_case(16, float64=6, float32=6)
 def test_class_em_routing_is_procedure_1(seed, dtype):
     assert_like_oracle(
         class_em_routing, oracle.class_em_routing, routing_cases.class_case(seed), dtype
@@ -69,7 +74,10 @@ def test_class_em_routing_is_procedure_1(seed, dtype):
 
 
 @each_other_implementation
-@pytest.mark.parametrize("seed", seeds(36, quick=6))
+@pytest.mark.parametrize(
+    "seed",
+    [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 36))],
+)
 def test_conv_em_routing_is_procedure_1_however_votes_are_held(seed, implementation, x64):
     function = functools.partial(conv_em_routing, implementation=implementation)
     case = routing_cases.conv_case(seed)
