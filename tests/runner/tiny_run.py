@@ -27,7 +27,7 @@ IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(
     conv_channels=4,
     primary_capsules=2,
-    conv_capsules=(3,),
+    conv_capsules=(2,),  # of which two devices can have one each
     routing=RoutingOptions(num_iterations=1),
     class_iterations=None,
 )
@@ -43,7 +43,7 @@ CONFIG = TrainConfig(
 # The same as flags of `experiments.train`, whose programs the tests share.
 FLAGS = (
     "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
-    "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
+    "--conv-channels 4 --primary-capsules 2 --conv-capsules 2 --num-iterations 1"
 ).split()
 
 

@@ -359,6 +359,7 @@ def test_only_toynorb_has_the_cnn_trained_unasked():
     assert not flags.default_command(["--model", "cnn"]).baseline
 
 
+@pytest.mark.slow
 def test_a_wrong_command_gets_one_line_and_writes_nothing(tmp_path):
     command = [sys.executable, "-m", "experiments.train", "--dataset", "nosuch"]
     done = subprocess.run(
