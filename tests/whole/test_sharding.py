@@ -168,7 +168,7 @@ def test_examples_routed_alone_stay_where_they_are(name, way, sums, x64):
     check_route(way, name, np.float64, 1e-9, sums)
 
 
-@SLOW
+@pytest.mark.slow
 def test_automatic_axes_sum_the_gradient_of_costs_once(x64):
     """Besides, all devices ask in each of the three iterations whether any has lost digits."""
     check_route("automatic", "em", np.float64, 1e-9, sums=4)
