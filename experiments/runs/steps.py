@@ -23,6 +23,7 @@ from experiments.learning.network import (
 from experiments.learning.scoring import Scores, make_evaluator
 from experiments.learning.step import Metrics, TrainState, init_state, make_train_step
 from experiments.runs.divergence import Guard, copied, examined
+from experiments.runtime import processes
 from experiments.runtime.records import Record
 
 DIAGNOSED = 64  # test images whose routing is described beside each evaluation
@@ -92,13 +93,18 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
             config, model, params, evaluation_view(config.images, images), step
         )
 
+    def diagnose_on_one_device(params: Any, step: int) -> Any:
+        # How the compiler would divide it among several is, in the program, an address of this
+        # process: no other run would find it among what is compiled already.
+        return jax.device_get(diagnose(jax.tree.map(processes.fetch, params), diagnosed, step))
+
     intermediates = functools.partial(network_intermediates, config, shared)
     return Programs(
         begin=begin,
         step=parallelize(step, execution),
         examine=parallelize(examined(step, intermediates), execution),
         evaluate=make_evaluator(config, shared, execution.mesh),
-        diagnose=lambda params, step: jax.device_get(diagnose(params, diagnosed, step)),
+        diagnose=diagnose_on_one_device,
         temperatures=make_temperatures(model),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 
 from emcaps import class_em_routing, conv_em_routing, em_routing
 
@@ -205,6 +206,18 @@ ROUTES = {
     **{f"conv-{name}": with_implementation(CONV_ROUTE, name) for name in IMPLEMENTATIONS},
     "class": CLASS_ROUTE,
 }
+
+
+def quick(routes, *names):
+    """Of these routes those of some names; the others take part when slow tests are asked for."""
+    return pytest.mark.parametrize(
+        "route",
+        [
+            pytest.param(route, marks=[] if name in names else pytest.mark.slow)
+            for name, route in routes.items()
+        ],
+        ids=routes,
+    )
 
 
 def settings(num_iterations=3, dtype=np.float32):

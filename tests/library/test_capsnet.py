@@ -1,5 +1,7 @@
 """The Flax modules and the whole network."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,20 @@ from emcaps.dynamic import DynamicCapsNet
 SMALL = dict(conv_channels=6, primary_capsules=2, conv_capsules=(3, 2))
 # Where routing is beside the point, a program that compiles faster.
 ONE_ITERATION = RoutingOptions(num_iterations=1)
+SMALLEST = CapsNet(3, 4, 2, (3,), ONE_ITERATION)
+IMAGES = np.random.default_rng(0).uniform(size=(4, 18, 18, 1)).astype(np.float32)
+
+
+@functools.cache
+def variables():
+    """Those of `SMALLEST`."""
+    return jax.jit(SMALLEST.init)(jax.random.key(0), IMAGES)
+
+
+@functools.cache
+def applied():
+    """`SMALLEST`, of variables and images."""
+    return jax.jit(SMALLEST.apply)
 
 
 def count(params):
@@ -150,15 +166,26 @@ def test_streamed_and_dense_networks_agree():
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("iterations", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
-    model = CapsNet(3, **SMALL, routing=RoutingOptions(num_iterations=iterations))
-    images = jax.random.uniform(jax.random.key(3), (6, 20, 20, 1))
-    params = jax.jit(model.init)(jax.random.key(0), images)
+@pytest.mark.parametrize(
+    "model",
+    [
+        SMALLEST,
+        *(
+            pytest.param(
+                CapsNet(3, **SMALL, routing=RoutingOptions(num_iterations=iterations)),
+                marks=pytest.mark.slow,
+            )
+            for iterations in (1, 3)
+        ),
+    ],
+    ids=["smallest", "small", "3 iterations"],
+)
+def test_every_gradient_is_finite_and_not_zero_at_the_first_step(model):
+    params = variables() if model is SMALLEST else jax.jit(model.init)(jax.random.key(0), IMAGES)
 
     def loss(params):
         return spread_loss(
-            model.apply(params, images)[0].activations, jnp.arange(6) % 3, 0.9
+            model.apply(params, IMAGES)[0].activations, jnp.arange(4) % 3, 0.9
         ).mean()
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
@@ -168,13 +195,11 @@ def test_every_gradient_is_finite_and_not_zero_at_the_first_step(iterations):
 
 
 def test_low_precision_ends_at_the_class_capsules():
-    images = jax.random.uniform(jax.random.key(1), (4, 18, 18, 1))
-    full = CapsNet(3, 4, 2, (3,), ONE_ITERATION)
-    low = full.clone(dtype=jnp.bfloat16)
-    variables = jax.jit(low.init)(jax.random.key(0), images)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    (_, expected), _ = jax.jit(full.apply)(variables, images)
-    (_, activations), intermediates = jax.jit(low.apply)(variables, images)
+    low = SMALLEST.clone(dtype=jnp.bfloat16)
+    initial = jax.eval_shape(low.init, jax.random.key(0), IMAGES)
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {np.dtype("float32")}
+    (_, expected), _ = applied()(variables(), IMAGES)
+    (_, activations), intermediates = jax.jit(low.apply)(variables(), IMAGES)
     routed = intermediates["conv_caps_1"]
     below = [
         intermediates["conv"],
@@ -189,13 +214,11 @@ def test_low_precision_ends_at_the_class_capsules():
     assert np.abs(activations - expected).max() > 0
 
 
+# Routing has this law for itself, and nothing else in the network sees two examples.
+@pytest.mark.slow
 def test_an_examples_result_does_not_depend_on_its_batch():
-    model = CapsNet(3, 4, 2, (3,), ONE_ITERATION)
-    images = jax.random.uniform(jax.random.key(4), (4, 18, 18, 1))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    apply = jax.jit(model.apply)
-    together = apply(variables, images)[0].activations
-    alone = apply(variables, images[3:4])[0].activations
+    together = applied()(variables(), IMAGES)[0].activations
+    alone = applied()(variables(), IMAGES[3:4])[0].activations
     np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -247,32 +270,35 @@ def test_class_capsules_add_the_coordinates_of_receptive_field_centers():
     children = Capsules(jnp.zeros((1, 3, 2, 1, 4, 4)), jnp.ones((1, 3, 2, 1)))
     rows, columns = np.array([0.1, 0.3, 0.8]), np.array([0.2, 0.7])
     layer = ClassCaps(2, RoutingOptions(num_iterations=1))
-    variables = layer.init(jax.random.key(0), children)
-    poses = layer.apply(variables, children, (rows, columns)).poses[0, 0, 0]
+
+    @jax.jit
+    def poses_of_classes(children):
+        variables = layer.init(jax.random.key(0), children)
+        return layer.apply(variables, children, (rows, columns)).poses[0, 0, 0]
+
     expected = np.zeros((2, 4, 4))
     expected[:, 0, 3], expected[:, 1, 3] = rows.mean(), columns.mean()
-    np.testing.assert_allclose(poses, expected, atol=1e-6)
+    np.testing.assert_allclose(poses_of_classes(children), expected, atol=1e-6)
 
 
 def test_works_as_an_nnx_module():
-    images = jnp.zeros((1, 13, 13, 1))
-    model = nnx.bridge.ToNNX(
-        CapsNet(3, 4, 2, (2,), routing=ONE_ITERATION), rngs=nnx.Rngs(0)
-    ).lazy_init(images)
-    capsules, _ = model(images)
-    chex.assert_shape(capsules.activations, (1, 3))
+    @nnx.jit
+    def activations(images):
+        model = nnx.bridge.ToNNX(SMALLEST, rngs=nnx.Rngs(0)).lazy_init(images)
+        return model(images)[0].activations
+
+    chex.assert_shape(activations(IMAGES[:1]), (1, 3))
 
 
 def test_the_same_network_is_not_traced_twice():
-    model = CapsNet(3, 4, 2, (3,), ONE_ITERATION)
-    images = np.random.default_rng(0).uniform(size=(2, 1, 18, 18, 1)).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images[0])
+    """What is asked here is known without compiling."""
     chex.clear_trace_counter()
     apply = jax.jit(
-        chex.assert_max_traces(lambda variables, images: model.apply(variables, images)[0], n=1)
+        chex.assert_max_traces(lambda variables, images: SMALLEST.apply(variables, images)[0], n=1)
     )
-    for given in images:
-        apply(variables, given)
+    initial = jax.eval_shape(SMALLEST.init, jax.random.key(0), IMAGES)
+    for given in (IMAGES, 1 - IMAGES):
+        apply.eval_shape(initial, given)
 
 
 def test_public_names_are_there():

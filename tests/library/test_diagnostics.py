@@ -56,7 +56,7 @@ def mean_entropy(shares_of_children):
     return np.mean(entropies)
 
 
-@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("stride", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_entropy_is_that_of_each_child_over_all_parents_that_it_reaches(stride):
     result = conv_em_routing(
         *routing_cases.CONV_ROUTE.arrays(), stride=stride, **routing_cases.settings()
@@ -159,7 +159,8 @@ def test_results_by_iteration_are_those_of_a_network_with_fewer_iterations(netwo
 def test_one_routing_for_all_layers_serves_too(network):
     model, variables, images = network
     model = model.clone(routing=RoutingOptions(num_iterations=2))
-    chex.assert_shape(diagnose_iterations(model, variables, images)["class_caps"].dead, (2,))
+    found = jax.eval_shape(lambda *arrays: diagnose_iterations(model, *arrays), variables, images)
+    chex.assert_shape(found["class_caps"].dead, (2,))
 
 
 def test_jit_changes_nothing(network):
@@ -168,6 +169,12 @@ def test_jit_changes_nothing(network):
     chex.assert_trees_all_close(
         jax.jit(diagnose_layers)(intermediates), diagnose_layers(intermediates), rtol=1e-6
     )
+
+
+# Its parts are jitted above; that it can be traced as a whole, another test shows.
+@pytest.mark.slow
+def test_jit_changes_nothing_of_iterations(network):
+    model, variables, images = network
     jitted = jax.jit(lambda *arrays: diagnose_iterations(model, *arrays))(variables, images)
     chex.assert_trees_all_close(
         jitted, diagnose_iterations(model, variables, images), rtol=1e-4, atol=1e-6

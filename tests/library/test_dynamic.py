@@ -2,6 +2,8 @@
 errors.
 """
 
+import functools
+import itertools
 import math
 import re
 
@@ -38,8 +40,16 @@ def loops(votes, num_iterations):
     return v, c
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2, 3, 5])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 3), (5, 1, 8), (7, 4, 16)])
+QUICK = [((1, 4, 3), 3), ((5, 1, 8), 3), ((7, 4, 16), 1), ((7, 4, 16), 3)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_iterations"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        for case in itertools.product([(1, 1, 1), (1, 4, 3), (5, 1, 8), (7, 4, 16)], [1, 2, 3, 5])
+    ],
+)
 def test_routing_equals_the_oracle(sizes, num_iterations, x64):
     for scale in (1e-2, 1.0, 10.0):
         votes = votes_like(3, *sizes, scale=scale, dtype=np.float64)
@@ -179,7 +189,17 @@ def test_gradients(num_iterations, order, x64):
     votes = votes_like(2, 4, 3, 5, dtype=np.float64)
     routed = jax.jit(lambda votes: dynamic_routing(votes, num_iterations=num_iterations))
     check_grads(routed, (votes,), order, eps=1e-5, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_squash(x64):
+    votes = votes_like(2, 4, 3, 5, dtype=np.float64)
     check_grads(jax.jit(squash), (votes,), order=1, eps=1e-6, rtol=1e-7, atol=1e-7)
+
+
+# Above they are held to those of stored votes.
+@pytest.mark.slow
+@pytest.mark.parametrize("num_iterations, order", [(3, 1), (1, 1), (3, 2)])
+def test_gradients_of_votes_that_are_not_stored(num_iterations, order, x64):
     children, transforms = (
         votes_like(2, 4, 3, dtype=np.float64),
         votes_like(4, 3, 3, 5, seed=1, dtype=np.float64),
@@ -204,16 +224,16 @@ def test_gradients(num_iterations, order, x64):
     ids=["zero", "equal", "tiny", "large", "huge"],
 )
 def test_extremes_give_finite_numbers(votes):
-    def total(votes):
-        result = dynamic_routing(votes, num_iterations=5)
-        return (
-            result.poses.sum() + result.activations.sum() + result.activation_logits.sum(),
-            result,
-        )
-
-    gradient, result = jax.jit(jax.grad(total, has_aux=True))(votes)
+    gradient, result = gradient_and_result(votes)
     chex.assert_tree_all_finite((gradient, result))
     np.testing.assert_allclose(result.couplings.sum(-1), 1, rtol=1e-5)
+
+
+@jax.jit
+@functools.partial(jax.grad, has_aux=True)
+def gradient_and_result(votes):
+    result = dynamic_routing(votes, num_iterations=5)
+    return result.poses.sum() + result.activations.sum() + result.activation_logits.sum(), result
 
 
 def test_squash_keeps_directions_and_small_squares():
@@ -224,7 +244,7 @@ def test_squash_keeps_directions_and_small_squares():
     np.testing.assert_array_equal(slope, 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_low_precision_is_computed_in_float32(dtype):
     votes = votes_like(2, 50, 4, 8).astype(dtype)
     result, exact = (jax.device_get(dynamic_routing(votes.astype(d))) for d in (dtype, np.float32))

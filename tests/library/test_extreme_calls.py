@@ -14,11 +14,12 @@ which is how float16 says so, and the same in float32 as large.
 import functools
 from typing import Any, NamedTuple
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import emcaps
@@ -27,8 +28,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 ROUTES = ("em", "conv", "class")
 LARGEST = {"float32": 1e6, "bfloat16": 1e6, "float16": 6e4}
 MOST_VOTES = 30_000  # of a call, to bound its time
-COMPLETE = dict(shapes=36, calls=2100, seed=0)
-SHORT = dict(shapes=3, calls=100, seed=1)
+COMPLETE = dict(first=0, last=35, calls=2100, seed=0)
+# Of `em_routing` in float16, of a streamed map, and of dense class capsules in bfloat16.
+SHORT = dict(first=15, last=17, calls=100, seed=1)
 
 
 class Shape(NamedTuple):
@@ -180,16 +182,18 @@ def scatter_sum(field):
     return jax.jit(field.scatter_sum)
 
 
-def route_extremes(shapes, calls, seed_of_draws):
-    """Draw so many calls of so many shapes, and check each."""
+def route_extremes(first, last, calls, seed):
+    """Draw so many calls of the shapes from the first to the last, and check each; the numbers of
+    the shapes that were drawn.
+    """
     done = []
 
-    @seed(seed_of_draws)
+    @hypothesis.seed(seed)
     @settings(
         max_examples=calls, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(
-        number=st.integers(0, shapes - 1),
+        number=st.integers(first, last),
         values_seed=st.integers(0, 2**32 - 1),
         magnitude=st.sampled_from([1e-6, 1.0, 1e6]) | st.floats(-6, 6).map(lambda power: 10**power),
         equal=st.booleans(),
@@ -206,12 +210,14 @@ def route_extremes(shapes, calls, seed_of_draws):
     return done
 
 
-def test_extreme_calls_give_what_they_should(optimized):
-    assert len(route_extremes(SHORT["shapes"], SHORT["calls"], SHORT["seed"])) >= SHORT["calls"]
+def test_extreme_calls_give_what_they_should():
+    done = route_extremes(**SHORT)
+    assert len(done) >= SHORT["calls"]
+    assert len(set(done)) == 3
 
 
 @pytest.mark.slow
 def test_two_thousand_extreme_calls_of_all_shapes_give_what_they_should(optimized):
-    done = route_extremes(COMPLETE["shapes"], COMPLETE["calls"], COMPLETE["seed"])
+    done = route_extremes(**COMPLETE)
     assert len(done) >= 2000
-    assert len(set(done)) == COMPLETE["shapes"]
+    assert len(set(done)) == 36

@@ -21,11 +21,15 @@ ROUTES = routing_cases.ROUTES
 @pytest.mark.parametrize(
     ("name", "num_iterations", "assignment_temperature", "normalize_costs"),
     [
-        ("em", 1, 1.0, False),
-        *((name, 2, 4.0, True) for name in ROUTES if name != "conv-dense"),
-        pytest.param("conv-dense", 2, 4.0, True, marks=pytest.mark.slow),
-        pytest.param("em", 3, 1.0, False, marks=pytest.mark.slow),
+        ("em", 2, 4.0, True),
+        ("conv-fused", 2, 4.0, True),
         ("conv-streamed", 3, 1.0, False),
+        pytest.param("em", 1, 1.0, False, marks=pytest.mark.slow),
+        pytest.param("em", 3, 1.0, False, marks=pytest.mark.slow),
+        pytest.param("conv-dense", 2, 4.0, True, marks=pytest.mark.slow),
+        # The gradient of the procedure is the same code for streamed and fused votes.
+        pytest.param("conv-streamed", 2, 4.0, True, marks=pytest.mark.slow),
+        pytest.param("class", 2, 4.0, True, marks=pytest.mark.slow),
     ],
 )
 def test_gradients(name, num_iterations, assignment_temperature, normalize_costs, x64):
@@ -156,8 +160,8 @@ def hard_arrays(route):
         ("em", 5, True),
         pytest.param("conv-dense", 3, True, marks=pytest.mark.slow),
         ("conv-streamed", 3, True),
-        ("em", 10, False),
-        # Extreme calls have as many iterations on maps.
+        # Extreme calls have as many iterations.
+        pytest.param("em", 10, False, marks=pytest.mark.slow),
         pytest.param("conv-streamed", 10, False, marks=pytest.mark.slow),
     ],
 )
@@ -168,8 +172,9 @@ def test_hard_inputs_give_finite_numbers(name, num_iterations, normalize_costs):
 @pytest.mark.parametrize(
     ("size", "normalize_costs"),
     [
-        ("one child", False),
         ("one parent", True),
+        # One child is there on the map.
+        pytest.param("one child", False, marks=pytest.mark.slow),
         pytest.param("one of each", True, marks=pytest.mark.slow),
     ],
 )
@@ -179,7 +184,8 @@ def test_a_single_child_or_parent_gives_finite_numbers(size, normalize_costs):
     assert_finite(routing_cases.EM_ROUTE._replace(shapes=shapes), 3, normalize_costs)
 
 
-@pytest.mark.parametrize("size", ["one child", "one parent"])
+# One parent is one parent of `em_routing` to all that sees the types together.
+@pytest.mark.parametrize("size", ["one child", pytest.param("one parent", marks=pytest.mark.slow)])
 def test_a_single_child_or_parent_type_on_the_map_gives_finite_numbers(size):
     K, J = {"one child": (1, 2), "one parent": (2, 1)}[size]
     shapes = {

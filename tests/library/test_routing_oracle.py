@@ -12,14 +12,24 @@ import routing_cases
 from emcaps import class_em_routing, conv_em_routing, em_routing
 
 each_implementation = pytest.mark.parametrize("implementation", routing_cases.IMPLEMENTATIONS)
+each_other_implementation = pytest.mark.parametrize(
+    "implementation", [name for name in routing_cases.IMPLEMENTATIONS if name != "streamed"]
+)
 
 
-def seeds(number):
-    """Of so many cases the second half takes part when slow tests are asked for."""
-    return [
-        seed if seed < number // 2 else pytest.param(seed, marks=pytest.mark.slow)
-        for seed in range(number)
-    ]
+def each_case(number, float64, float32):
+    """So many cases in each precision, of which so many first ones are quick. Six share a
+    program.
+    """
+    return pytest.mark.parametrize(
+        ("dtype", "seed"),
+        [
+            pytest.param(dtype, seed, marks=[] if seed < quick else pytest.mark.slow)
+            for dtype, quick in (("float64", float64), ("float32", float32))
+            for seed in range(number)
+        ],
+        indirect=["dtype"],
+    )
 
 
 def assert_like_oracle(function, oracle, case, dtype):
@@ -41,35 +51,58 @@ def assert_like_oracle(function, oracle, case, dtype):
     routing_cases.assert_results_close(result, expected, tolerance)
 
 
-@pytest.mark.parametrize("seed", seeds(36))
+@each_case(36, float64=18, float32=18)
 def test_em_routing_is_procedure_1(seed, dtype):
     assert_like_oracle(em_routing, oracle.em_routing, routing_cases.em_case(seed), dtype)
 
 
-# The dense implementation in float32 is what `em_routing` runs; its compilations are saved here.
-each_precision = pytest.mark.parametrize(
-    ("implementation", "dtype"),
-    [*((name, "float64") for name in routing_cases.IMPLEMENTATIONS), ("streamed", "float32")],
-    indirect=["dtype"],
+@each_case(36, float64=18, float32=6)
+def test_conv_em_routing_is_procedure_1(seed, dtype):
+    assert_like_oracle(
+        conv_em_routing, oracle.conv_em_routing, routing_cases.conv_case(seed), dtype
+    )
+
+
+@each_case(16, float64=6, float32=0)
+def test_class_em_routing_is_procedure_1(seed, dtype):
+    assert_like_oracle(
+        class_em_routing, oracle.class_em_routing, routing_cases.class_case(seed), dtype
+    )
+
+
+# Votes that are held otherwise are tried on the first six, which share a program.
+
+
+@each_other_implementation
+@pytest.mark.parametrize(
+    "seed",
+    [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 36))],
 )
-
-
-@each_precision
-@pytest.mark.parametrize("seed", seeds(36))
-def test_conv_em_routing_is_procedure_1(seed, dtype, implementation):
+def test_conv_em_routing_is_procedure_1_however_votes_are_held(seed, implementation, x64):
     function = functools.partial(conv_em_routing, implementation=implementation)
-    assert_like_oracle(function, oracle.conv_em_routing, routing_cases.conv_case(seed), dtype)
+    case = routing_cases.conv_case(seed)
+    assert_like_oracle(function, oracle.conv_em_routing, case, np.float64)
 
 
-@each_precision
-@pytest.mark.parametrize("seed", seeds(16))
-def test_class_em_routing_is_procedure_1(seed, dtype, implementation):
+# In test_routing.py class capsules are held to a kernel as large as the map.
+@pytest.mark.slow
+@each_other_implementation
+@pytest.mark.parametrize("seed", range(16))
+def test_class_em_routing_is_procedure_1_however_votes_are_held(seed, implementation, x64):
     function = functools.partial(class_em_routing, implementation=implementation)
-    assert_like_oracle(function, oracle.class_em_routing, routing_cases.class_case(seed), dtype)
+    case = routing_cases.class_case(seed)
+    assert_like_oracle(function, oracle.class_em_routing, case, np.float64)
 
 
-@each_implementation
-@pytest.mark.parametrize(("num_iterations", "spread"), [(1, 1e-3), (2, 1.0)])
+@pytest.mark.parametrize(
+    ("num_iterations", "spread", "implementation"),
+    [
+        (1, 1e-3, "streamed"),
+        *((2, 1.0, name) for name in routing_cases.IMPLEMENTATIONS),
+        # The first iteration is one of two.
+        *(pytest.param(1, 1e-3, name, marks=pytest.mark.slow) for name in ("dense", "fused")),
+    ],
+)
 def test_variances_keep_their_digits(num_iterations, spread, implementation):
     """Votes around 1000: in float32, squares about 0 would lose all digits of the variance."""
     rng = np.random.default_rng(0)

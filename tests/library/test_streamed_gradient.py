@@ -77,7 +77,14 @@ def test_equals_dense_in_float32_on_several_blocks_of_the_batch():
     assert_close(streamed, dense, 1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float16, 3e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        # As in the network of test_capsnet.py.
+        pytest.param(jnp.bfloat16, 2e-2, marks=pytest.mark.slow),
+        (jnp.float16, 3e-3),
+    ],
+)
 def test_low_precision_is_accumulated_in_float32(dtype, tolerance):
     """Against float32 on the same numbers: what differs is only the rounding of the output, about
     half a unit in the last place.

@@ -27,7 +27,7 @@ IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(
     conv_channels=4,
     primary_capsules=2,
-    conv_capsules=(3,),
+    conv_capsules=(2,),  # of which two devices can have one each
     routing=RoutingOptions(num_iterations=1),
     class_iterations=None,
 )
@@ -40,6 +40,11 @@ CONFIG = TrainConfig(
     images=ImageConfig(max_shift=1),
     warmup_steps=0,
 )
+# The same as flags of `experiments.train`, whose programs the tests share.
+FLAGS = (
+    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
+    "--conv-channels 4 --primary-capsules 2 --conv-capsules 2 --num-iterations 1"
+).split()
 
 
 def cnn(hidden_units: int, **changes: Any) -> Recipe:
@@ -114,7 +119,8 @@ def crash() -> None:
     raise RuntimeError("crash")
 
 
-def classifier():
+@functools.cache
+def classifier() -> Classifier:
     """A classifier of 15x14 images, untrained."""
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 13, 13, 2)))["params"]

@@ -23,7 +23,7 @@ from experiments.plots import pictures
 from experiments.runs import loop
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small():
     return tiny_run.classifier()
 
@@ -64,7 +64,9 @@ def test_parts_that_do_not_fit_together_are_not_written(small, tmp_path, changes
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16", jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), jnp.float32]
+)
 def test_a_file_keeps_the_dtype_that_the_network_computes_in(small, tmp_path, dtype):
     classifier = dataclasses.replace(small, model=small.model.clone(dtype=dtype))
     save_classifier(tmp_path / "a.safetensors", classifier)

@@ -23,12 +23,17 @@ EXAMPLES = {"mnist": 0, "toynorb": 5}
 
 
 @pytest.mark.parametrize("name", emcaps.pretrained.PRETRAINED)
-def test_the_weights_that_come_with_the_package_are_small_and_know_their_examples(name):
+def test_the_weights_that_come_with_the_package_are_small_and_have_their_examples(name):
     classifier = load_classifier(name)
     assert (emcaps.pretrained.classifier.WEIGHTS / f"{name}.safetensors").stat().st_size < 1e6
     assert sum(leaf.size for leaf in jax.tree.leaves(classifier.params)) == PARAMETERS[name]
+    assert len(classifier.examples.labels) == EXAMPLES[name]
+
+
+@pytest.mark.parametrize("name", [pytest.param("mnist", marks=pytest.mark.slow), "toynorb"])
+def test_the_examples_are_classified_right(name):
+    classifier = load_classifier(name)
     images, labels = classifier.examples
-    assert len(labels) == EXAMPLES[name]
     np.testing.assert_array_equal(classifier.predict(images).classes, labels)
 
 
@@ -68,6 +73,7 @@ def rendered(views):
     return np.concatenate(images), np.array(labels)
 
 
+@pytest.mark.slow
 def test_the_toynorb_weights_make_about_the_errors_that_are_published(optimized):
     """On three views of each test toy, from one elevation: 450 pairs, of which those of a toy are
     alike.

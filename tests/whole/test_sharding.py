@@ -151,7 +151,7 @@ def test_each_device_routes_its_own_examples(name, way, x64):
         ("conv-streamed", "explicit vmap", 1),
         # In each iteration the costs' gradient is summed.
         pytest.param("em", "explicit vmap", 3, marks=SLOW),
-        ("em", "shard_map vmap", 1),
+        pytest.param("em", "shard_map vmap", 1, marks=SLOW),
         *(
             pytest.param("conv-streamed", way, 1, marks=SLOW)
             for way in ("automatic vmap", "shard_map vmap")
@@ -168,6 +168,7 @@ def test_examples_routed_alone_stay_where_they_are(name, way, sums, x64):
     check_route(way, name, np.float64, 1e-9, sums)
 
 
+@pytest.mark.slow
 def test_automatic_axes_sum_the_gradient_of_costs_once(x64):
     """Besides, all devices ask in each of the three iterations whether any has lost digits."""
     check_route("automatic", "em", np.float64, 1e-9, sums=4)
@@ -265,10 +266,8 @@ def test_a_classifier_takes_sharded_images():
         assert len(ours.sharding.device_set) == 2
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["conv-streamed", pytest.param("conv-dense", marks=SLOW), pytest.param("em", marks=SLOW)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["conv-streamed", "conv-dense", "em"])
 def test_gradients_of_divided_types_come_summed_where_jax_tracks_what_varies(name, x64):
     """With `check_vma`, the default, no device has to add anything."""
     route, arrays = ROUTES[name], four_types(ROUTES[name])
@@ -286,6 +285,7 @@ def test_gradients_of_divided_types_come_summed_where_jax_tracks_what_varies(nam
         np.testing.assert_allclose(gradient, wanted, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_layer_of_divided_types_is_the_same_on_all_devices_and_so_is_its_gradient(x64):
     random = np.random.default_rng(0)
     children = emcaps.Capsules(
@@ -328,10 +328,8 @@ def check_export(function, batched, shared):
             np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(np.abs(theirs).max(), 1))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["conv-streamed", *(pytest.param(name, marks=SLOW) for name in ("conv-dense", "class", "em"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["conv-streamed", "conv-dense", "class", "em"])
 def test_a_program_for_any_batch_can_be_exported(name):
     check_export(*by_batch(name))
 
@@ -348,18 +346,15 @@ def test_networks_for_any_batch_can_be_exported(model):
     check_export(lambda images, params: model.apply(params, images), images, params)
 
 
-def everything():
-    """Each public function and module, with arguments that it can be differentiated by."""
+def everything(dtype):
+    """Each public function and module, with arguments that it can be differentiated by; routing and
+    `CapsNet` in this dtype.
+    """
     random = np.random.default_rng(0)
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
     labels = np.array([0, 2], np.uint8)
     for name, route in ROUTES.items():
-        for dtype in (np.float32, BF16):
-            yield (
-                f"{name} {dtype.__name__}",
-                functools.partial(route.function, damping=0.1),
-                route.arrays(dtype=dtype),
-            )
+        yield name, functools.partial(route.function, damping=0.1), route.arrays(dtype=dtype)
     yield "dynamic_routing", emcaps.dynamic.dynamic_routing, (normal(2, 5, 4, 3),)
     yield (
         "class_dynamic_routing",
@@ -399,10 +394,9 @@ def everything():
     )
     options = RoutingOptions(damping=0.1)
     models = {
-        "CapsNet": CapsNet(3, 4, 2, (4,), options),
-        "CapsNet bfloat16": CapsNet(3, 4, 2, (4,), options, dtype=BF16),
+        "CapsNet": CapsNet(3, 4, 2, (4,), options, dtype=dtype),
+        "DynamicCapsNet": DynamicCapsNet(3, 8, 2, 4, 4),
     }
-    models["DynamicCapsNet"] = DynamicCapsNet(3, 8, 2, 4, 4)
     for name, model in models.items():
         images = normal(2, 17, 17, 1)
         params = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -420,9 +414,12 @@ def everything():
     yield "Decoder", decode, (normal(2, 3, 4, 4),)
 
 
-def test_nothing_is_promoted_implicitly():
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(np.float32, marks=SLOW), BF16], ids=["float32", "bfloat16"]
+)
+def test_nothing_is_promoted_implicitly(dtype):
     """Neither ranks nor dtypes. Tracing is enough to find out."""
-    for name, function, given in everything():
+    for name, function, given in everything(dtype):
 
         def total(*given):
             leaves = jax.tree.leaves(function(*given))  # noqa: B023
@@ -436,10 +433,10 @@ def test_nothing_is_promoted_implicitly():
                 raise AssertionError(f"{name}: {error}") from error
 
 
-def test_an_example_routed_alone_is_divided_no_more():
+def test_an_example_routed_alone_is_divided_no_more(x64):
     """`vmap` of what is divided over devices is the routing as it is."""
-    function, batched, shared = by_batch("conv-streamed")
+    function, batched, shared = by_batch("conv-streamed", np.float64)
     one = lambda batched: loss(function(jax.tree.map(lambda array: array[None], batched), shared))  # noqa: E731
-    whole = jax.jit(jax.grad(lambda batched: loss(function(batched, shared))))(batched)
+    _, (whole, _) = route_on_one_device("conv-streamed", np.float64)
     for ours, theirs in zip(jax.jit(jax.vmap(jax.grad(one)))(batched), whole, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())

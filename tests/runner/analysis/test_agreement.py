@@ -13,13 +13,27 @@ from experiments.analysis.agreement import agreement_table, make_agreement
 LABELS = np.array([0, 2, 1])
 
 
+ROUTING = RoutingOptions(num_iterations=2)
+
+
 @functools.cache
-def measured(**routing):
-    model = CapsNet(3, 4, 2, (2, 2), RoutingOptions(num_iterations=2, **routing))
+def network():
+    """Its function of `make_agreement`, compiled once, parameters and images."""
+    model = CapsNet(3, 4, 2, (2, 2), ROUTING)
     wide = jnp.asarray(np.random.default_rng(0).normal(size=(3, 22, 22, 1)), jnp.float32)
-    return make_agreement(model)(
-        jax.jit(model.init)(jax.random.key(0), wide)["params"], wide, LABELS
-    )
+    return make_agreement(model), jax.jit(model.init)(jax.random.key(0), wide)["params"], wide
+
+
+def measured(assignment_temperature=ROUTING.assignment_temperature):
+    """What is measured where all layers have learned this temperature."""
+    measure, params, wide = network()
+    learned = np.log(assignment_temperature / ROUTING.assignment_temperature)
+    learned /= ROUTING.assignment_temperature_rate
+    for layer in ("conv_caps_1", "conv_caps_2", "class_caps"):
+        assert "assignment_temperature_log" in params[layer]
+        changed = params[layer] | {"assignment_temperature_log": jnp.float32(learned)}
+        params = params | {layer: changed}
+    return measure(params, wide, LABELS)
 
 
 def test_the_first_iteration_has_decided_nothing():
@@ -31,7 +45,7 @@ def test_the_first_iteration_has_decided_nothing():
 
 
 def test_sharp_routing_decides_all_and_soft_routing_nothing():
-    sharp, soft = measured(assignment_temperature=1e-3), measured(assignment_temperature=1e3)
+    sharp, soft = measured(1e-3), measured(1e3)
     for layer in ("conv_caps_1", "conv_caps_2", "class_caps"):
         assert sharp[layer]["entropy"][1] < 0.05 and sharp[layer]["best_share"][1] > 0.95
         assert (

@@ -14,7 +14,11 @@ from experiments.analysis.convergence import class_layer_input, class_votes, mea
 DECIDED = RoutingOptions(num_iterations=3, assignment_temperature=1.0, mass_epsilon=1e-12)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["coordinates", "none"])
+@pytest.fixture(
+    scope="module",
+    params=[True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["coordinates", "none"],
+)
 def network(request):
     """A network that adds coordinates or does not, with variables and images."""
     model = CapsNet(

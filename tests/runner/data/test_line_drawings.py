@@ -20,9 +20,9 @@ def test_all_objects_are_drawn_in_turn():
 
 
 def test_splits_differ_and_are_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(line_drawings, "SPLITS", {"train": 10, "test": 5})
+    monkeypatch.setattr(line_drawings, "SPLITS", {"train": 12, "test": 7})
     (train, _), (test, labels) = draw_split("train"), draw_split("test")
-    assert (len(train), len(test)) == (10, 5) and (train[:5] != test).any()
+    assert (len(train), len(test)) == (12, 7) and (train[:7] != test).any()
     np.testing.assert_array_equal(test, draw_split("test")[0])
     moved, same_labels = draw_split("test", 1.0)
     np.testing.assert_array_equal(labels, same_labels)

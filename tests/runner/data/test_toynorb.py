@@ -210,13 +210,18 @@ def test_many_pictures_in_one_call_are_those_of_single_calls():
         np.testing.assert_allclose(together[index], render.render(*single, size=SIZE), atol=0.02)
 
 
-def test_accelerators_take_all_views_and_rays_together(monkeypatch):
+def three_views():
+    """Arguments of `scene.photograph`, and a size of four blocks."""
+    shape = one(ball((0.1, 0.0, 0.4), (0.9, 0.5, 0.8)))
+    return (shape, angles(35.0, 60.0, 50.0), angles(20.0, 150.0, 200.0)), 2 * SIZE
+
+
+def test_accelerators_take_all_views_and_rays_together():
     """To them each step of a loop is many launches.
 
     Left are those along rays: to the object, to the lamp, and of the slope.
     """
-    shape, size = one(ball((0.1, 0.0, 0.4), (0.9, 0.5, 0.8))), 2 * SIZE  # of four blocks
-    views = shape, angles(35.0, 60.0, 50.0), angles(20.0, 150.0, 200.0)
+    views, size = three_views()
     traced = scene.photograph.trace(*views, size=size)
     loops = [
         traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.while")
@@ -224,6 +229,10 @@ def test_accelerators_take_all_views_and_rays_together(monkeypatch):
     ]
     assert loops == [6, 3, 3]
 
+
+@pytest.mark.slow
+def test_views_taken_together_are_those_taken_one_by_one(monkeypatch):
+    views, size = three_views()
     one_by_one = np.asarray(scene.photograph(*views, size=size)).astype(int)
     together = partial(jax.lax.map, batch_size=render.AT_ONCE)
     monkeypatch.setattr(

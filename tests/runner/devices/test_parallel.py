@@ -1,6 +1,5 @@
 """Devices: however they share a batch, they take the same step."""
 
-import dataclasses
 import functools
 
 import jax
@@ -20,11 +19,6 @@ from experiments.devices.parallel import (
 from experiments.learning.network import make_model
 from experiments.learning.step import gradient_params, make_train_step
 
-# So that two devices can have half of the types each.
-CONFIG = dataclasses.replace(
-    tiny_run.CONFIG, model=dataclasses.replace(tiny_run.MODEL, conv_capsules=(2,))
-)
-
 
 def batches(views=tiny_run.CONFIG.images):
     data = tiny_run.dataset()
@@ -37,9 +31,9 @@ def batches(views=tiny_run.CONFIG.images):
 def two_steps(mode, num_devices, **division):
     """The state and metrics after two steps, as NumPy arrays."""
     execution = Execution(jax.devices()[:num_devices], mode, **division)
-    network = make_model(CONFIG.model, 3, execution.parent_axis)
-    parallel = parallelize(make_train_step(CONFIG, network), execution)
-    state = parallel.replicate(tiny_run.initial_state(CONFIG))
+    network = make_model(tiny_run.CONFIG.model, 3, execution.parent_axis)
+    parallel = parallelize(make_train_step(tiny_run.CONFIG, network), execution)
+    state = parallel.replicate(tiny_run.initial_state())
     draw = batches()
     step = parallel.step.lower(state, parallel.shard(draw(0))).compile()
     for index in range(2):
@@ -61,7 +55,7 @@ def test_two_devices_take_the_step_of_one(mode, model_axis):
     # learning rate.
     for found, wanted in (
         (state.params, expected.params),
-        (gradient_params(CONFIG, state), gradient_params(CONFIG, expected)),
+        (gradient_params(tiny_run.CONFIG, state), gradient_params(tiny_run.CONFIG, expected)),
     ):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, wanted
@@ -98,7 +92,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
     views = ImageConfig(standardize=True, crop=11, max_shift=0, contrast=0.5, brightness=0.5)
     drawn = batches(views)(5)
     shared = parallelize(
-        make_train_step(CONFIG, make_model(CONFIG.model, 3)),
+        make_train_step(tiny_run.CONFIG, make_model(tiny_run.CONFIG.model, 3)),
         Execution(jax.devices()[:num_devices], mode),
     ).shard(drawn)
     for whole, parts in zip(drawn, shared, strict=True):

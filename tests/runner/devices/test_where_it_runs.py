@@ -25,11 +25,6 @@ from experiments.runs import directory, loop
 from experiments.runtime import locks
 from experiments.runtime.errors import UsageError
 
-# `tiny_run.CONFIG`, whose programs other tests compile too
-FLAGS = (
-    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
-    "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1"
-)
 # Modules of the standard library that not all systems have.
 POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
 
@@ -55,7 +50,7 @@ def test_commands_work_one_after_the_other_in_a_notebook(tmp_path, monkeypatch, 
 
     async def cells():  # a notebook runs its cells within an event loop
         workdir = ["--workdir", str(tmp_path / "run")]
-        return [train.main([*FLAGS.split(), *workdir]), evaluate.main(workdir)]
+        return [train.main([*tiny_run.FLAGS, *workdir]), evaluate.main(workdir)]
 
     assert asyncio.run(cells()) == [0, 0]
     assert "reproduced exactly" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,9 @@ from emcaps import CapsNet, RoutingOptions
 from experiments.learning.configs import TrainConfig, from_json, to_json
 from experiments.learning.network import learned_temperatures, make_model
 from experiments.learning.presets import PRESETS
+from experiments.learning.scoring import Scores
 from experiments.plots import pictures
-from experiments.runs import loop
+from experiments.runs import loop, steps
 from experiments.runs.directory import read_records
 
 LEARNING = RoutingOptions(
@@ -41,8 +43,10 @@ def images(dtype):
 def moved(params):
     """Parameters whose temperatures are no longer those of the start."""
     exponents = {"conv_caps_1": (0.3, -0.2), "class_caps": (-0.4, 0.1)}
+    dtype = params["class_caps"]["beta_a"].dtype
     return params | {
-        layer: params[layer] | dict(zip(NAMES, map(jnp.asarray, given), strict=True))
+        layer: params[layer]
+        | {name: jnp.asarray(value, dtype) for name, value in zip(NAMES, given, strict=True)}
         for layer, given in exponents.items()
     }
 
@@ -51,36 +55,51 @@ def init(model, given):
     return jax.jit(model.init)(jax.random.key(0), given)["params"]
 
 
-def apply(model, params, given):
-    """The class capsules."""
-    return jax.jit(lambda params, given: model.apply({"params": params}, given)[0])(params, given)
-
-
 @functools.cache
 def value_and_gradient(routing):
-    """Of the loss, compiled once for the tests that look at it."""
-    return jax.jit(jax.value_and_grad(functools.partial(loss, network(routing))))
+    """The loss and the class capsules, and the loss's gradient, compiled once for the tests that
+    look at them.
+    """
+    return jax.jit(jax.value_and_grad(functools.partial(loss, network(routing)), has_aux=True))
 
 
 def loss(model, params, given):
     capsules, _ = model.apply({"params": params}, given)
-    return (
+    total = (
         emcaps.spread_loss(capsules.activations, jnp.array([0, 1]), 0.5).mean()
         + (capsules.poses**2).mean()
     )
+    return total, capsules
 
 
-def test_each_layer_begins_with_the_temperature_that_is_given():
-    params = init(network(LEARNING), images(jnp.float32))
-    fixed = dataclasses.replace(
-        LEARNING, assignment_temperature_rate=0.0, inverse_temperature_rate=0.0
+def assert_routes_with(temperatures, params, given):
+    """A network that learns temperatures finds what one does that has these, of assignments and
+    inverse, in each layer.
+    """
+    (_, capsules), _ = value_and_gradient(LEARNING)(params, given)
+    expected = fixed_capsules(temperatures, params, given)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), capsules, expected)
+
+
+@jax.jit
+def fixed_capsules(temperatures, params, given):
+    """The class capsules of a network that learns no temperatures."""
+    routing = tuple(
+        RoutingOptions(
+            assignment_temperature=one, inverse_temperature=other, assignment_temperature_rate=0.0
+        )
+        for one, other in temperatures
     )
+    return network(routing).apply({"params": params}, given)[0]
+
+
+def test_each_layer_begins_with_the_temperature_that_is_given(x64):
+    given = images(jnp.float64)
+    params = init(network(LEARNING), given)
     learned = {(layer, name) for layer in params for name in params[layer] if name.endswith("_log")}
     assert learned == {(layer, name) for layer in ("conv_caps_1", "class_caps") for name in NAMES}
-    capsules, expected = (
-        apply(network(routing), params, images(jnp.float32)) for routing in (LEARNING, fixed)
-    )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), capsules, expected)
+    start = (LEARNING.assignment_temperature, LEARNING.inverse_temperature)
+    assert_routes_with([start, start], params, given)
 
 
 def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
@@ -94,7 +113,8 @@ def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
 
 
 def test_a_layer_routes_with_what_it_has_learned(x64):
-    params = moved(init(network(LEARNING), images(jnp.float64)))
+    given = images(jnp.float64)
+    params = moved(init(network(LEARNING), given))
     learned = [LEARNING.learned(params[layer]) for layer in ("conv_caps_1", "class_caps")]
     temperatures = [
         (float(routing.assignment_temperature), float(routing.inverse_temperature))
@@ -103,16 +123,7 @@ def test_a_layer_routes_with_what_it_has_learned(x64):
     np.testing.assert_allclose(
         temperatures, [(4 * np.exp(0.6), np.exp(-0.6)), (4 * np.exp(-0.8), np.exp(0.3))], rtol=1e-12
     )
-    fixed = tuple(
-        RoutingOptions(
-            assignment_temperature=one, inverse_temperature=other, assignment_temperature_rate=0.0
-        )
-        for one, other in temperatures
-    )
-    capsules, expected = (
-        apply(network(routing), params, images(jnp.float64)) for routing in (LEARNING, fixed)
-    )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), capsules, expected)
+    assert_routes_with(temperatures, params, given)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,7 @@ def test_their_gradient_is_that_of_differences(implementation, x64):
             low, high = (
                 value_and_gradient(routing)(
                     params | {layer: params[layer] | {name: params[layer][name] + d}}, given
-                )[0]
+                )[0][0]
                 for d in (-step, step)
             )
             assert gradient[layer][name] == pytest.approx(
@@ -145,7 +156,7 @@ def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
     specs = emcaps.partition_specs(params, "types")
     assert specs["conv_caps_1"]["assignment_temperature_log"] == PartitionSpec()
     divided = jax.shard_map(
-        lambda params: jax.grad(lambda params: loss(shared, params, given))(params),
+        lambda params: jax.grad(lambda params: loss(shared, params, given)[0])(params),
         mesh=mesh,
         in_specs=(specs,),
         out_specs=specs,
@@ -202,15 +213,26 @@ def test_the_procedures_of_others_learn_no_temperatures():
     assert not any(PRESETS[name][0].learns() for name in ("paper", "ibm"))
 
 
-def test_a_classifier_keeps_them(tmp_path):
+def saved_and_loaded(folder):
+    """A classifier that has learned temperatures, and what a file of it holds."""
     fixed = tiny_run.classifier()
     model = fixed.model.clone(routing=dataclasses.replace(LEARNING, num_iterations=2))
-    params = moved(init(model, jnp.zeros((1, 13, 13, 2))))
+    params = moved(fixed.params)
     classifier = dataclasses.replace(fixed, model=model, params=params)
-    emcaps.pretrained.save_classifier(tmp_path / "learned.safetensors", classifier)
-    loaded = emcaps.pretrained.load_classifier(tmp_path / "learned.safetensors")
-    assert loaded.model.layer_routing() == model.layer_routing()
-    examples = fixed.examples.images
+    emcaps.pretrained.save_classifier(folder / "learned.safetensors", classifier)
+    return classifier, emcaps.pretrained.load_classifier(folder / "learned.safetensors")
+
+
+def test_a_classifier_keeps_them(tmp_path):
+    classifier, loaded = saved_and_loaded(tmp_path)
+    assert loaded.model.layer_routing() == classifier.model.layer_routing()
+    chex.assert_trees_all_equal(loaded.params, classifier.params)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_a_file_routes_with_them(tmp_path):
+    classifier, loaded = saved_and_loaded(tmp_path)
+    examples = classifier.examples.images
     np.testing.assert_array_equal(
         loaded.predict(examples).poses, classifier.predict(examples).poses
     )
@@ -235,6 +257,10 @@ def test_a_temperature_that_is_learned_has_no_schedule(moved):
 
 
 def test_a_run_logs_and_draws_them(tmp_path, monkeypatch):
+    number = len(tiny_run.dataset().test_labels)
+    scores = Scores(np.ones((number, 3)), 1.0, np.zeros(number, int), 0, number)
+    monkeypatch.setattr(steps, "make_evaluator", lambda *_: lambda *_: scores)
+    monkeypatch.setattr(steps, "routing_diagnostics", lambda *_: {})
     monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})
     routing = dataclasses.replace(LEARNING, num_iterations=1)
     model = dataclasses.replace(tiny_run.MODEL, routing=routing, class_iterations=2)

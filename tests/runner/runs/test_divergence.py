@@ -25,8 +25,6 @@ from experiments.runs import divergence, loop, steps
 from experiments.runs.divergence import Guard, NonfiniteError
 
 FAILS_AT = 5  # between the checkpoints of steps 3 and 6, and not the first step after one
-FLAGS = "--dataset mnist --batch-size 8 --warmup-steps 0 --max-shift 1".split()
-FLAGS += "--conv-channels 4 --primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
 
 
 def training_batches():
@@ -167,9 +165,7 @@ def test_a_run_stops_names_the_place_and_saves_what_led_to_it(
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
     monkeypatch.setattr(steps, "make_train_step", make_step)
     command = [
-        *FLAGS,
-        "--steps",
-        "6",
+        *tiny_run.FLAGS,
         "--eval-every",
         "3",
         "--parallel",

@@ -165,14 +165,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_lost_data_file_is_named(unfinished, capsys):
-    (unfinished / "config.json").write_text(
-        to_json(dataclasses.replace(CONFIG, dataset="lost.npz"))
-    )
-    flags = (
-        "--dataset lost.npz --steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps "
-        "0 --conv-channels 4"
-    ).split()
-    flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
+    lost = dataclasses.replace(tiny_run.CONFIG, dataset="lost.npz")
+    (unfinished / "config.json").write_text(to_json(lost))
+    flags = [*tiny_run.FLAGS, "--dataset", "lost.npz"]
     assert train.main([*flags, "--workdir", str(unfinished)]) == 2
     assert "error: there is no file lost.npz" in capsys.readouterr().err
     assert steps(unfinished) == [2, 4]

@@ -152,11 +152,7 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(
 def test_a_stop_says_how_to_go_on(number, code, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
     tiny_run.at_step(monkeypatch, 1, lambda: signal.raise_signal(number))
-    flags = (
-        "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4 --primary-capsules 2 "
-        "--conv-capsules 3 --num-iterations 1"
-    )
-    command = [*flags.split(), "--workdir", str(tmp_path / "run")]
+    command = [*tiny_run.FLAGS, "--workdir", str(tmp_path / "run")]
     assert train.main(command) == code
     assert capsys.readouterr().err.endswith(
         f"to go on:\n  python -m experiments.train {' '.join(command)}\n"
@@ -321,16 +317,15 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
-    flags = "--dataset mnist --steps 2 --batch-size 8 --conv-channels 4".split()
-    flags += "--primary-capsules 2 --conv-capsules 3 --num-iterations 1".split()
-    command = [*flags, "--baseline", "--workdir", str(tmp_path / "a run")]
+    words = [*tiny_run.FLAGS, "--baseline"]
+    command = [*words, "--workdir", str(tmp_path / "a run")]
     with monkeypatch.context() as patch:
-        tiny_run.at_step(patch, 3, tiny_run.crash)  # the first of the CNN
+        tiny_run.at_step(patch, 7, tiny_run.crash)  # the first of the CNN
         with pytest.raises(RuntimeError, match="crash"):
             train.main(command)
     capsules = json.loads((tmp_path / "a run" / "result.json").read_text())
     assert capsules["command"] == (
-        f"python -m experiments.train {' '.join(flags)} --baseline --workdir '{tmp_path / 'a run'}'"
+        f"python -m experiments.train {' '.join(words)} --workdir '{tmp_path / 'a run'}'"
     )
     assert train.main(command) == 0
     cnn = json.loads((tmp_path / "a run-cnn" / "result.json").read_text())
@@ -354,12 +349,17 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(
     )
 
 
+def test_the_flags_of_the_tiny_run_are_its_config():
+    assert flags.config_of(tiny_run.FLAGS) == tiny_run.CONFIG
+
+
 def test_only_toynorb_has_the_cnn_trained_unasked():
     assert flags.default_command([]).baseline
     assert not flags.default_command(["--dataset", "mnist"]).baseline
     assert not flags.default_command(["--model", "cnn"]).baseline
 
 
+@pytest.mark.slow
 def test_a_wrong_command_gets_one_line_and_writes_nothing(tmp_path):
     command = [sys.executable, "-m", "experiments.train", "--dataset", "nosuch"]
     done = subprocess.run(

@@ -21,12 +21,6 @@ from experiments.runs.run_data import load_data
 from experiments.runtime.command_line import parse
 from experiments.runtime.errors import UsageError
 
-# As `tiny_run.CONFIG`, whose programs other tests compile too.
-FLAGS = (
-    "--steps 6 --batch-size 8 --eval-every 2 --max-shift 1 --warmup-steps 0 --conv-channels 4 "
-    "--primary-capsules 2 --conv-capsules 3 --num-iterations 1"
-).split()
-
 
 def write(path, data):
     split = np.array(["train"] * len(data.train_labels) + ["test"] * len(data.test_labels))
@@ -47,7 +41,7 @@ def begun(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         tiny_run.at_step(patch, 5, tiny_run.crash)
         with pytest.raises(RuntimeError, match="crash"):
-            train.main(["--dataset", "data.npz", *FLAGS, "--workdir", "run"])
+            train.main([*tiny_run.FLAGS, "--dataset", "data.npz", "--workdir", "run"])
     Path("elsewhere").mkdir()
     Path("data.npz").rename("elsewhere/moved.npz")
     other = tiny_run.dataset()
@@ -58,12 +52,12 @@ def begun(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("begun")
 def test_a_run_goes_on_with_a_file_that_was_moved(capsys):
-    assert train.main(["--dataset", "other.npz", *FLAGS, "--workdir", "run"]) == 2
+    assert train.main([*tiny_run.FLAGS, "--dataset", "other.npz", "--workdir", "run"]) == 2
     assert "another config (dataset: data.npz there, other.npz here)" in capsys.readouterr().err
-    assert train.main(["--dataset", "data.npz", *FLAGS, "--workdir", "run"]) == 2
+    assert train.main([*tiny_run.FLAGS, "--dataset", "data.npz", "--workdir", "run"]) == 2
     assert capsys.readouterr().err == "error: there is no file data.npz\n"
     moved = ["--dataset", "elsewhere/moved.npz"]
-    assert train.main([*moved, *FLAGS, "--workdir", "run"]) == 0
+    assert train.main([*tiny_run.FLAGS, *moved, "--workdir", "run"]) == 0
     assert read_config(Path("run")).dataset == "data.npz"
     assert (read_result(Path("run")) or {})["steps"] == 6
     assert "going on after step 4" in capsys.readouterr().out
@@ -77,10 +71,10 @@ def test_a_run_goes_on_with_a_file_that_was_moved(capsys):
     assert "dataset is where the .npz file of a run is now; got mnist" in capsys.readouterr().err
 
     # what is finished is known by its data as well, in the studies too
-    words = [*moved, *FLAGS]
+    words = [*tiny_run.FLAGS, *moved]
     config = parse(TrainCommand, "train", words, flags.default_command(words)).config
     assert trained.trained(config, Path("run"), None, "")["steps"] == 6
-    words = ["--dataset", "other.npz", *FLAGS]
+    words = [*tiny_run.FLAGS, "--dataset", "other.npz"]
     config = parse(TrainCommand, "train", words, flags.default_command(words)).config
     with pytest.raises(
         UsageError,

@@ -18,15 +18,16 @@ def rows_of(folder):
     return json.loads((folder / "meshes.json").read_text())["rows"]
 
 
-def test_what_is_divided_is_compared_and_counted(tmp_path, capsys):
-    assert command.main([*FEW, "--cases", "squash", "spread_loss", "--output", str(tmp_path)]) == 0
+@pytest.mark.parametrize("case", ["squash", pytest.param("spread_loss", marks=pytest.mark.slow)])
+def test_what_is_divided_is_compared_and_counted(case, tmp_path, capsys):
+    assert command.main([*FEW, "--cases", case, "--output", str(tmp_path)]) == 0
     rows = rows_of(tmp_path)
-    assert [(row["case"], row["way"], row["devices"]) for row in rows[:4]] == [
-        ("squash", way, devices)
+    assert [(row["case"], row["way"], row["devices"]) for row in rows] == [
+        (case, way, devices)
         for way, devices in (("explicit", 2), ("automatic", 2), ("shard_map", 2), ("export", 1))
     ]
     assert all(row["right"] and row["difference"] < 1e-6 for row in rows)
-    assert "| squash | " in capsys.readouterr().out
+    assert f"| {case} | " in capsys.readouterr().out
 
 
 def run_as_the_only_case(case, folder, monkeypatch):
