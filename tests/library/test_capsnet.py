@@ -214,8 +214,6 @@ def test_low_precision_ends_at_the_class_capsules():
     assert np.abs(activations - expected).max() > 0
 
 
-# Routing has this law for itself, and nothing else in the network sees two examples.
-@pytest.mark.slow
 def test_an_examples_result_does_not_depend_on_its_batch():
     together = applied()(variables(), IMAGES)[0].activations
     alone = applied()(variables(), IMAGES[3:4])[0].activations

@@ -49,9 +49,10 @@ def run(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("schedule", ["exponential", "schedule_free"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param("exponential", marks=pytest.mark.slow), "schedule_free"]
+)
 def test_a_finished_run_that_is_made_longer_equals_one_that_was_long_from_the_beginning(
     schedule, tmp_path, monkeypatch
 ):
@@ -120,9 +121,10 @@ def test_only_a_finished_run_with_the_same_flags_is_made_longer(tmp_path):
     check_usable(tmp_path, STEADY)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("schedule", ["cosine", "schedule_free"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param("cosine", marks=pytest.mark.slow), "schedule_free"]
+)
 def test_a_run_begins_with_the_weights_of_another(schedule, run, tmp_path_factory, monkeypatch):
     workdir = tmp_path_factory.mktemp("new") / "run"
     config = dataclasses.replace(
