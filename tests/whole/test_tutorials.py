@@ -68,7 +68,7 @@ def test_every_tutorial_is_run_below(script):
 def test_a_capsule_network_from_image_to_classes(monkeypatch):
     # It runs its programs for longer than it compiles them.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    differences, entropies, votes, activations, poses, still_faces, accuracy, _ = left_by(
+    differences, entropies, votes, activations, poses, still_faces, accuracy, drawn, _ = left_by(
         "capsules_in_ten_minutes",
         "[vote_difference, routing_difference]",
         "entropies",
@@ -77,6 +77,7 @@ def test_a_capsule_network_from_image_to_classes(monkeypatch):
         "poses.tolist()",
         "still_faces",
         "float(accuracy)",
+        "[float(np.mean(decoder_losses[-50:])), blurred_loss]",
     )
     assert max(differences) < 1e-5
     assert entropies[0] == pytest.approx(np.log(5), rel=1e-3) and entropies[-1] < 0.1
@@ -86,6 +87,7 @@ def test_a_capsule_network_from_image_to_classes(monkeypatch):
     assert (np.argmax(activations, -1) == 1).all() and np.ptp(np.array(activations)[:, 1]) < 0.05
     assert np.ptp(poses, axis=0).max() > 0.3
     assert accuracy > 0.9 and still_faces[0] > 0.9 and min(still_faces) > 0.3
+    assert drawn[0] < 0.85 * drawn[1]
 
 
 @pytest.mark.slow
