@@ -12,8 +12,9 @@
 # pose follows the object, that a face with its parts in the wrong places is no face, and that each
 # entry of a pose means something.
 #
-# Nothing is downloaded. On two cores all of it takes about two and a half minutes, most of them to
-# train the networks of the last two sections.
+# It needs the extra `experiments` (`pip install -e '.[experiments]'`), and Jupyter, started in the
+# folder of this notebook. Nothing is downloaded. On two cores all of it takes two minutes, most of
+# them to train the networks of the last two sections.
 
 # %%
 # %matplotlib inline
@@ -275,8 +276,9 @@ walkthrough.activations_of_the_moved(
 # and some of it comes back when each has arrived in the place of another. This is one network and a
 # short training. `python -m experiments.jumble` has asked networks of three seeds, trained for
 # longer, and CNNs beside them. [What it found](../documentation/claims.md) is the same: all of
-# them still see a face, and capsules are as sure of it as a CNN. That capsules need the parts in
-# their places is a good story, which our measurements do not bear out.
+# them still see a face, and capsules keep as large a share of their activation (87%) as a CNN
+# (82%). That capsules need the parts in their places is a good story, which our measurements do not
+# bear out.
 
 # %% [markdown]
 # ## What an entry of a pose means
@@ -306,7 +308,8 @@ deviation = jnp.stack([each.std(0) for each in of_class])
 
 def decoder_loss(decoder_params, images, labels):
     """The mean squared distance of the drawn images to the images."""
-    drawn = decoder.apply({"params": decoder_params}, (poses_of(images) - mean) / deviation, labels)
+    standardized = (poses_of(images) - mean) / deviation
+    drawn = jnp.asarray(decoder.apply({"params": decoder_params}, standardized, labels))
     return reconstruction_loss(images, drawn).mean()
 
 
@@ -350,7 +353,7 @@ decoded = np.asarray(decoded).reshape(16, len(amounts), 28, 28, 1)
 reconstructions(
     np.asarray(images[FACE]),
     decoded,
-    amounts,
+    amounts.tolist(),
     [f"row {row}, column {column}" for row in range(1, 5) for column in range(1, 5)],
     unit=" standard deviations",
 )
