@@ -6,9 +6,9 @@
 # out against finite differences. A gradient written by hand, which is wrong, is found out. At the
 # end two implementations check each other.
 #
-#     python -m experiments.tutorials.gradient_check
+# It needs the extra `test`, for chex, and runs as a script too:
 #
-# needs the extra `test`, for chex.
+#     python -m experiments.tutorials.gradient_check
 
 # %% [markdown]
 # ## Precision first
