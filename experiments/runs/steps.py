@@ -94,8 +94,8 @@ def make_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -
         )
 
     def diagnose_on_one_device(params: Any, step: int) -> Any:
-        # How the compiler would divide it among several is, in the program, an address of this
-        # process: no other run would find it among what is compiled already.
+        # Divided among several, the program would hold an address of this process, so that no other
+        # run could find it among the compiled ones.
         return jax.device_get(diagnose(jax.tree.map(processes.fetch, params), diagnosed, step))
 
     intermediates = functools.partial(network_intermediates, config, shared)

@@ -8,20 +8,19 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_pages import TEXTS, TOP, blocks
 
-TOP = Path(__file__).parents[2]
 SITE = "experiments/documentation"
 # The blocks of this page go on with what those above them have left; all others stand alone.
 ONE_AFTER_THE_OTHER = f"{SITE}/getting_started.md"
 STANDING_ALONE = ("README.md", "experiments/README.md", f"{SITE}/commands.md", f"{SITE}/results.md")
 LEFT_TO_OTHERS = re.compile(
     r"git clone .*|cd emcaps|python3 -m venv \.venv|\. \.venv/bin/activate|pip install .*"
-    r"|python -m pytest.*|python .* --coordinator .*"
+    r"|python -m pytest.*|\.ci/run.*|python .* --coordinator .*"
 )
 # The `python` that the commands find.
 PYTHON = """\
@@ -50,17 +49,11 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-def blocks(page, language="bash"):
-    text = (TOP / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
 def commands(block):
     """Those that are not left to others."""
-    for line in re.sub(r"\\\n\s*", "", block).splitlines():
-        for command in re.sub(r"\s+#.*", "", line).replace(".venv/bin/p", "p").split(" && "):
-            if not LEFT_TO_OTHERS.fullmatch(command):
-                yield command
+    lines = [re.sub(r"\s+#.*", "", line) for line in block.replace("\\\n", "").splitlines()]
+    typed = [command.removeprefix(".venv/bin/") for line in lines for command in line.split(" && ")]
+    return [command for command in typed if not LEFT_TO_OTHERS.fullmatch(command)]
 
 
 @pytest.fixture
@@ -90,20 +83,18 @@ def type_in(tmp_path, monkeypatch):
 
 
 def test_every_page_with_commands_is_run_here():
-    pages = [*TOP.glob("*.md"), *(TOP / "experiments").rglob("*.md")]
-    shown = {str(page.relative_to(TOP)) for page in pages if page.parent.name != "generated"}
-    with_commands = {page for page in shown if any(map(list, map(commands, blocks(page))))}
-    assert with_commands == {ONE_AFTER_THE_OTHER, *STANDING_ALONE}
+    shown = {page for page, text in TEXTS.items() if any(map(commands, blocks(text, "bash")))}
+    assert shown == {ONE_AFTER_THE_OTHER, *STANDING_ALONE}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "typed",
     [
-        pytest.param(list(commands(block)), id=f"{page}-{number}")
+        pytest.param(commands(block), id=f"{page}-{number}")
         for page in STANDING_ALONE
-        for number, block in enumerate(blocks(page))
-        if list(commands(block))
+        for number, block in enumerate(blocks(TEXTS[page], "bash"))
+        if commands(block)
     ],
 )
 def test_a_block_runs_alone(typed, type_in):
@@ -113,9 +104,10 @@ def test_a_block_runs_alone(typed, type_in):
 @pytest.mark.slow
 def test_getting_started_runs_from_top_to_bottom(type_in, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for example in blocks(ONE_AFTER_THE_OTHER, "python"):
+    page = TEXTS[ONE_AFTER_THE_OTHER]
+    for example in blocks(page, "python"):
         exec(compile(example, ONE_AFTER_THE_OTHER, "exec"), {})
     Image.fromarray(np.full((28, 28), 255, np.uint8)).save("digit.png")
-    type_in([command for block in blocks(ONE_AFTER_THE_OTHER) for command in commands(block)])
+    type_in([command for block in blocks(page, "bash") for command in commands(block)])
     for made in ("toys.safetensors", "runs/predict/predictions.png", "runs/stripes/result.json"):
         assert (tmp_path / made).exists(), made
