@@ -306,10 +306,15 @@ mean = jnp.stack([each.mean(0) for each in of_class])
 deviation = jnp.stack([each.std(0) for each in of_class])
 
 
+def standardized(poses):
+    """In standard deviations from the mean of each class."""
+    return (poses - mean) / deviation
+
+
 def decoder_loss(decoder_params, images, labels):
     """The mean squared distance of the drawn images to the images."""
-    standardized = (poses_of(images) - mean) / deviation
-    drawn = jnp.asarray(decoder.apply({"params": decoder_params}, standardized, labels))
+    poses = standardized(poses_of(images))
+    drawn = jnp.asarray(decoder.apply({"params": decoder_params}, poses, labels))
     return reconstruction_loss(images, drawn).mean()
 
 
@@ -342,11 +347,11 @@ print(f"the mean drawing of each class instead: {blurred_loss:.0f}")
 
 # %%
 amounts = np.linspace(-2.5, 2.5, 5)
-standardized = ((drawing_poses - mean) / deviation)[FACE]  # of images[FACE], [classes, 4, 4]
+of_face = standardized(drawing_poses)[FACE]  # of images[FACE], [classes, 4, 4]
 entries = jnp.eye(16).reshape(16, 1, 4, 4)
-moved = jnp.tile(standardized, (16, len(amounts), 1, 1, 1))
+moved = jnp.tile(of_face, (16, len(amounts), 1, 1, 1))
 moved = moved.at[:, :, FACE].add(entries * amounts[:, None, None])
-moved = moved.reshape(-1, *standardized.shape)
+moved = moved.reshape(-1, *of_face.shape)
 decoded = decoder.apply({"params": decoder_params}, moved, jnp.full(len(moved), FACE))
 decoded = np.asarray(decoded).reshape(16, len(amounts), 28, 28, 1)
 
