@@ -52,8 +52,8 @@ class Blocks(NamedTuple):
     Attributes:
         procedure: of the routing.
         form: of the votes.
-        remat: whether a block is routed again in the backward pass, in place of keeping its
-            `History`.
+        remat: whether a block is routed again in the backward pass, in place of keeping what its
+            iterations leave.
     """
 
     procedure: Procedure

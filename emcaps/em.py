@@ -52,7 +52,7 @@ def start(routing: Routing[Votes]) -> tuple[jax.Array, Parents]:
 
 
 def iterate(
-    routing: Routing[Votes], shares: jax.Array, parents: Parents, iteration: jax.Array
+    routing: Routing[Votes], shares: jax.Array, parents: Parents, iteration: jax.Array | int
 ) -> tuple[Parents, Sums]:
     """An M-step, after an E-step or, in the first iteration, with the `shares` of `start`."""
     center = lax.stop_gradient(parents.means)
@@ -67,15 +67,19 @@ def iterate(
     ), sums
 
 
-def unless_first(iteration: jax.Array, step: Callable[[], Any], instead: Callable[[], Any]) -> Any:
-    """`step()`, or in iteration 0 `instead()`: all iterations are then turns of one loop, compiled
-    once.
+def unless_first(
+    iteration: jax.Array | int, step: Callable[[], Any], instead: Callable[[], Any]
+) -> Any:
+    """`step()`, or in iteration 0 `instead()`. Where the iterations are turns of one loop, which is
+    compiled once, that is decided when it runs.
     """
+    if isinstance(iteration, int):
+        return step() if iteration else instead()
     return lax.cond(iteration > 0, step, instead)
 
 
 def previous_means(
-    parents: Parents, procedure: Procedure, iteration: jax.Array
+    parents: Parents, procedure: Procedure, iteration: jax.Array | int
 ) -> jax.Array | None:
     """The means of which damping keeps a part, zeros at first; None without damping."""
     return jnp.where(iteration > 0, parents.means, 0) if procedure.damping else None
@@ -151,7 +155,7 @@ def fit_gaussians(
     old_means: jax.Array | None,
     constants: Constants,
     procedure: Procedure,
-    iteration: jax.Array,
+    iteration: jax.Array | int,
 ) -> Parents:
     """The M-step after its sums. With g_i = r_ij a_i and m = sum_i g_i, for parent j and pose entry
     h:

@@ -1,6 +1,6 @@
 """The gradient of Procedure 1 without ever storing the votes.
 
-The forward pass is `em.route` that keeps a `History`. The backward pass takes the M-steps and
+The forward pass is `em.route` that keeps a `Record`. The backward pass takes the M-steps and
 E-steps in reverse. The transpose of the one's sums is the other's scores, so that
 
     M-step   forward:   (mass, first, second) = moments(g)
@@ -11,10 +11,14 @@ E-steps in reverse. The transpose of the one's sums is the other's scores, so th
 and everything else is differentiated by JAX, in arrays that are small. Each of the 2T - 1 steps
 leaves one of `VoteTerms`; the gradient for poses and transforms is one pass over all of them at the
 end.
+
+What the iterations leave is kept in one of two ways: in arrays with a leading axis for them, where
+they are the turns of a loop, and in a list, where they follow one another in the program
+(`RecomputedVotes.UNROLL`), so that a GPU need not copy it together.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,32 +35,36 @@ FIRST_ORDER_ONLY = (
 )
 
 
-class History(NamedTuple):
-    """What the backward pass needs of the forward pass, leading axis T. Few arrays: to keep one
+class Record(NamedTuple):
+    """What the backward pass needs of an iteration of the forward pass. Few arrays: to keep one
     more takes a CPU's compiler longer.
 
     Attributes:
-        assignments: of each iteration, `[T, N, J, M]`.
-        masses: of its data, `[T, J, M]`.
+        assignments: of the iteration, `[N, J, M]`.
+        mass: of its data, `[J, M]`.
         forms: the first and second moments of its data, what these are about, and with damping the
-            means of the iteration before, `[T, 3 or 4, 4, 4, J, M]`.
+            means of the iteration before, `[3 or 4, 4, 4, J, M]`.
     """
 
     assignments: jax.Array
-    masses: jax.Array
+    mass: jax.Array
     forms: jax.Array
 
     @classmethod
-    def record(cls, sums: Sums, old_means: jax.Array | None) -> Self:
-        """What one iteration leaves, without the leading axis."""
+    def write(cls, sums: Sums, old_means: jax.Array | None) -> Self:
+        """Of an iteration's sums and the means before it."""
         (mass, first, second), old = sums.moments, () if old_means is None else (old_means,)
         return cls(sums.assignments, mass, jnp.stack((first, second, sums.center, *old)))
 
     def read(self) -> tuple[Sums, jax.Array | None]:
-        """The sums and the old means that `record` was given."""
+        """The sums and the old means that `write` was given."""
         first, second, center, *old = self.forms
-        sums = Sums(self.assignments, center, Moments(self.masses, first, second))
+        sums = Sums(self.assignments, center, Moments(self.mass, first, second))
         return sums, old[0] if old else None
+
+
+# A tree of each iteration: in a list, or one tree of arrays with a leading axis for iterations.
+Kept: TypeAlias = Any
 
 
 class _Gradients(NamedTuple):
@@ -67,19 +75,18 @@ class _Gradients(NamedTuple):
         assignments: for its assignments, besides what comes through its parents.
         activations: `[N, M]`, summed over iterations.
         constants: summed over iterations.
-        scores: of each E-step, `[T - 1, N, J, M]`, but one place for T = 1.
-        data_forms: of each M-step the coefficients of `moments`' gradient, `(quadratic, linear)`,
-            each `[T, 4, 4, J, M]`.
-        score_forms: of each E-step those of `scores`, `[T - 1, 4, 4, J, M]` likewise.
+        data_forms: kept of each M-step: the coefficients of `moments`' gradient, `(quadratic,
+            linear)`, each `[4, 4, J, M]`.
+        scores: kept of each E-step: for its scores, `[N, J, M]`, and the coefficients of their
+            gradient likewise. There is one place for T = 1, too.
     """
 
     parents: Parents
     assignments: jax.Array
     activations: jax.Array
     constants: Constants
-    scores: jax.Array
-    data_forms: tuple[jax.Array, jax.Array]
-    score_forms: tuple[jax.Array, jax.Array]
+    data_forms: Kept
+    scores: Kept
 
     @classmethod
     def to_begin_with(
@@ -89,7 +96,7 @@ class _Gradients(NamedTuple):
         center: jax.Array,
     ) -> Self:
         """Those for the results of a routing, and zeros."""
-        repeats = routing.procedure.num_iterations
+        repeats, unroll = routing.procedure.num_iterations, routing.votes.UNROLL
         to_parents, to_assignments = result_gradients
         no_constants, no_form = jax.tree.map(jnp.zeros_like, (routing.constants, (center, center)))
         return cls(
@@ -97,35 +104,32 @@ class _Gradients(NamedTuple):
             assignments=to_assignments,
             activations=jnp.zeros_like(routing.activations),
             constants=no_constants,
-            scores=_stack(jnp.zeros_like(to_assignments), max(repeats - 1, 1)),
-            data_forms=_stack(no_form, repeats),
-            score_forms=_stack(no_form, max(repeats - 1, 1)),
+            data_forms=_keep(no_form, repeats, unroll),
+            scores=_keep((jnp.zeros_like(to_assignments), no_form), max(repeats - 1, 1), unroll),
         )
 
 
-def forward(routing: Routing[RecomputedVotes]) -> tuple[tuple[Parents, jax.Array], History]:
-    """`em.route`, and what `backward` needs of it."""
-    procedure = routing.procedure
+def forward(routing: Routing[RecomputedVotes]) -> tuple[tuple[Parents, jax.Array], Kept]:
+    """`em.route`, and the `Record` kept of each iteration, for `backward`."""
+    procedure, unroll = routing.procedure, routing.votes.UNROLL
     shares, parents = start(routing)
 
     def step(iteration, state):
         parents, history = state
         old_means = previous_means(parents, procedure, iteration)
         parents, sums = iterate(routing, shares, parents, iteration)
-        return parents, _put(history, History.record(sums, old_means), iteration)
+        return parents, _put(history, Record.write(sums, old_means), iteration)
 
     repeats = procedure.num_iterations
-    nothing = History(
-        assignments=jnp.zeros_like(shares, shape=(repeats, shares.shape[0], *parents.logits.shape)),
-        masses=jnp.zeros_like(parents.logits, shape=(repeats, *parents.logits.shape)),
+    nothing = Record(
+        assignments=jnp.zeros_like(shares, shape=(shares.shape[0], *parents.logits.shape)),
+        mass=jnp.zeros_like(parents.logits),
         forms=jnp.zeros_like(
-            parents.means, shape=(repeats, 4 if procedure.damping else 3, *parents.means.shape)
+            parents.means, shape=(4 if procedure.damping else 3, *parents.means.shape)
         ),
     )
-    parents, history = lax.fori_loop(
-        0, repeats, step, (parents, nothing), unroll=routing.votes.UNROLL
-    )
-    return (parents, history.assignments[-1]), history
+    parents, history = _repeat(repeats, step, (parents, _keep(nothing, repeats, unroll)), unroll)
+    return (parents, _take(history, repeats - 1).assignments), history
 
 
 @jax.custom_jvp
@@ -140,7 +144,7 @@ def _refuse(primals, tangents):
 
 
 def backward(
-    routing: Routing[RecomputedVotes], history: History, result_gradients: tuple[Parents, jax.Array]
+    routing: Routing[RecomputedVotes], history: Kept, result_gradients: tuple[Parents, jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Constants]:
     """The gradient of `em.route`, from that for its results.
 
@@ -153,7 +157,7 @@ def backward(
         Gradients for the poses and transforms of the votes, for the activations, and for the
         constants.
     """
-    repeats = routing.procedure.num_iterations
+    repeats, unroll = routing.procedure.num_iterations, routing.votes.UNROLL
     (_, common_center, _), _ = _take(history, repeats - 1).read()
 
     def step(turn, gradients):
@@ -170,18 +174,21 @@ def backward(
         )
 
     gradients = _Gradients.to_begin_with(routing, result_gradients, common_center)
-    gradients = lax.fori_loop(0, repeats, step, gradients, unroll=routing.votes.UNROLL)
-    terms = [VoteTerms(history.assignments, routing.activations, *gradients.data_forms)]
+    gradients = _repeat(repeats, step, gradients, unroll)
+    terms = [
+        VoteTerms(record.assignments, routing.activations, *form)
+        for record, form in zip(_stacks(history), _stacks(gradients.data_forms), strict=True)
+    ]
     if repeats > 1:
-        terms.append(VoteTerms(gradients.scores, None, *gradients.score_forms))
+        terms += [VoteTerms(scores, None, *form) for scores, form in _stacks(gradients.scores)]
     return routing.votes.gradient(terms, common_center), gradients.activations, gradients.constants
 
 
 def _m_step_backward(
     routing: Routing[RecomputedVotes],
-    history: History,
+    history: Kept,
     gradients: _Gradients,
-    iteration: jax.Array,
+    iteration: jax.Array | int,
     common_center: jax.Array,
 ) -> tuple[jax.Array | None, _Gradients]:
     """From the parents of an iteration to its assignments.
@@ -204,10 +211,10 @@ def _m_step_backward(
 
 def _e_step_backward(
     routing: Routing[RecomputedVotes],
-    history: History,
+    history: Kept,
     gradients: _Gradients,
     to_old_means: jax.Array | None,
-    iteration: jax.Array,
+    iteration: jax.Array | int,
     common_center: jax.Array,
 ) -> _Gradients:
     """From the assignments of an iteration to the parents of the one before."""
@@ -231,13 +238,15 @@ def _e_step_backward(
         parents=to_parents._replace(means=to_means),
         assignments=jnp.zeros_like(gradients.assignments),
         constants=jax.tree.map(jnp.add, gradients.constants, to_constants),
-        scores=_put(gradients.scores, scores, iteration - 1),
-        score_forms=_put(gradients.score_forms, form, iteration - 1),
+        scores=_put(gradients.scores, (scores, form), iteration - 1),
     )
 
 
 def _fit_vjp(
-    routing: Routing[RecomputedVotes], sums: Sums, old_means: jax.Array | None, iteration: jax.Array
+    routing: Routing[RecomputedVotes],
+    sums: Sums,
+    old_means: jax.Array | None,
+    iteration: jax.Array | int,
 ) -> tuple[Parents, Callable]:
     """The parents of an iteration, and how their gradient goes back to the moments, the old means
     and the constants.
@@ -258,20 +267,40 @@ def _about(
     return quadratic, linear + 2 * quadratic * (new_center - center)
 
 
-def _stack(tree, number):
+def _repeat(number: int, step: Callable[[Any, Any], Any], state: Any, unroll: bool) -> Any:
+    """`state = step(turn, state)` so many times."""
+    if not unroll:
+        return lax.fori_loop(0, number, step, state)
+    for turn in range(number):
+        state = step(turn, state)
+    return state
+
+
+def _keep(tree: Any, number: int, unroll: bool) -> Kept:
     """Room for so many trees of arrays like `tree`, which is in all the places."""
+    if unroll:
+        return [tree] * number
     return jax.tree.map(lambda array: jnp.broadcast_to(array, (number, *array.shape)), tree)
 
 
-def _put(stacked, tree, place):
-    """The arrays of `tree` at `place` of the leading axis of those of `stacked`."""
+def _put(kept: Kept, tree: Any, place: Any) -> Kept:
+    """`kept`, with `tree` at a place."""
+    if isinstance(kept, list):
+        return [*kept[:place], tree, *kept[place + 1 :]]
     return jax.tree.map(
-        lambda past, new: lax.dynamic_update_index_in_dim(past, new, place, 0), stacked, tree
+        lambda past, new: lax.dynamic_update_index_in_dim(past, new, place, 0), kept, tree
     )
 
 
-def _take(stacked, place):
-    """The arrays at `place` of the leading axis."""
-    return jax.tree.map(
-        lambda past: lax.dynamic_index_in_dim(past, place, 0, keepdims=False), stacked
-    )
+def _take(kept: Kept, place: Any) -> Any:
+    """The tree at a place."""
+    if isinstance(kept, list):
+        return kept[place]
+    return jax.tree.map(lambda past: lax.dynamic_index_in_dim(past, place, 0, keepdims=False), kept)
+
+
+def _stacks(kept: Kept) -> list[Any]:
+    """The same in trees of arrays with a leading axis: of all places, or a tree of each."""
+    if isinstance(kept, list):
+        return [jax.tree.map(lambda array: array[None], tree) for tree in kept]
+    return [kept]
