@@ -23,6 +23,7 @@ from emcaps.votes import (
     retake_if_lost,
     scaled,
     vote_gradient,
+    zero_known_with,
 )
 
 # Bytes of the votes' gradient that are held at a time, of so many columns where their number is not
@@ -116,8 +117,8 @@ def _add_pairs(
 
 
 def _not_shared(votes: FusedVotes, of_this_pass: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Poses and transforms as known only with something of this pass, so that no two passes have
-    votes in common.
+    """Poses and transforms that no two passes have in common: each adds a zero of its own to the
+    transforms. An `optimization_barrier` is gone before XLA looks for what programs do twice.
     """
-    poses, transforms, _ = lax.optimization_barrier((*votes, of_this_pass))
-    return poses, transforms
+    zero = zero_known_with(lax.stop_gradient(of_this_pass))
+    return votes.poses, votes.transforms + zero.astype(votes.transforms.dtype)

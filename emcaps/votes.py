@@ -368,13 +368,15 @@ def _chunk_size(num_children: int, most: int) -> int:
     return max(size for size in range(1, most + 1) if num_children % size == 0)
 
 
-@jax.custom_batching.custom_vmap
-def _zero_after(array: jax.Array) -> jax.Array:
-    """Zero, known only when `array` is: leading zeros are counted, and there are never fewer than
-    none.
+def zero_known_with(array: jax.Array) -> jax.Array:
+    """Zero, which no compiler knows before it knows `array`: leading zeros are counted, and there
+    are never fewer than none.
     """
     first = array[(0,) * array.ndim].real.astype(jnp.float32)
     return jnp.minimum(lax.clz(lax.bitcast_convert_type(first, jnp.int32)), 0)
+
+
+_zero_after = jax.custom_batching.custom_vmap(zero_known_with)
 
 
 @_zero_after.def_vmap
