@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from emcaps import PAPER
+from emcaps import PAPER, conv_em_routing
 from experiments import aot
 from experiments.compiled.ahead_of_time import compile_for, described_devices
 from experiments.compiled.hlo import count_launches, parse_program
@@ -233,3 +233,28 @@ def test_an_h100_runs_a_product_and_what_follows_it_in_one_kernel(h100, optimize
     ]
     assert count_launches(compiled.as_text()) == 1
     assert compiled.memory_analysis().argument_size_in_bytes == 4 * 64 * 64
+
+
+@pytest.mark.slow
+def test_an_h100_does_not_store_the_votes(h100):
+    """Nor does it copy together what three iterations leave: assignments and scores are a sixteenth
+    of the votes, and six arrays of them are needed at once.
+    """
+    poses = jnp.ones((64, 14, 14, 32, 4, 4))
+    transforms = jnp.ones((3, 3, 32, 32, 4, 4))
+    beta = jnp.zeros(32)
+
+    def total(poses, transforms):
+        return conv_em_routing(
+            poses,
+            jnp.ones(poses.shape[:-2]),
+            transforms,
+            beta,
+            beta,
+            stride=2,
+            num_iterations=3,
+        ).poses.sum()
+
+    compiled = compile_for(h100[0], jax.grad(total, argnums=(0, 1)), poses, transforms)
+    votes = 4 * 64 * (6 * 6) * (3 * 3 * 32) * 32 * 16
+    assert compiled.memory_analysis().temp_size_in_bytes < 10 / 16 * votes
