@@ -160,8 +160,7 @@ class KernelVotes(NamedTuple):
             ["Mnkhj"],
             warps=len(ROWS),
         )
-        # Both at once: what they read is not needed then until an earlier layer's gradient is done.
-        return lax.optimization_barrier((to_poses, to_transforms.sum(0)))
+        return to_poses, to_transforms.sum(0)
 
     def _sizes(self) -> tuple[int, int, int]:
         return self.poses.shape[0], self.transforms.shape[-1], self.poses.shape[-1]
