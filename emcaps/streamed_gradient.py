@@ -1,7 +1,7 @@
 """The gradient of Procedure 1 without ever storing the votes.
 
-The forward pass is `em.route` that keeps a `Record`. The backward pass takes the M-steps and
-E-steps in reverse. The transpose of the one's sums is the other's scores, so that
+The forward pass is `em.route` that keeps a `Record` of each iteration. The backward pass takes the
+M-steps and E-steps in reverse. The transpose of the one's sums is the other's scores, so that
 
     M-step   forward:   (mass, first, second) = moments(g)
              backward:  d_g = scores(d_mass, d_second, d_first)
