@@ -81,18 +81,31 @@ def write_npz(path: Path) -> None:
     )
 
 
+def init_of(config: TrainConfig) -> tuple[Callable[..., TrainState], Any]:
+    """The program that makes the first state of a run of this config, and its first images."""
+    init = jax.jit(functools.partial(init_state, config, make_model(config.model, 3)))
+    return init, np.zeros((config.batch_size, *IMAGE_SHAPE), np.float32)
+
+
 @functools.cache
 def initial_state(config: TrainConfig = CONFIG) -> TrainState:
     """A state before the first step, in NumPy arrays, which no training step can take away."""
-    init = jax.jit(functools.partial(init_state, config, make_model(config.model, 3)))
-    return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.float32), jax.random.key(0)))
+    init, images = init_of(config)
+    return jax.device_get(init(images, jax.random.key(0)))
+
+
+@functools.cache
+def shapes_of_state(config: TrainConfig = CONFIG) -> TrainState:
+    """What a state is like, of which nothing is compiled."""
+    init, images = init_of(config)
+    return jax.eval_shape(init, images, jax.random.key(0))
 
 
 def newest_state(folder: Path, config: TrainConfig = CONFIG) -> TrainState:
     """The newest state in a folder of checkpoints of a run of this config."""
     with Checkpoints(folder, read_only=True) as checkpoints:
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoints.restore(checkpoints.steps()[-1], initial_state(config), one_device)
+        return checkpoints.restore(checkpoints.steps()[-1], shapes_of_state(config), one_device)
 
 
 def deterministic(records: list[Record]) -> list[Record]:
