@@ -16,11 +16,13 @@ from emcaps.pretrained import Classifier, Examples, View
 from experiments.claims.networks import Recipe, with_model
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import ImageConfig
+from experiments.devices.parallel import Execution
 from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn
 from experiments.learning.network import make_model
 from experiments.learning.step import Metrics, TrainState, init_state
+from experiments.runs import loop
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.steps import StepWindow
+from experiments.runs.steps import Programs, StepWindow, make_programs
 from experiments.runtime.records import Record
 
 IMAGE_SHAPE = (13, 13, 1)
@@ -38,11 +40,14 @@ CONFIG = TrainConfig(
     batch_size=8,
     eval_every=4,
     images=ImageConfig(max_shift=1),
+    margin_ramp=0.1,  # one step, and so the same program for runs of other lengths
     warmup_steps=0,
 )
+PROGRAMS: dict[Any, Programs] = {}  # of `shared_programs`
 # The same as flags of `experiments.train`, whose programs the tests share.
 FLAGS = (
-    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
+    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 "
+    "--margin-ramp 0.1 --warmup-steps 0 "
     "--conv-channels 4 --primary-capsules 2 --conv-capsules 2 --num-iterations 1"
 ).split()
 
@@ -106,6 +111,24 @@ def newest_state(folder: Path, config: TrainConfig = CONFIG) -> TrainState:
     with Checkpoints(folder, read_only=True) as checkpoints:
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return checkpoints.restore(checkpoints.steps()[-1], shapes_of_state(config), one_device)
+
+
+def share_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs that differ in nothing that a program depends on trace their programs once, as the
+    seeds of a study do.
+    """
+    monkeypatch.setattr(loop, "make_programs", shared_programs)
+
+
+def shared_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
+    """Those of an earlier call, if they are the same."""
+    config = dataclasses.replace(config, dataset="mnist", seed=0, eval_every=1, init_from=None)
+    arrays = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    contents = dataset.class_names, *(array.tobytes() for array in arrays)
+    given = config, contents, tuple(execution.devices), execution[1:]
+    if given not in PROGRAMS:
+        PROGRAMS[given] = make_programs(config, dataset, execution)
+    return PROGRAMS[given]
 
 
 def deterministic(records: list[Record]) -> list[Record]:
