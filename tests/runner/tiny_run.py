@@ -43,6 +43,8 @@ CONFIG = TrainConfig(
     margin_ramp=0.1,  # one step, and so the same program for runs of other lengths
     warmup_steps=0,
 )
+# The CNN beside it, whose step compiles fast.
+CNN_CONFIG = with_model(as_cnn(CONFIG), cnn_channels=(2, 3), cnn_hidden_units=8)
 PROGRAMS: dict[Any, Programs] = {}  # of `shared_programs`
 # The same as flags of `experiments.train`, whose programs the tests share.
 FLAGS = (
