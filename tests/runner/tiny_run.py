@@ -16,11 +16,13 @@ from emcaps.pretrained import Classifier, Examples, View
 from experiments.claims.networks import Recipe, with_model
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import ImageConfig
+from experiments.devices.parallel import Execution
 from experiments.learning.configs import ModelConfig, TrainConfig, as_cnn
 from experiments.learning.network import make_model
 from experiments.learning.step import Metrics, TrainState, init_state
+from experiments.runs import loop
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.steps import StepWindow
+from experiments.runs.steps import Programs, StepWindow, make_programs
 from experiments.runtime.records import Record
 
 IMAGE_SHAPE = (13, 13, 1)
@@ -38,11 +40,16 @@ CONFIG = TrainConfig(
     batch_size=8,
     eval_every=4,
     images=ImageConfig(max_shift=1),
+    margin_ramp=0.1,  # one step, and so the same program for runs of other lengths
     warmup_steps=0,
 )
+# The CNN beside it, whose step compiles fast.
+CNN_CONFIG = with_model(as_cnn(CONFIG), cnn_channels=(2, 3), cnn_hidden_units=8)
+PROGRAMS: dict[Any, Programs] = {}  # of `shared_programs`
 # The same as flags of `experiments.train`, whose programs the tests share.
 FLAGS = (
-    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 --warmup-steps 0 "
+    "--dataset mnist --steps 6 --batch-size 8 --eval-every 4 --max-shift 1 "
+    "--margin-ramp 0.1 --warmup-steps 0 "
     "--conv-channels 4 --primary-capsules 2 --conv-capsules 2 --num-iterations 1"
 ).split()
 
@@ -81,18 +88,49 @@ def write_npz(path: Path) -> None:
     )
 
 
+def init_of(config: TrainConfig) -> tuple[Callable[..., TrainState], Any]:
+    """The program that makes the first state of a run of this config, and its first images."""
+    init = jax.jit(functools.partial(init_state, config, make_model(config.model, 3)))
+    return init, np.zeros((config.batch_size, *IMAGE_SHAPE), np.float32)
+
+
 @functools.cache
 def initial_state(config: TrainConfig = CONFIG) -> TrainState:
     """A state before the first step, in NumPy arrays, which no training step can take away."""
-    init = jax.jit(functools.partial(init_state, config, make_model(config.model, 3)))
-    return jax.device_get(init(np.zeros((1, *IMAGE_SHAPE), np.float32), jax.random.key(0)))
+    init, images = init_of(config)
+    return jax.device_get(init(images, jax.random.key(0)))
+
+
+@functools.cache
+def shapes_of_state(config: TrainConfig = CONFIG) -> TrainState:
+    """What a state is like, of which nothing is compiled."""
+    init, images = init_of(config)
+    return jax.eval_shape(init, images, jax.random.key(0))
 
 
 def newest_state(folder: Path, config: TrainConfig = CONFIG) -> TrainState:
     """The newest state in a folder of checkpoints of a run of this config."""
     with Checkpoints(folder, read_only=True) as checkpoints:
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoints.restore(checkpoints.steps()[-1], initial_state(config), one_device)
+        return checkpoints.restore(checkpoints.steps()[-1], shapes_of_state(config), one_device)
+
+
+def share_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs that differ in nothing that a program depends on trace their programs once, as the
+    seeds of a study do.
+    """
+    monkeypatch.setattr(loop, "make_programs", shared_programs)
+
+
+def shared_programs(config: TrainConfig, dataset: Dataset, execution: Execution) -> Programs:
+    """Those of an earlier call, if they are the same."""
+    config = dataclasses.replace(config, dataset="mnist", seed=0, eval_every=1, init_from=None)
+    arrays = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    contents = dataset.class_names, *(array.tobytes() for array in arrays)
+    given = config, contents, tuple(execution.devices), execution[1:]
+    if given not in PROGRAMS:
+        PROGRAMS[given] = make_programs(config, dataset, execution)
+    return PROGRAMS[given]
 
 
 def deterministic(records: list[Record]) -> list[Record]:

@@ -30,8 +30,19 @@ def capsules_of_examples():
     return capsules
 
 
-@pytest.mark.parametrize("number", [0, 1, pytest.param(2, marks=pytest.mark.slow), 3, 128, 131])
-def test_any_number_of_images_is_classified_each_by_itself(small, number):
+@pytest.mark.parametrize(
+    "number, at_once",
+    [
+        (0, 4),
+        (1, 4),
+        (3, 4),
+        (4, 4),
+        (7, 4),
+        *(pytest.param(number, 128, marks=pytest.mark.slow) for number in (2, 128, 131)),
+    ],
+)
+def test_any_number_of_images_is_classified_each_by_itself(small, number, at_once, monkeypatch):
+    monkeypatch.setattr(emcaps.pretrained.classifier, "AT_ONCE", at_once)
     images = np.resize(small.examples.images, (number, 15, 14, 2))
     classes, activations, poses = small.predict(images)
     assert (classes.shape, activations.shape, poses.shape) == (

@@ -20,7 +20,7 @@ import jax, numpy as np
 from jax import export
 program = export.deserialize(bytearray(open("a.stablehlo", "rb").read()))
 images = np.load("images.npy")
-results = {f"{n}-{i}": array for n in (1, 7) for i, array in enumerate(program.call(images[:n]))}
+results = {f"{n}-{i}": array for n in (1, 4) for i, array in enumerate(program.call(images[:n]))}
 np.savez("results.npz", **results)
 """
 
@@ -28,14 +28,14 @@ np.savez("results.npz", **results)
 def test_an_exported_classifier_needs_neither_emcaps_nor_flax(tmp_path):
     classifier = tiny_run.classifier()
     contents = classifier.export()
-    images = np.resize(classifier.examples.images, (7, *classifier.image_shape))
+    images = classifier.examples.images  # four, for whose number other tests compile, too
     (tmp_path / "a.stablehlo").write_bytes(contents)
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-I", "-c", ALONE]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "results.npz") as results:
-        for number in (1, 7):
+        for number in (1, 4):
             for place, expected in enumerate(classifier.predict(images[:number])):
                 found = results[f"{number}-{place}"]
                 np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -45,4 +45,4 @@ def test_an_exported_classifier_needs_neither_emcaps_nor_flax(tmp_path):
     for platform in program.platforms:
         lowered = jax.export.export(jax.jit(program.call), platforms=[platform])(images)
         assert lowered.platforms == (platform,)
-        assert "tensor<7x3xf32>" in lowered.mlir_module()
+        assert "tensor<4x3xf32>" in lowered.mlir_module()

@@ -209,7 +209,8 @@ def test_what_examples_share_may_be_sharded_too():
     result = jax.jit(function)(
         (place(poses, mesh, BATCH), place(activations, mesh, BATCH)), (divided, *rest)
     )
-    assert_results_close(result, function((poses, activations), (np.asarray(divided), *rest)), 1e-4)
+    expected = function((poses, activations), (np.asarray(divided), *rest))
+    assert_results_close(result, expected, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -235,8 +236,9 @@ def test_losses_and_decoder_take_a_sharded_batch():
         random.normal(size=(4, 3, 4, 4)).astype(np.float32),
     )
     labels, decoder = np.array([0, 1, 2, 0]), Decoder((4, 4, 1), (2,))
-    params = decoder.init(jax.random.key(0), poses, labels)
+    params = jax.jit(decoder.init)(jax.random.key(0), poses, labels)
 
+    @jax.jit
     def function(activations, poses, labels):
         images = decoder.apply(params, poses, labels)
         losses = emcaps.spread_loss(activations, labels, 0.5) + emcaps.margin_loss(
@@ -251,9 +253,7 @@ def test_losses_and_decoder_take_a_sharded_batch():
         )
 
     given = activations, poses, labels
-    np.testing.assert_allclose(
-        jax.jit(function)(*place(given, mesh, BATCH)), function(*given), rtol=1e-5
-    )
+    np.testing.assert_allclose(function(*place(given, mesh, BATCH)), function(*given), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -56,10 +56,10 @@ def test_one_piece_is_the_image_and_others_do_not_matter():
 
 
 def test_drawings_are_redrawn(monkeypatch):
-    monkeypatch.setattr(line_drawings, "SPLITS", {"train": 5, "test": 10})
+    monkeypatch.setattr(line_drawings, "SPLITS", {"train": 7, "test": 12})
     command = JumbleCommand(study.Study(dataset="drawings"), num_images=7, moved=(0.5, 1.0))
     dataset = loading.load("drawings")
-    assert dataset.class_names == tuple(line_drawings.OBJECTS) and len(dataset.train_images) == 5
+    assert dataset.class_names == tuple(line_drawings.OBJECTS) and len(dataset.train_images) == 7
     taken = sample(dataset.test_labels, 7)
     found = jumbled_images(command, 0, dataset.test_images, taken)
     assert command.amounts == [0.0, 0.5, 1.0] and len(found) == 3

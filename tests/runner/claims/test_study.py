@@ -90,8 +90,9 @@ def test_nothing_is_measured_twice_or_overwritten(tmp_path, capsys):
 
 
 def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(NETWORKS, "capsules", tiny_run.cnn(3))
-    monkeypatch.setitem(NETWORKS, "cnn", tiny_run.cnn(3, learning_rate=1e-2))
+    for name in ("capsules", "cnn"):
+        monkeypatch.setitem(NETWORKS, name, tiny_run.cnn(3))
+    tiny_run.share_programs(monkeypatch)
     monkeypatch.setattr(loading, "load", lambda name, data_dir: tiny_run.dataset())
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
     words = [

@@ -66,7 +66,10 @@ WRONG_TYPES = {
     "viewpoints": "--train-values",
 }
 SMALL = "--conv-channels 4 --primary-capsules 2 --conv-capsules 2 --num-iterations 1"
-TRAIN = f"train --dataset mnist --steps 6 --batch-size 8 {SMALL} --max-shift 1 --warmup-steps 0"
+TRAIN = (
+    f"train --dataset mnist --steps 6 --batch-size 8 {SMALL} --max-shift 1 --margin-ramp 0.1 "
+    "--warmup-steps 0"
+)
 STUDY = "--dataset mnist --steps 6 --flags=--batch-size=8"
 # Commands, and what the line names. There are 20 training and 37 test images of 13x13, and two
 # devices.

@@ -89,17 +89,21 @@ def test_pictures_are_objects_in_the_middle_of_a_plain_light_ground():
         assert (images.min((1, 2, 3)) < corners[:, 0, 0] - 40).all()
 
 
+@jax.jit
+def silhouette(shape, elevation, azimuth):
+    """Where a pixel shows the toy, in 24x24 pixels, to the left eye."""
+    camera = jax.tree.map(lambda field: field[0], scene.stereo(elevation, azimuth))
+    _, on_object = render.trace(shape, camera.position, render.rays(camera, 24))
+    return on_object.reshape(24, 24)
+
+
 @pytest.mark.parametrize("category", range(len(CATEGORIES)))
 def test_toys_stand_on_the_ground_and_fit_into_every_picture(category):
     for instance in range(INSTANCES):
         shape = toy(category, instance)
         assert abs(bounds(jax.tree.map(np.asarray, shape))[0][2]) < 1e-5
         for elevation, azimuth in ((30.0, 0.0), (30.0, 100.0), (70.0, 40.0)):
-            camera = jax.tree.map(
-                lambda field: field[0], scene.stereo(jnp.float32(elevation), jnp.float32(azimuth))
-            )
-            _, on_object = jax.jit(render.trace)(shape, camera.position, render.rays(camera, 24))
-            seen = np.asarray(on_object).reshape(24, 24)
+            seen = np.asarray(silhouette(shape, np.float32(elevation), np.float32(azimuth)))
             assert 12 < seen.sum() < 350
             assert not seen[[0, -1]].any() and not seen[:, [0, -1]].any()
 
@@ -109,8 +113,13 @@ def test_rays_meet_a_ball_where_geometry_says():
     middle = np.array([0.05, -0.1, 0.6])
     shape = one(ball(tuple(middle), (2 * radius,) * 3))
     camera = camera_at(35.0, 25.0)
-    direction = render.rays(camera, size)
-    depth, on_object = jax.jit(render.trace)(shape, camera.position, direction)
+
+    @jax.jit
+    def traced(shape, camera):
+        direction = render.rays(camera, size)
+        return direction, *render.trace(shape, camera.position, direction)
+
+    direction, depth, on_object = traced(shape, camera)
     origin, rays = (
         np.asarray(camera.position, np.float64),
         np.stack([np.asarray(axis, np.float64) for axis in direction], 1),
@@ -136,7 +145,8 @@ def test_rays_meet_a_ball_where_geometry_says():
 def test_normals_of_a_ball_point_away_from_its_middle():
     shape = one(ball((0.0, 0.0, 0.6), (1.0, 1.0, 1.0)))
     camera = camera_at(40.0, 0.0)
-    surface = jax.jit(render.look)(shape, camera.position, render.rays(camera, 24))
+    look = lambda shape, camera: render.look(shape, camera.position, render.rays(camera, 24))  # noqa: E731
+    surface = jax.jit(look)(shape, camera)
     chosen = np.asarray(surface.on_object)
     outwards = (np.stack(surface.point, 1)[chosen] - [0, 0, 0.6]) / 0.5
     np.testing.assert_allclose(np.stack(surface.normal, 1)[chosen], outwards, atol=0.03)
@@ -308,6 +318,8 @@ def test_what_the_builder_writes_stock_tfds_reads(tmp_path, monkeypatch):
         "label_lighting",
     ):
         assert stock.info.features[label].names == smallnorb[label].names
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loaded = loading.load_tfds(Tiny(data_dir=tmp_path))._asdict()
     for split, instance in (("train", 4), ("test", 0)):
         source = tfds.data_source("toynorb", split=split, data_dir=tmp_path, download=False)
         examples = [source[i] for i in range(len(source))]
@@ -324,8 +336,6 @@ def test_what_the_builder_writes_stock_tfds_reads(tmp_path, monkeypatch):
             np.testing.assert_array_equal(example["image2"][..., 0], images[1])
             assert example["instance"] == instance and example["label_azimuth"] == 3
 
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        loaded = loading.load_tfds(Tiny(data_dir=tmp_path))._asdict()
         pairs = np.stack(
             [np.concatenate([example["image"], example["image2"]], -1) for example in examples]
         )

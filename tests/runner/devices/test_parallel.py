@@ -19,6 +19,9 @@ from experiments.devices.parallel import (
 from experiments.learning.network import make_model
 from experiments.learning.step import gradient_params, make_train_step
 
+CONFIGS = {"capsules": tiny_run.CONFIG, "cnn": tiny_run.CNN_CONFIG}
+SLOW = pytest.mark.slow
+
 
 def batches(views=tiny_run.CONFIG.images):
     data = tiny_run.dataset()
@@ -28,12 +31,12 @@ def batches(views=tiny_run.CONFIG.images):
 
 
 @functools.cache
-def two_steps(mode, num_devices, **division):
-    """The state and metrics after two steps, as NumPy arrays."""
-    execution = Execution(jax.devices()[:num_devices], mode, **division)
-    network = make_model(tiny_run.CONFIG.model, 3, execution.parent_axis)
-    parallel = parallelize(make_train_step(tiny_run.CONFIG, network), execution)
-    state = parallel.replicate(tiny_run.initial_state())
+def two_steps(name, mode, num_devices, **division):
+    """The state and metrics of a network after two steps, as NumPy arrays."""
+    config, execution = CONFIGS[name], Execution(jax.devices()[:num_devices], mode, **division)
+    network = make_model(config.model, 3, execution.parent_axis)
+    parallel = parallelize(make_train_step(config, network), execution)
+    state = parallel.replicate(tiny_run.initial_state(config))
     draw = batches()
     step = parallel.step.lower(state, parallel.shard(draw(0))).compile()
     for index in range(2):
@@ -41,13 +44,25 @@ def two_steps(mode, num_devices, **division):
     return jax.device_get((state, metrics))
 
 
-@pytest.mark.parametrize("mode, model_axis", [("jit", 1), ("pmap", 1), ("jit", 2)])
-def test_two_devices_take_the_step_of_one(mode, model_axis):
-    """By schedule-free Adam, whose average they share too."""
+# What maps a step by pmap knows nothing of the network.
+@pytest.mark.parametrize(
+    "name, mode, model_axis",
+    [
+        ("capsules", "jit", 1),
+        ("capsules", "jit", 2),
+        ("cnn", "jit", 1),
+        ("cnn", "pmap", 1),
+        pytest.param("capsules", "pmap", 1, marks=SLOW),
+    ],
+)
+def test_two_devices_take_the_step_of_one(name, mode, model_axis):
+    """Capsules by schedule-free Adam, whose average they share too; the CNN by Adam, and with what
+    is dropped of each example.
+    """
     division = {} if model_axis == 1 else {"model_axis": model_axis}
     (state, metrics), (expected, expected_metrics) = (
-        two_steps(mode, 2, **division),
-        two_steps("jit", 1),
+        two_steps(name, mode, 2, **division),
+        two_steps(name, "jit", 1),
     )
     assert state.step == 2
     np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
@@ -55,7 +70,7 @@ def test_two_devices_take_the_step_of_one(mode, model_axis):
     # learning rate.
     for found, wanted in (
         (state.params, expected.params),
-        (gradient_params(tiny_run.CONFIG, state), gradient_params(tiny_run.CONFIG, expected)),
+        (gradient_params(CONFIGS[name], state), gradient_params(CONFIGS[name], expected)),
     ):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, wanted
@@ -66,8 +81,8 @@ def test_two_devices_take_the_step_of_one(mode, model_axis):
 @pytest.mark.parametrize("mode, num_devices", [("jit", 1), ("pmap", 2)])
 def test_a_batch_may_be_taken_in_parts(mode, num_devices):
     (state, metrics), (expected_state, expected_metrics) = (
-        two_steps(mode, num_devices, accumulate=2),
-        two_steps("jit", 1),
+        two_steps("capsules", mode, num_devices, accumulate=2),
+        two_steps("capsules", "jit", 1),
     )
     np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-4)
     jax.tree.map(
@@ -77,11 +92,12 @@ def test_a_batch_may_be_taken_in_parts(mode, num_devices):
     )
 
 
-def test_jit_and_pmap_are_the_same_step():
+@pytest.mark.parametrize("name", [pytest.param("capsules", marks=SLOW), "cnn"])
+def test_jit_and_pmap_are_the_same_step(name):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-6),
-        two_steps("jit", 2),
-        two_steps("pmap", 2),
+        two_steps(name, "jit", 2),
+        two_steps(name, "pmap", 2),
     )
 
 

@@ -40,11 +40,12 @@ def used_jax(monkeypatch):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
+def quick_runs(monkeypatch):
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
+    tiny_run.share_programs(monkeypatch)
 
 
-@pytest.mark.usefixtures("used_jax", "no_pictures")
+@pytest.mark.usefixtures("used_jax", "quick_runs")
 def test_commands_work_one_after_the_other_in_a_notebook(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *_: tiny_run.dataset())
 
@@ -63,7 +64,7 @@ def test_a_notebook_keeps_the_devices_that_it_has_and_is_told_so():
         hardware.start_jax(3)
 
 
-@pytest.mark.usefixtures("used_jax", "no_pictures")
+@pytest.mark.usefixtures("used_jax", "quick_runs")
 def test_training_works_in_a_thread_and_without_locks_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(directory, "lock", lambda _: False)
     results = []
@@ -82,6 +83,7 @@ def test_training_works_in_a_thread_and_without_locks_and_says_so(tmp_path, monk
     )
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_run_that_fails_before_it_has_saved_anything_leaves_no_folder(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

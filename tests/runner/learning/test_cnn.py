@@ -12,16 +12,13 @@ import tiny_run
 
 from emcaps import RoutingOptions
 from experiments.data.batches import TrainingBatches
-from experiments.devices.parallel import Execution, parallelize
 from experiments.learning.cnn import BaselineCNN, dropout
-from experiments.learning.configs import ModelConfig, as_cnn
 from experiments.learning.network import (
     class_logits,
     log_activations,
     make_model,
     network_intermediates,
 )
-from experiments.learning.step import init_state, make_train_step
 
 SMALL = BaselineCNN(3, channels=(2, 3), hidden_units=8)
 
@@ -79,33 +76,25 @@ def test_half_of_the_units_are_dropped_and_the_mean_stays():
     assert (dropped[0] != dropped[1]).any()
 
 
-def test_a_step_is_the_same_on_one_and_two_devices():
-    """What is dropped of an example goes with the example."""
-    small = ModelConfig(family="cnn", cnn_channels=(2, 3), cnn_hidden_units=8)
-    config = dataclasses.replace(as_cnn(tiny_run.CONFIG), model=small)
-    data, model = tiny_run.dataset(), make_model(config.model, 3)
-    batches = TrainingBatches(
+def test_units_are_dropped_in_training_only():
+    """That what is dropped of an example goes with it, whatever the devices, has its test in
+    test_parallel.py.
+    """
+    config, data = tiny_run.CNN_CONFIG, tiny_run.dataset()
+    model, params = make_model(config.model, 3), tiny_run.initial_state(config).params
+    batch = TrainingBatches(
         data.train_images, data.train_labels, jax.random.key(1), config.batch_size, config.images
-    )
-    init = jax.jit(lambda images, key: init_state(config, model, images, key))
-    states = []
-    for devices in (jax.devices()[:1], jax.devices()[:2]):
-        on_devices = parallelize(make_train_step(config, model), Execution(devices))
-        state = on_devices.replicate(init(batches(0).images, jax.random.key(0)))
-        for step in range(2):
-            state, metrics = on_devices.step(state, on_devices.shard(batches(step)))
-        states.append(jax.device_get((state.params, metrics)))
-    chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
-    batch = batches(0)
-    intermediates = [
-        jax.jit(functools.partial(network_intermediates, config, model))(
-            state.params, batch.images, 0, keys
-        )
-        for keys in (None, batch.dropout_keys)
-    ]
-    logits = list(map(class_logits, intermediates))
-    assert np.abs(logits[0] - logits[1]).max() > 1e-3
-    np.testing.assert_allclose(np.exp(log_activations(model, logits[0])).sum(-1), 1, rtol=1e-5)
+    )(0)
+
+    @jax.jit
+    def all_logits(params, images, keys):
+        intermediates = functools.partial(network_intermediates, config, model, params, images, 0)
+        whole, dropped = class_logits(intermediates()), class_logits(intermediates(keys))
+        return whole, dropped, log_activations(model, whole)
+
+    whole, dropped, logarithms = all_logits(params, batch.images, batch.dropout_keys)
+    assert np.abs(whole - dropped).max() > 1e-3
+    np.testing.assert_allclose(np.exp(logarithms).sum(-1), 1, rtol=1e-5)
 
 
 def test_its_sizes_are_not_those_of_capsules():

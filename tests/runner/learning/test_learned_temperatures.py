@@ -10,12 +10,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_run
 from jax.sharding import Mesh, PartitionSpec
 
 import emcaps
 from emcaps import CapsNet, RoutingOptions
+from experiments.learning import step
 from experiments.learning.configs import TrainConfig, from_json, to_json
 from experiments.learning.network import learned_temperatures, make_model
 from experiments.learning.presets import PRESETS
@@ -46,24 +48,31 @@ def moved(params):
     dtype = params["class_caps"]["beta_a"].dtype
     return params | {
         layer: params[layer]
-        | {name: jnp.asarray(value, dtype) for name, value in zip(NAMES, given, strict=True)}
+        | {name: np.asarray(value, dtype) for name, value in zip(NAMES, given, strict=True)}
         for layer, given in exponents.items()
     }
 
 
-def init(model, given):
-    return jax.jit(model.init)(jax.random.key(0), given)["params"]
-
-
 @functools.cache
-def value_and_gradient(routing):
-    """The loss and the class capsules, and the loss's gradient, compiled once for the tests that
-    look at them.
+def initial(routing=LEARNING):
+    """Parameters as a network begins with them, in float64."""
+    init = jax.jit(network(routing).init)
+    return jax.device_get(init(jax.random.key(0), images(jnp.float64))["params"])
+
+
+def temperatures_in(params):
+    """The parameters that are temperatures, by layer."""
+    return {
+        layer: {name: params[layer][name] for name in NAMES}
+        for layer in ("conv_caps_1", "class_caps")
+    }
+
+
+def loss(model, temperatures, params, given):
+    """A loss of the class capsules, and the capsules, with these temperatures among the
+    parameters.
     """
-    return jax.jit(jax.value_and_grad(functools.partial(loss, network(routing)), has_aux=True))
-
-
-def loss(model, params, given):
+    params = params | {layer: params[layer] | temperatures[layer] for layer in temperatures}
     capsules, _ = model.apply({"params": params}, given)
     total = (
         emcaps.spread_loss(capsules.activations, jnp.array([0, 1]), 0.5).mean()
@@ -72,11 +81,19 @@ def loss(model, params, given):
     return total, capsules
 
 
+@functools.cache
+def value_and_gradient(routing=LEARNING):
+    """The loss and the class capsules, and the loss's gradient for the temperatures, compiled once
+    for the tests that look at them.
+    """
+    return jax.jit(jax.value_and_grad(functools.partial(loss, network(routing)), has_aux=True))
+
+
 def assert_routes_with(temperatures, params, given):
     """A network that learns temperatures finds what one does that has these, of assignments and
     inverse, in each layer.
     """
-    (_, capsules), _ = value_and_gradient(LEARNING)(params, given)
+    (_, capsules), _ = value_and_gradient()(temperatures_in(params), params, given)
     expected = fixed_capsules(temperatures, params, given)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), capsules, expected)
 
@@ -94,8 +111,7 @@ def fixed_capsules(temperatures, params, given):
 
 
 def test_each_layer_begins_with_the_temperature_that_is_given(x64):
-    given = images(jnp.float64)
-    params = init(network(LEARNING), given)
+    given, params = images(jnp.float64), initial()
     learned = {(layer, name) for layer in params for name in params[layer] if name.endswith("_log")}
     assert learned == {(layer, name) for layer in ("conv_caps_1", "class_caps") for name in NAMES}
     start = (LEARNING.assignment_temperature, LEARNING.inverse_temperature)
@@ -113,8 +129,7 @@ def test_with_one_iteration_there_is_no_assignment_temperature_to_learn():
 
 
 def test_a_layer_routes_with_what_it_has_learned(x64):
-    given = images(jnp.float64)
-    params = moved(init(network(LEARNING), given))
+    given, params = images(jnp.float64), moved(initial())
     learned = [LEARNING.learned(params[layer]) for layer in ("conv_caps_1", "class_caps")]
     temperatures = [
         (float(routing.assignment_temperature), float(routing.inverse_temperature))
@@ -131,40 +146,46 @@ def test_a_layer_routes_with_what_it_has_learned(x64):
 )
 def test_their_gradient_is_that_of_differences(implementation, x64):
     routing = dataclasses.replace(LEARNING, implementation=implementation)
-    given, step = images(jnp.float64), 1e-5
-    params = moved(init(network(routing), given))
-    _, gradient = value_and_gradient(routing)(params, given)
-    for layer in ("conv_caps_1", "class_caps"):
+    given, difference = images(jnp.float64), 1e-5
+    params = moved(initial(routing))
+    temperatures = temperatures_in(params)
+    _, gradient = value_and_gradient(routing)(temperatures, params, given)
+    for layer in temperatures:
         for name in NAMES:
             low, high = (
                 value_and_gradient(routing)(
-                    params | {layer: params[layer] | {name: params[layer][name] + d}}, given
+                    temperatures
+                    | {layer: temperatures[layer] | {name: temperatures[layer][name] + d}},
+                    params,
+                    given,
                 )[0][0]
-                for d in (-step, step)
+                for d in (-difference, difference)
             )
             assert gradient[layer][name] == pytest.approx(
-                float(high - low) / (2 * step), rel=1e-6
+                float(high - low) / (2 * difference), rel=1e-6
             ), (layer, name)
             assert abs(gradient[layer][name]) > 1e-4
 
 
 def test_devices_that_share_the_parent_types_find_the_same_gradient(x64):
-    whole, shared = network(LEARNING), network(LEARNING, "types")
-    given = images(jnp.float64)
-    params = moved(init(whole, given))
+    given, params = images(jnp.float64), moved(initial())
     mesh = Mesh(np.array(jax.devices()[:2]), ("types",))
     specs = emcaps.partition_specs(params, "types")
     assert specs["conv_caps_1"]["assignment_temperature_log"] == PartitionSpec()
+    shared = functools.partial(loss, network(LEARNING, "types"))
     divided = jax.shard_map(
-        lambda params: jax.grad(lambda params: loss(shared, params, given)[0])(params),
+        lambda *parameters: jax.grad(lambda *parameters: shared(*parameters, given)[0])(
+            *parameters
+        ),
         mesh=mesh,
-        in_specs=(specs,),
-        out_specs=specs,
+        in_specs=(PartitionSpec(), specs),
+        out_specs=PartitionSpec(),
     )
-    _, expected = value_and_gradient(LEARNING)(params, given)
+    temperatures = temperatures_in(params)
+    _, expected = value_and_gradient()(temperatures, params, given)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12),
-        jax.jit(divided)(params),
+        jax.jit(divided)(temperatures, params),
         expected,
     )
 
@@ -256,9 +277,26 @@ def test_a_temperature_that_is_learned_has_no_schedule(moved):
         )
 
 
-def test_a_run_logs_and_draws_them(tmp_path, monkeypatch):
+def pulled_to_one(config, model):
+    """In place of a network's objective, whose gradient has its test above, one that compiles
+    fast.
+    """
+
+    def objective(params, batch, step):
+        return optax.tree.norm(jax.tree.map(lambda leaf: leaf - 1, params)), jnp.float32(0)
+
+    return jax.value_and_grad(objective, has_aux=True)
+
+
+@pytest.mark.parametrize(
+    "make_objective",
+    [pulled_to_one, pytest.param(step.make_objective, marks=pytest.mark.slow)],
+    ids=["simple", "network"],
+)
+def test_a_run_logs_and_draws_them(make_objective, tmp_path, monkeypatch):
     number = len(tiny_run.dataset().test_labels)
     scores = Scores(np.ones((number, 3)), 1.0, np.zeros(number, int), 0, number)
+    monkeypatch.setattr(step, "make_objective", make_objective)
     monkeypatch.setattr(steps, "make_evaluator", lambda *_: lambda *_: scores)
     monkeypatch.setattr(steps, "routing_diagnostics", lambda *_: {})
     monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})

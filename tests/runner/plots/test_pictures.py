@@ -154,6 +154,7 @@ def test_the_result_comes_before_the_pictures_which_can_be_drawn_later(
 ):
     monkeypatch.setattr(loading, "load", lambda *_: tiny_run.dataset())
     monkeypatch.setattr(pictures, "routing_drawings", lambda *_: {})
+    tiny_run.share_programs(monkeypatch)
     with monkeypatch.context() as patch:
         results = []
 

@@ -33,9 +33,13 @@ pytestmark = [
 CONFIG = dataclasses.replace(tiny_run.CONFIG, eval_every=2)
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
+@pytest.fixture(autouse=True, scope="module")
+def quick_runs():
+    """They draw nothing, and have one set of programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw_figures", lambda *_: None)
+        tiny_run.share_programs(patch)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,9 +62,7 @@ def forgotten_tasks_are_collected():
 def calm(tmp_path_factory):
     """The folder of a run that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("calm") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw_figures", lambda *_: None)
-        loop.train(CONFIG, tiny_run.dataset(), folder)
+    loop.train(CONFIG, tiny_run.dataset(), folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from read_events import assert_same_events
 from experiments import evaluate, figures, train
 from experiments.data import loading
 from experiments.data.preprocessing import ImageConfig, crop_places
-from experiments.devices.parallel import Execution, device_mesh
+from experiments.devices.parallel import REPLICATED, Execution, device_mesh, place
 from experiments.learning import scoring
 from experiments.learning.configs import from_json, to_json
 from experiments.learning.network import make_model
@@ -60,6 +60,11 @@ def finished(tmp_path_factory):
             command="the command",
         )
     return workdir
+
+
+@pytest.fixture
+def shared_programs(monkeypatch):
+    tiny_run.share_programs(monkeypatch)
 
 
 def test_a_run_leaves_its_outputs(finished):
@@ -107,6 +112,7 @@ def test_the_result_says_what_was_run_and_reached(finished):
     assert "test_error" in table([result])
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(
     finished, tmp_path, monkeypatch
 ):
@@ -148,6 +154,7 @@ def test_a_run_that_was_stopped_and_crashed_equals_one_that_was_not(
     assert seconds == sorted(seconds) and result["train_seconds"] > seconds[-1]
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_stop_says_how_to_go_on(number, code, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
@@ -193,15 +200,19 @@ def test_evaluate_says_so_when_there_are_no_checkpoints_yet(tmp_path, monkeypatc
 
 def test_every_example_is_scored_once_whatever_the_devices_and_the_padding():
     model, data = make_model(tiny_run.MODEL, 3), tiny_run.dataset(num_test=53)
-    params = tiny_run.initial_state().params
-    one, two = (
-        scoring.make_evaluator(tiny_run.CONFIG, model, device_mesh(jax.devices()[:n]))
-        for n in (1, 2)
-    )
-    scores = one(params, data.test_images, data.test_labels, 6)
-    shared = two(params, data.test_images, data.test_labels, 6)
+
+    def evaluator(num_devices):
+        """Of the initial parameters, placed as `evaluate` has them."""
+        mesh = device_mesh(jax.devices()[:num_devices])
+        params = place(tiny_run.initial_state().params, mesh, REPLICATED)
+        evaluate = scoring.make_evaluator(tiny_run.CONFIG, model, mesh)
+        return lambda images, labels: evaluate(params, images, labels, 6)
+
+    one, two = evaluator(1), evaluator(2)
+    scores = one(data.test_images, data.test_labels)
+    shared = two(data.test_images, data.test_labels)
     np.testing.assert_allclose(shared.activations, scores.activations, rtol=1e-3)
-    backwards = one(params, data.test_images[::-1], data.test_labels[::-1], 6)
+    backwards = one(data.test_images[::-1], data.test_labels[::-1])
     np.testing.assert_allclose(backwards.activations[::-1], scores.activations, rtol=1e-3)
     assert scores.num_examples == len(scores.activations) == 53
     assert (
@@ -313,6 +324,7 @@ def test_a_config_that_does_not_fit_the_images_writes_nothing(config, message, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(
     tmp_path, monkeypatch, capsys
 ):
@@ -320,6 +332,7 @@ def test_the_command_trains_capsules_and_the_cnn_and_refuses_to_do_it_again(
     words = [*tiny_run.FLAGS, "--baseline"]
     command = [*words, "--workdir", str(tmp_path / "a run")]
     with monkeypatch.context() as patch:
+        patch.setattr(pictures, "draw_figures", lambda *_: None)
         tiny_run.at_step(patch, 7, tiny_run.crash)  # the first of the CNN
         with pytest.raises(RuntimeError, match="crash"):
             train.main(command)

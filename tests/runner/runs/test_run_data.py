@@ -37,6 +37,7 @@ def begun(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
+    tiny_run.share_programs(monkeypatch)
     write("data.npz", tiny_run.dataset())
     with monkeypatch.context() as patch:
         tiny_run.at_step(patch, 5, tiny_run.crash)

@@ -14,7 +14,7 @@ import emcaps
 from experiments import ablation
 from experiments.data.dataset import Dataset
 from experiments.learning.configs import LATER, TrainConfig, default_config, from_json, to_json
-from experiments.learning.step import make_optimizer
+from experiments.learning.step import Metrics, make_optimizer
 from experiments.plots import pictures
 from experiments.runs import flags, loop
 from experiments.runs.checkpoints import Checkpoints
@@ -30,14 +30,15 @@ from experiments.runs.summary import table
 from experiments.runtime.command_line import parse
 from experiments.runtime.errors import UsageError
 
-# Its steps do not depend on how many there will be.
-STEADY = dataclasses.replace(tiny_run.CONFIG, schedule="exponential", loss="cross_entropy")
+# Their steps do not depend on how many there will be.
+STEADY = tiny_run.CONFIG
 SHORT = dataclasses.replace(STEADY, steps=4)
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
+def quick_runs(monkeypatch):
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
+    tiny_run.share_programs(monkeypatch)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def run(tmp_path):
     return tmp_path
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize(
     "schedule", [pytest.param("exponential", marks=pytest.mark.slow), "schedule_free"]
 )
@@ -121,15 +122,29 @@ def test_only_a_finished_run_with_the_same_flags_is_made_longer(tmp_path):
     check_usable(tmp_path, STEADY)
 
 
-@pytest.mark.usefixtures("no_pictures")
+def steps_that_stand_still(train_step, batches, state, steps):
+    """In place of `take_steps`, for a run's own programs: nothing but the number changes."""
+    for step in steps:
+        state = state._replace(step=jnp.int32(step + 1))
+        yield state, Metrics(*jnp.ones(3))
+
+
+@pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize(
-    "schedule", [pytest.param("cosine", marks=pytest.mark.slow), "schedule_free"]
+    "changes",
+    [
+        {},
+        # Real steps, too small to be seen, whose programs are of no other test.
+        pytest.param({"learning_rate": 1e-30}, marks=pytest.mark.slow),
+        pytest.param({"learning_rate": 1e-30, "schedule": "cosine"}, marks=pytest.mark.slow),
+    ],
+    ids=["still", "schedule_free", "cosine"],
 )
-def test_a_run_begins_with_the_weights_of_another(schedule, run, tmp_path_factory, monkeypatch):
+def test_a_run_begins_with_the_weights_of_another(changes, run, tmp_path_factory, monkeypatch):
     workdir = tmp_path_factory.mktemp("new") / "run"
-    config = dataclasses.replace(
-        tiny_run.CONFIG, seed=5, learning_rate=1e-30, init_from=str(run), schedule=schedule
-    )
+    config = dataclasses.replace(tiny_run.CONFIG, seed=5, init_from=str(run), **changes)
+    if not changes:
+        monkeypatch.setattr(loop, "take_steps", steps_that_stand_still)
     with monkeypatch.context() as patch:
         tiny_run.at_step(patch, 5, tiny_run.crash)
         with pytest.raises(RuntimeError, match="crash"):
