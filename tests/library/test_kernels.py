@@ -34,16 +34,18 @@ def assert_close(ours, theirs, bound):
         np.testing.assert_allclose(our, their, rtol=0, atol=bound * np.abs(their).max())
 
 
-def both(shape, operation, *given):
-    """What kernels and chunks make of the same."""
+def by(form, shape, operation, *given):
+    """What votes of a form make of this."""
     num_children, num_parents, width, inner = shape
     poses, transforms = random_arrays(
         0, (num_children, 4, inner, width), (num_children, inner, 4, num_parents)
     )
-    return [
-        jax.jit(functools.partial(operation, form(poses, transforms)))(*given)
-        for form in (KernelVotes, StreamedVotes)
-    ]
+    return jax.jit(functools.partial(operation, form(poses, transforms)))(*given)
+
+
+def both(shape, operation, *given):
+    """What kernels and chunks make of the same."""
+    return [by(form, shape, operation, *given) for form in (KernelVotes, StreamedVotes)]
 
 
 @pytest.mark.parametrize(
@@ -112,9 +114,10 @@ def test_moments_are_taken_again_only_where_they_lost_digits():
     def retake(votes, weights, scale, old, new):
         return votes.retake(lost, weights, new, scale, (old, votes.moments(weights, old, scale)))
 
-    (center, moments), _ = both(shape, retake, weights, scale, old, new)
+    center, moments = by(KernelVotes, shape, retake, weights, scale, old, new)
     np.testing.assert_array_equal(center, np.where(np.arange(width) < COLUMNS, old, new))
-    _, expected = both(shape, lambda votes, *given: votes.moments(*given), weights, center, scale)
+    moments_about = lambda votes, *given: votes.moments(*given)  # noqa: E731
+    expected = by(StreamedVotes, shape, moments_about, weights, center, scale)
     assert_close(moments, expected, 1e-6)
 
 
@@ -155,14 +158,14 @@ def test_routing_and_its_gradient(damping):
 
 
 def lowered(platform, implementation):
-    """The StableHLO of a routing with its gradient, lowered for a platform."""
+    """The StableHLO of a routing in one iteration with its gradient, lowered for a platform."""
     arrays = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
         for shape in routing_cases.CONV_ROUTE.shapes.values()
     ]
 
     def loss(*arrays):
-        options = dict(implementation=implementation, num_iterations=2)
+        options = dict(implementation=implementation, num_iterations=1)
         return conv_em_routing(*arrays, **options).poses.sum()
 
     gpu = contextlib.nullcontext()
