@@ -106,10 +106,10 @@ def test_without_competition_between_types_only_costs_are_shared(name, x64):
         # Parents per child on the map, or types per child that a parent sees.
         ("conv-streamed", {"parent_mass": 16.0}, 16 * (3 * 3 * 4) / (5 * 4 * 2)),
         ("conv-streamed", {"field_mass": 100.0}, 100 * 4 / (3 * 2 * 2)),
-        ("em", {"parent_mass": 16.0}, 16 * 4 / 5),
-        ("em", {"field_mass": 100.0}, 100 * 4 / 5),
-        ("class", {"parent_mass": 16.0}, 16 * 4 / (2 * 3 * 2)),
-        ("class", {"field_mass": 100.0}, 100 * 4 / (2 * 3 * 2)),
+        pytest.param("em", {"parent_mass": 16.0}, 16 * 4 / 5, marks=SLOW),
+        pytest.param("em", {"field_mass": 100.0}, 100 * 4 / 5, marks=SLOW),
+        pytest.param("class", {"parent_mass": 16.0}, 16 * 4 / (2 * 3 * 2), marks=SLOW),
+        pytest.param("class", {"field_mass": 100.0}, 100 * 4 / (2 * 3 * 2), marks=SLOW),
     ],
     ids=str,
 )
