@@ -90,33 +90,31 @@ def test_parents_at_one_position_compete_by_type_or_not_at_all(route, x64):
 )
 def test_derivatives_can_leave_the_assignments_out(x64, implementation):
     """Then they are those of the last M-step, with the assignments that it used."""
-    arrays = tuple(map(jnp.asarray, routing_cases.CONV_ROUTE.arrays(6, np.float64)))
+    poses, activations, transforms, *betas = routing_cases.CONV_ROUTE.arrays(6, np.float64)
     keywords = routing_cases.settings(dtype=np.float64)
-    assignments = conv_em_routing(*arrays, **keywords).assignments  # [B, OH, OW, KH, KW, I, J]
+    weights = np.random.default_rng(0).normal(size=(2, 3, 3, 3, 4, 4))
 
-    def routed_means(poses, transforms):
+    def weighted_means(poses, transforms):
         options = dict(**keywords, assignment_gradient=False, implementation=implementation)
-        return conv_em_routing(poses, arrays[1], transforms, *arrays[3:], **options).poses
+        result = conv_em_routing(poses, activations, transforms, *betas, **options)
+        return (weights * result.poses).sum(), result.assignments  # [B, OH, OW, KH, KW, I, J]
 
-    def means(poses, transforms):
-        total, mass = 0.0, keywords["mass_epsilon"]
-        for kh, kw in product(range(3), range(2)):
-            window = np.s_[:, kh : kh + 3, kw : kw + 3]
-            data = assignments[:, :, :, kh, kw] * arrays[1][window][..., None]
-            total += jnp.einsum(
-                "bhwij,bhwiac,ijcd->bhwjad", data, poses[window], transforms[kh, kw]
-            )
-            mass += data.sum(3)
-        return total / mass[..., None, None]
+    gradient = jax.jit(jax.grad(weighted_means, argnums=(0, 1), has_aux=True))
+    ours, assignments = jax.device_get(gradient(poses, transforms))
 
-    def gradients(function):
-        weighted = lambda *given: (weights * function(*given)).sum()  # noqa: E731
-        return jax.jit(jax.grad(weighted, argnums=(0, 1)))(arrays[0], arrays[2])
-
-    weights = np.random.default_rng(0).normal(
-        size=jax.eval_shape(means, arrays[0], arrays[2]).shape
-    )
-    ours, expected = gradients(routed_means), gradients(means)
+    # mean = sum of (data * pose @ transform) / mass
+    windows = {(k, m): np.s_[:, k : k + 3, m : m + 3] for k, m in product(range(3), range(2))}
+    data = {
+        (k, m): assignments[:, :, :, k, m] * activations[window][..., None]
+        for (k, m), window in windows.items()
+    }
+    mass = sum(shares.sum(3) for shares in data.values()) + keywords["mass_epsilon"]
+    slopes = weights / mass[..., None, None]
+    expected = to_poses, to_transforms = np.zeros_like(poses), np.zeros_like(transforms)
+    for place, window in windows.items():
+        given = data[place], slopes
+        to_poses[window] += np.einsum("bhwij,bhwjad,ijcd->bhwiac", *given, transforms[place])
+        to_transforms[place] = np.einsum("bhwij,bhwjad,bhwiac->ijcd", *given, poses[window])
     for mine, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-12)
 

@@ -76,7 +76,8 @@ OTHER_FORM = {"competition": "positions", "initial_assignments": "types", "dampi
 )
 def test_gradients(name, num_iterations, assignment_temperature, options, x64):
     """Against finite differences in a random direction."""
-    evaluate = program(name, num_iterations, **options)
+    compiled = program(name, num_iterations, **options)
+    evaluate = lambda *given: jax.device_get(compiled(*given))  # noqa: E731
     given, step = arguments(name, num_iterations, assignment_temperature), 1e-6
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), given)
