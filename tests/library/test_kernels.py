@@ -172,9 +172,9 @@ def test_moments_are_taken_again_only_where_they_lost_digits():
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 def test_routing_and_its_gradient(damping):
     """Of two maps of 4x4 parents, all iterations."""
-    poses, transforms, activations, beta_u, beta_a = random_arrays(
-        5, (2, 6, 6, 2, 4, 4), (3, 3, 2, 4, 4, 4), (2, 6, 6, 2), (4,), (4,)
-    )
+    shapes = (2, 6, 6, 2, 4, 4), (3, 3, 2, 4, 4, 4), (2, 6, 6, 2), (4,), (4,)
+    arrays = map(jnp.asarray, random_arrays(5, *shapes))
+    poses, transforms, activations, beta_u, beta_a = arrays
     scalars = [jnp.float32(value) for value in (0.1, 1e-6, 0.1, 4.0)]
     constants = Constants(beta_u[:, None], beta_a[:, None], jnp.ones(3), *scalars)
     procedure = Procedure(
