@@ -77,6 +77,7 @@ class KernelVotes(NamedTuple):
         again = center, self._moments(wanted.astype(jnp.int32), weights, center, scale)
         return jax.tree.map(functools.partial(jnp.where, jnp.repeat(wanted, COLUMNS)), again, taken)
 
+    @jax.jit  # so that it is traced once for all of its uses, as those below are
     def _moments(
         self, wanted: jax.Array, weights: jax.Array, center: jax.Array, scale: jax.Array | None
     ) -> Moments:
@@ -99,6 +100,7 @@ class KernelVotes(NamedTuple):
         )
         return Moments(mass.sum(0), first.sum(0), second.sum(0))
 
+    @jax.jit
     def scores(
         self,
         constant: jax.Array,
@@ -128,6 +130,7 @@ class KernelVotes(NamedTuple):
         )
         return scores
 
+    @jax.jit
     def gradient(
         self, groups: Sequence[VoteTerms], center: jax.Array
     ) -> tuple[jax.Array, jax.Array]:

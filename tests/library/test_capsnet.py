@@ -35,10 +35,16 @@ def variables():
     return jax.jit(SMALLEST.init)(jax.random.key(0), IMAGES)
 
 
+def loss_and_activations(params, model=SMALLEST):
+    """Of the first step of a training."""
+    (_, activations), _ = model.apply(params, IMAGES)
+    return spread_loss(activations, jnp.arange(4) % 3, 0.9).mean(), activations
+
+
 @functools.cache
-def applied():
-    """`SMALLEST`, of variables and images."""
-    return jax.jit(SMALLEST.apply)
+def gradients_and_activations():
+    """Those of `SMALLEST`."""
+    return jax.jit(jax.grad(loss_and_activations, has_aux=True))(variables())
 
 
 def count(params):
@@ -181,14 +187,13 @@ def test_streamed_and_dense_networks_agree():
     ids=["smallest", "small", "3 iterations"],
 )
 def test_every_gradient_is_finite_and_not_zero_at_the_first_step(model):
-    params = variables() if model is SMALLEST else jax.jit(model.init)(jax.random.key(0), IMAGES)
-
-    def loss(params):
-        return spread_loss(
-            model.apply(params, IMAGES)[0].activations, jnp.arange(4) % 3, 0.9
-        ).mean()
-
-    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
+    if model is SMALLEST:
+        gradients, _ = gradients_and_activations()
+    else:
+        params = jax.jit(model.init)(jax.random.key(0), IMAGES)
+        of_model = functools.partial(loss_and_activations, model=model)
+        gradients, _ = jax.jit(jax.grad(of_model, has_aux=True))(params)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(gradient).all(), name
         assert np.abs(gradient).max() > 0, name
@@ -198,7 +203,7 @@ def test_low_precision_ends_at_the_class_capsules():
     low = SMALLEST.clone(dtype=jnp.bfloat16)
     initial = jax.eval_shape(low.init, jax.random.key(0), IMAGES)
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {np.dtype("float32")}
-    (_, expected), _ = applied()(variables(), IMAGES)
+    _, expected = gradients_and_activations()
     (_, activations), intermediates = jax.jit(low.apply)(variables(), IMAGES)
     routed = intermediates["conv_caps_1"]
     below = [
@@ -215,8 +220,8 @@ def test_low_precision_ends_at_the_class_capsules():
 
 
 def test_an_examples_result_does_not_depend_on_its_batch():
-    together = applied()(variables(), IMAGES)[0].activations
-    alone = applied()(variables(), IMAGES[3:4])[0].activations
+    _, together = gradients_and_activations()
+    alone = jax.jit(SMALLEST.apply)(variables(), IMAGES[3:4])[0].activations
     np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -280,12 +285,13 @@ def test_class_capsules_add_the_coordinates_of_receptive_field_centers():
 
 
 def test_works_as_an_nnx_module():
-    @nnx.jit
+    """What is asked here is known without compiling."""
+
     def activations(images):
         model = nnx.bridge.ToNNX(SMALLEST, rngs=nnx.Rngs(0)).lazy_init(images)
         return model(images)[0].activations
 
-    chex.assert_shape(activations(IMAGES[:1]), (1, 3))
+    chex.assert_shape(nnx.eval_shape(activations, IMAGES[:1]), (1, 3))
 
 
 def test_the_same_network_is_not_traced_twice():

@@ -3,15 +3,17 @@ routing.
 """
 
 import collections
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 import routing_cases
 
-from emcaps import CapsNet, RoutingOptions, RoutingResult, conv_em_routing, em_routing
+from emcaps import CapsNet, RoutingOptions, RoutingResult
 from emcaps.diagnostics import diagnose, diagnose_iterations, diagnose_layers, results_by_iteration
 
 ITERATIONS = (2, 3)
@@ -45,6 +47,12 @@ def result_on_a_map(activations):
     return RoutingResult(poses, activations, np.zeros_like(activations), poses, assignments)
 
 
+def routed_by(loops, route):
+    """What the oracle makes of the arrays of a route, in float32 and without compiling."""
+    result = loops(*route.arrays(), **routing_cases.settings())
+    return RoutingResult(*(field.astype(np.float32) for field in result))
+
+
 def mean_entropy(shares_of_children):
     """The mean over children of the entropy of each one's shares; `shares_of_children` is a list of
     lists.
@@ -58,13 +66,11 @@ def mean_entropy(shares_of_children):
 
 @pytest.mark.parametrize("stride", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_entropy_is_that_of_each_child_over_all_parents_that_it_reaches(stride):
-    result = conv_em_routing(
-        *routing_cases.CONV_ROUTE.arrays(), stride=stride, **routing_cases.settings()
+    result = routed_by(
+        functools.partial(oracle.conv_em_routing, stride=stride), routing_cases.CONV_ROUTE
     )
     shares = collections.defaultdict(list)
-    for (b, y, x, ky, kx, i, _), share in np.ndenumerate(
-        np.asarray(result.assignments, np.float64)
-    ):
+    for (b, y, x, ky, kx, i, _), share in np.ndenumerate(result.assignments.astype(np.float64)):
         shares[b, y * stride + ky, x * stride + kx, i].append(share)
     np.testing.assert_allclose(
         diagnose(result).assignment_entropy, mean_entropy(shares.values()), rtol=1e-5
@@ -72,8 +78,8 @@ def test_entropy_is_that_of_each_child_over_all_parents_that_it_reaches(stride):
 
 
 def test_entropy_of_children_that_reach_every_parent():
-    result = em_routing(*routing_cases.EM_ROUTE.arrays(), **routing_cases.settings())
-    shares = np.asarray(result.assignments, np.float64).reshape(-1, 3).tolist()
+    result = routed_by(oracle.em_routing, routing_cases.EM_ROUTE)
+    shares = result.assignments.astype(np.float64).reshape(-1, 3).tolist()
     np.testing.assert_allclose(diagnose(result).assignment_entropy, mean_entropy(shares), rtol=1e-5)
 
 

@@ -51,15 +51,18 @@ QUICK = [((1, 4, 3), 3), ((5, 1, 8), 3), ((7, 4, 16), 1), ((7, 4, 16), 3)]
     ],
 )
 def test_routing_equals_the_oracle(sizes, num_iterations, x64):
+    """And in float32 that of the largest sizes does."""
+    tolerances = {np.float64: 1e-12} | ({np.float32: 1e-4} if sizes == (7, 4, 16) else {})
     for scale in (1e-2, 1.0, 10.0):
         votes = votes_like(3, *sizes, scale=scale, dtype=np.float64)
-        exact, single = (
-            jax.device_get(dynamic_routing(votes.astype(d), num_iterations=num_iterations))
-            for d in (np.float64, np.float32)
-        )
+        results = {
+            d: jax.device_get(dynamic_routing(votes.astype(d), num_iterations=num_iterations))
+            for d in tolerances
+        }
         for index, example in enumerate(votes):
             poses, couplings = loops(example, num_iterations)
-            for result, tolerance in ((exact, 1e-12), (single, 1e-4)):
+            for d, tolerance in tolerances.items():
+                result = results[d]
                 np.testing.assert_allclose(result.poses[index], poses, rtol=0, atol=tolerance)
                 np.testing.assert_allclose(
                     result.couplings[index], couplings, rtol=0, atol=tolerance
@@ -83,7 +86,9 @@ def test_routing_equals_the_oracle(sizes, num_iterations, x64):
     ],
 )
 def test_votes_that_are_not_stored_route_alike(sizes, num_iterations, x64):
-    """Values, and gradients by both arguments, of loops over the votes in memory."""
+    """Values, and gradients by both arguments, of loops over the votes in memory; the gradients are
+    those of finite differences.
+    """
     N, J, D, E = sizes
     children, transforms = (
         votes_like(2, 3, N, D, dtype=np.float64),
@@ -103,12 +108,25 @@ def test_votes_that_are_not_stored_route_alike(sizes, num_iterations, x64):
             (weight * array**2).sum() for weight, array in enumerate(result, start=1)
         ), result
 
-    gradient = jax.jit(jax.grad(total, (0, 1), has_aux=True), static_argnums=2)
-    (ours, result), (theirs, expected) = (
+    gradient = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), static_argnums=2)
+    ((_, result), ours), ((_, expected), theirs) = (
         gradient(children, transforms, route) for route in (not_stored, stored)
     )
     chex.assert_trees_all_close(result, expected, atol=1e-12)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+    step, directions = 1e-5, [votes_like(*slope.shape, seed=2) for slope in ours]
+    after, before = (
+        gradient(
+            children + sign * step * directions[0],
+            transforms + sign * step * directions[1],
+            not_stored,
+        )[0][0]
+        for sign in (1, -1)
+    )
+    slopes = [(direction * slope).sum() for direction, slope in zip(directions, ours, strict=True)]
+    np.testing.assert_allclose((after - before) / (2 * step), sum(slopes), rtol=1e-5, atol=1e-5)
+
     votes = np.einsum("nd,njde->nje", children[1, 2], transforms)
     # Of the gradient's program, and without a gradient.
     for found in (result, not_stored(children, transforms)):
@@ -130,14 +148,14 @@ def test_the_votes_are_never_stored():
 
 
 def test_couplings_sum_to_one_and_vectors_are_shorter_than_one():
-    result = dynamic_routing(votes_like(2, 3, 6, 4, 5, scale=30), num_iterations=4)
-    chex.assert_shape(result, [(2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (2, 3, 6, 4)])
+    result = jax.device_get(dynamic_routing(votes_like(2, 50, 4, 8, scale=30)))
+    chex.assert_shape(result, [(2, 4, 8), (2, 4), (2, 4), (2, 50, 4)])
     np.testing.assert_allclose(result.couplings.sum(-1), 1, rtol=1e-6)
-    assert (np.asarray(result.activations) <= 1).all()
+    assert (result.activations <= 1).all()
 
 
 def test_order_does_not_matter(x64):
-    votes = votes_like(2, 6, 4, 5, dtype=np.float64)
+    votes = votes_like(3, 6, 4, 5, dtype=np.float64)
     children, parents = np.array([3, 1, 5, 0, 2, 4]), np.array([2, 0, 3, 1])
     plain, mixed = (
         jax.device_get(dynamic_routing(given))
@@ -167,24 +185,20 @@ def test_a_rotation_of_the_votes_rotates_the_result(x64):
     np.testing.assert_allclose(turned.couplings, plain.couplings, atol=1e-12)
 
 
-def test_more_iterations_follow_agreement():
-    """All children agree about the first parent and contradict each other about the second."""
-    votes = np.stack([np.ones((6, 3)), np.tile([[1.0], [-1.0]], (3, 3))], axis=1).astype(np.float32)
+def test_more_iterations_follow_agreement(x64):
+    """All children agree about the first parent and contradict each other about the others."""
+    signs = np.stack([np.ones(6), *[np.tile([1.0, -1.0], 3)] * 3], axis=1)
+    votes = np.broadcast_to(signs[..., None], (6, 4, 5))
     to_first = [
         np.asarray(dynamic_routing(votes, num_iterations=t).couplings)[:, 0].mean()
         for t in (1, 2, 3, 5)
     ]
-    assert to_first[0] == 0.5 and (np.diff(to_first) > 0.01).all()
+    assert to_first[0] == 0.25 and (np.diff(to_first) > 0.01).all()
 
 
-@pytest.mark.parametrize(
-    "num_iterations, order",
-    [
-        (3, 1),
-        pytest.param(1, 1, marks=pytest.mark.slow),
-        pytest.param(3, 2, marks=pytest.mark.slow),
-    ],
-)
+# Above they are held to finite differences.
+@pytest.mark.slow
+@pytest.mark.parametrize("num_iterations, order", [(3, 1), (1, 1), (3, 2)])
 def test_gradients(num_iterations, order, x64):
     votes = votes_like(2, 4, 3, 5, dtype=np.float64)
     routed = jax.jit(lambda votes: dynamic_routing(votes, num_iterations=num_iterations))
@@ -196,7 +210,6 @@ def test_gradients_of_squash(x64):
     check_grads(jax.jit(squash), (votes,), order=1, eps=1e-6, rtol=1e-7, atol=1e-7)
 
 
-# Above they are held to those of stored votes.
 @pytest.mark.slow
 @pytest.mark.parametrize("num_iterations, order", [(3, 1), (1, 1), (3, 2)])
 def test_gradients_of_votes_that_are_not_stored(num_iterations, order, x64):
@@ -219,7 +232,7 @@ def test_gradients_of_votes_that_are_not_stored(num_iterations, order, x64):
         np.ones((4, 3, 5), np.float32),
         votes_like(4, 3, 5, scale=1e-20),
         votes_like(4, 3, 5, scale=1e6),
-        votes_like(1, 1, 1, scale=1e30),
+        votes_like(4, 3, 5, scale=1e30),
     ],
     ids=["zero", "equal", "tiny", "large", "huge"],
 )
@@ -266,11 +279,12 @@ def test_low_precision_is_computed_in_float32(dtype):
 
 
 def test_it_is_traced_once():
+    """What is asked here is known without compiling."""
     routed = jax.jit(
         chex.assert_max_traces(lambda votes: dynamic_routing(votes, num_iterations=3), n=1)
     )
     for seed in range(3):
-        routed(votes_like(2, 4, 3, 5, seed=seed))
+        routed.eval_shape(votes_like(2, 4, 3, 5, seed=seed))
 
 
 @pytest.mark.parametrize(

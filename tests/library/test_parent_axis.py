@@ -58,9 +58,8 @@ def assert_divided_is_whole(route, **keywords):
     "name",
     [
         "em",
-        "conv-streamed",
-        pytest.param("class", marks=SLOW),
-        pytest.param("conv-dense", marks=SLOW),
+        # Of maps there are results with their gradients, below.
+        *(pytest.param(name, marks=SLOW) for name in ("conv-streamed", "conv-dense", "class")),
     ],
 )
 def test_divided_types_route_as_if_they_were_together(name, competition, x64):
@@ -69,50 +68,64 @@ def test_divided_types_route_as_if_they_were_together(name, competition, x64):
 
 @pytest.mark.parametrize("name", ["conv-streamed", pytest.param("conv-dense", marks=SLOW)])
 def test_gradients_are_of_the_sum_over_the_devices(name, x64):
+    """And results are as above."""
     route, arrays = ROUTES[name], four_types(ROUTES[name])
     given = settings(dtype=np.float64) | {"normalize_costs": True}
 
     def total(*arrays, **keywords):
         result = route.function(*arrays, **given, **keywords)
-        return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
+        return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum(), result
 
     places = range(len(arrays))
-    expected = jax.jit(jax.grad(total, places))(*arrays)
+    expected, whole = jax.jit(jax.grad(total, places, has_aux=True))(*arrays)
 
     def here(*shares):
-        gradients = jax.grad(functools.partial(total, parent_axis="types"), places)(*shares)
-        return tuple(
+        of_shares = functools.partial(total, parent_axis="types")
+        gradients, result = jax.grad(of_shares, places, has_aux=True)(*shares)
+        return *result, *(
             gradient if axis is not None else jax.lax.psum(gradient, "types")
             for gradient, axis in zip(gradients, route.parent_axes, strict=True)
         )
 
-    for gradient, wanted in zip(
-        divided(here, route.parent_axes, route.parent_axes)(*arrays), expected, strict=True
-    ):
+    axes = (*route.result_parent_axes, *route.parent_axes)
+    found = divided(here, route.parent_axes, axes)(*arrays)
+    assert_results_close(type(whole)(*found[: len(whole)]), whole, 1e-12)
+    for gradient, wanted in zip(found[len(whole) :], expected, strict=True):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-9, atol=1e-11)
 
 
-def test_without_competition_between_types_only_costs_are_shared(x64):
-    assert_divided_is_whole(ROUTES["conv-streamed"], normalize_costs=True, competition="positions")
+# Competition is the same code on a map.
+@pytest.mark.parametrize("name", ["em", pytest.param("conv-streamed", marks=SLOW)])
+def test_without_competition_between_types_only_costs_are_shared(name, x64):
+    assert_divided_is_whole(ROUTES[name], normalize_costs=True, competition="positions")
 
 
 @pytest.mark.parametrize(
-    ("name", "mass"),
+    ("name", "mass", "scale"),
     [
-        ("conv-streamed", {"parent_mass": 16.0}),
-        # All forms of a layer's mass count its types by the same number.
-        pytest.param("conv-streamed", {"field_mass": 100.0}, marks=SLOW),
-        *(
-            pytest.param(name, mass, marks=SLOW)
-            for name in ("em", "class")
-            for mass in ({"parent_mass": 16.0}, {"field_mass": 100.0})
-        ),
+        # Parents per child on the map, or types per child that a parent sees.
+        ("conv-streamed", {"parent_mass": 16.0}, 16 * (3 * 3 * 4) / (5 * 4 * 2)),
+        ("conv-streamed", {"field_mass": 100.0}, 100 * 4 / (3 * 2 * 2)),
+        pytest.param("em", {"parent_mass": 16.0}, 16 * 4 / 5, marks=SLOW),
+        pytest.param("em", {"field_mass": 100.0}, 100 * 4 / 5, marks=SLOW),
+        pytest.param("class", {"parent_mass": 16.0}, 16 * 4 / (2 * 3 * 2), marks=SLOW),
+        pytest.param("class", {"field_mass": 100.0}, 100 * 4 / (2 * 3 * 2), marks=SLOW),
     ],
     ids=str,
 )
-def test_masses_count_the_types_of_all_devices(name, mass, x64):
-    # Normalized as above: what is whole has the same program.
-    assert_divided_is_whole(ROUTES[name], normalize_costs=True, mass_scale=None, **mass)
+def test_masses_count_the_types_of_all_devices(name, mass, scale):
+    """The program is the one with the scale that they have together."""
+    route = ROUTES[name]
+
+    def program(**options):
+        here = functools.partial(route.function, num_iterations=1, parent_axis="types", **options)
+        share = divided(
+            lambda *shares: tuple(here(*shares)), route.parent_axes, route.result_parent_axes
+        )
+        return share.lower(*four_types(route)).as_text()
+
+    assert program(**mass) == program(mass_scale=scale)
+    assert program(**mass) != program(mass_scale=scale / 2)
 
 
 def test_specs_divide_the_convolutional_capsules_and_nothing_else():

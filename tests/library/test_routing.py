@@ -28,8 +28,14 @@ votes_and_a_map = routing_cases.quick(routing_cases.ROUTES, "em", "conv-streamed
 
 @functools.cache
 def jitted(function):
-    """With the settings of float64, which are then part of the program."""
-    return jax.jit(functools.partial(function, **routing_cases.settings(dtype=np.float64)))
+    return jax.jit(function, static_argnames=("num_iterations", "implementation"))
+
+
+def routed(function, *arrays, **changes):
+    """By a program that is the same for all values, of constants and of coordinates, too."""
+    function = function if isinstance(function, functools.partial) else functools.partial(function)
+    keywords = function.keywords | routing_cases.settings(dtype=np.float64) | changes
+    return jitted(function.func)(*arrays, **keywords)
 
 
 # What the result is.
@@ -37,14 +43,15 @@ def jitted(function):
 
 @each_route
 def test_result_is_a_routing_result(route, x64):
-    result = jitted(route.function)(*route.arrays(dtype=np.float64))
+    result = routed(route.function, *route.arrays(dtype=np.float64))
     assert isinstance(result, RoutingResult)
     np.testing.assert_allclose(
         result.activations, 1 / (1 + np.exp(-np.asarray(result.activation_logits))), rtol=1e-5
     )
 
 
-@pytest.mark.parametrize("low", ["bfloat16", "float16"])
+# Streamed votes, and extreme calls, have float16.
+@pytest.mark.parametrize("low", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_low_precision_is_computed_in_float32(low):
     """The result is the float32 result, in the inputs' dtype where that has the range."""
     arrays = routing_cases.EM_ROUTE.arrays(dtype=jax.numpy.dtype(low))
@@ -64,9 +71,8 @@ MAPS = [((5, 4), (3, 2), 1), ((6, 7), (3, 3), 2), ((8, 5), (2, 1), 3), ((4, 4), 
     ("map_size", "kernel", "stride", "implementation"),
     [
         (*MAPS[0], "streamed"),
-        (*MAPS[2], "streamed"),
-        # The oracle has its forms with this stride, and `em_routing` is one parent position.
-        *(pytest.param(*MAPS[i], "streamed", marks=pytest.mark.slow) for i in (1, 3)),
+        # The oracle has these strides, and `em_routing` is one parent position.
+        *(pytest.param(*sizes, "streamed", marks=pytest.mark.slow) for sizes in MAPS[1:]),
         # The competition is the same code for all implementations.
         *(
             pytest.param(*sizes, name, marks=pytest.mark.slow)
@@ -98,7 +104,8 @@ def test_each_covered_child_spends_one_unit(map_size, kernel, stride, implementa
     assert assignments.min() >= 0
 
 
-@votes_and_a_map
+# The loop over the iterations is the same for a map.
+@routing_cases.quick(routing_cases.ROUTES, "em")
 def test_one_iteration_is_one_m_step(route, x64):
     """Means and variances of all votes alike, whatever the E-step's temperature."""
     arrays, keywords = route.arrays(dtype=np.float64), routing_cases.settings(1, np.float64)
@@ -128,12 +135,13 @@ def test_default_inverse_temperature_is_the_released_codes(num_iterations):
     routing_cases.assert_results_close(default, explicit, 1e-6)
 
 
-def test_normalized_costs_of_a_single_parent_type_leave_beta_a():
-    rng = np.random.default_rng(0)
-    votes, activations = rng.normal(size=(5, 1, 16)), rng.uniform(size=5)
-    arrays = routing_cases.cast((votes, activations, np.array([0.3]), np.array([0.7])), np.float32)
-    result = em_routing(*arrays, **routing_cases.settings(), normalize_costs=True)
-    np.testing.assert_allclose(result.activation_logits, [0.7], rtol=1e-6)
+def test_normalized_costs_of_a_single_parent_type_leave_beta_a(x64):
+    # Of the sizes of one of the oracle's cases, which has the program.
+    rng, keywords = np.random.default_rng(0), routing_cases.settings(5, np.float64)
+    votes, activations = rng.normal(size=(2, 5, 1, 16)), rng.uniform(size=(2, 5))
+    betas = np.array([0.3]), np.array([0.7])
+    result = em_routing(votes, activations, *betas, **keywords, normalize_costs=True)
+    np.testing.assert_allclose(result.activation_logits, [[0.7]] * 2, rtol=1e-6)
 
 
 # Symmetries.
@@ -141,11 +149,11 @@ def test_normalized_costs_of_a_single_parent_type_leave_beta_a():
 
 @each_route
 def test_children_may_come_in_any_order(route, x64):
-    arrays, routed = route.arrays(dtype=np.float64), jitted(route.function)
-    result = routed(*arrays)
+    arrays = route.arrays(dtype=np.float64)
+    result = routed(route.function, *arrays)
     children = arrays[0].shape[route.child_axes[0]]
     order = np.random.default_rng(1).permutation(children)[::-1] if children > 2 else [1, 0]
-    shuffled = routed(*take(arrays, order, route.child_axes))
+    shuffled = routed(route.function, *take(arrays, order, route.child_axes))
     assignments = np.take(np.asarray(result.assignments), order, route.child_axis)
     expected = result._replace(assignments=assignments)
     routing_cases.assert_results_close(shuffled, expected, 1e-12)
@@ -153,10 +161,10 @@ def test_children_may_come_in_any_order(route, x64):
 
 @each_route
 def test_permuting_parents_permutes_the_result(route, x64):
-    arrays, routed = route.arrays(dtype=np.float64), jitted(route.function)
-    result = routed(*arrays)
+    arrays = route.arrays(dtype=np.float64)
+    result = routed(route.function, *arrays)
     order = [2, 0, 1]
-    shuffled = routed(*take(arrays, order, route.parent_axes))
+    shuffled = routed(route.function, *take(arrays, order, route.parent_axes))
     expected = RoutingResult(*take(result, order, route.result_parent_axes))
     routing_cases.assert_results_close(shuffled, expected, 1e-12)
 
@@ -172,14 +180,14 @@ def take(arrays, order, axes):
 def test_batch_elements_do_not_meet(route, x64):
     """What else is in the batch, even NaN, changes no bit of a row."""
     arrays = route.arrays(dtype=np.float64)
-    routed = jitted(route.function)  # where activations are known, NaN is refused
-    first = jax.tree.map(operator.itemgetter(0), jax.device_get(routed(*arrays)))
+    # Where activations are known, NaN is refused; here they are traced.
+    first = jax.tree.map(operator.itemgetter(0), jax.device_get(routed(route.function, *arrays)))
     for neighbor in (
         route.arrays(1, np.float64)[:2],
         [np.full_like(x, np.nan) for x in arrays[:2]],
     ):
         mixed = [np.stack([x[0], y[1]]) for x, y in zip(arrays[:2], neighbor, strict=True)]
-        again = jax.device_get(routed(*mixed, *arrays[2:]))
+        again = jax.device_get(routed(route.function, *mixed, *arrays[2:]))
         again = jax.tree.map(operator.itemgetter(0), again)
         chex.assert_trees_all_equal(first, again)
 
@@ -188,7 +196,7 @@ def test_batch_elements_do_not_meet(route, x64):
 def test_jit_changes_nothing(route, x64):
     arrays, keywords = route.arrays(dtype=np.float64), routing_cases.settings(dtype=np.float64)
     plain = route.function(*arrays, **keywords)
-    routing_cases.assert_results_close(jitted(route.function)(*arrays), plain, 1e-12)
+    routing_cases.assert_results_close(routed(route.function, *arrays), plain, 1e-12)
 
 
 @votes_and_a_map
@@ -197,7 +205,7 @@ def test_vmap_is_the_batch_axis(route, x64):
         route.arrays(dtype=np.float64),
         routing_cases.settings(dtype=np.float64),
     )
-    batched = jax.device_get(jitted(route.function)(children, activations, *rest))
+    batched = jax.device_get(routed(route.function, children, activations, *rest))
     if route is not routing_cases.EM_ROUTE:  # these always have a batch axis: one of size 1 inside
         children, activations = children[:, None], activations[:, None]
         batched = jax.tree.map(lambda x: x[:, None], batched)
@@ -213,13 +221,12 @@ def test_vmap_is_the_batch_axis(route, x64):
 def test_silent_children_do_not_matter(route, x64):
     """A child with activation 0 still divides itself, but what it votes for changes no parent."""
     children, activations, *rest = route.arrays(dtype=np.float64)
-    routed = jitted(route.function)
     activations = activations.copy()
     activations[:, 1] = 0
     changed = children.copy()
     changed[:, 1] = 10 * children[:, 1] + 3
-    result = routed(children, activations, *rest)
-    again = routed(changed, activations, *rest)
+    result = routed(route.function, children, activations, *rest)
+    again = routed(route.function, changed, activations, *rest)
     routing_cases.assert_results_close(
         again._replace(assignments=result.assignments), result, 1e-12
     )
@@ -227,41 +234,69 @@ def test_silent_children_do_not_matter(route, x64):
 
 
 def test_silent_children_can_be_left_out(x64):
-    votes, activations, beta_u, beta_a = routing_cases.EM_ROUTE.arrays(dtype=np.float64)
-    keywords = routing_cases.settings(dtype=np.float64)
-    activations = np.where(np.arange(5) == 1, 0, activations)
-    result = em_routing(votes, activations, beta_u, beta_a, **keywords)
-    votes, activations = np.delete(votes, 1, 1), np.delete(activations, 1, 1)
-    fewer = em_routing(votes, activations, beta_u, beta_a, **keywords)
-    result = result._replace(assignments=np.delete(result.assignments, 1, 1))
+    rng = np.random.default_rng(0)
+    votes, activations = rng.normal(size=(2, 12, 3, 16)), rng.uniform(size=(2, 12))
+    betas = rng.normal(size=(2, 3))
+    silent = np.arange(12) > 4
+    result = routed(em_routing, votes, np.where(silent, 0, activations), *betas)
+    fewer = routed(em_routing, votes[:, ~silent], activations[:, ~silent], *betas)
+    result = result._replace(assignments=np.asarray(result.assignments)[:, ~silent])
     routing_cases.assert_results_close(fewer, result, 1e-12)
 
 
 # The map.
 
 
-@each_implementation
+# Of one position, which class capsules have in all implementations.
+@the_streamed_implementation
 def test_kernel_as_large_as_the_map_is_em_routing(implementation, x64):
     rng = np.random.default_rng(0)
     poses, activations = rng.normal(size=(2, 2, 3, 2, 4, 4)), rng.uniform(size=(2, 2, 3, 2))
     transforms, beta_u, beta_a = rng.normal(size=(2, 3, 2, 3, 4, 4)), *rng.normal(size=(2, 3))
-    votes = np.einsum("bhwixy,hwijyz->bhwijxz", poses, transforms).reshape(2, 12, 3, 16)
-    keywords = routing_cases.settings(dtype=np.float64)
-    flat = jax.device_get(em_routing(votes, activations.reshape(2, -1), beta_u, beta_a, **keywords))
-    conv = conv_em_routing(
-        poses, activations, transforms, beta_u, beta_a, implementation=implementation, **keywords
+    votes = np.einsum("bhwixy,hwijyz->bhwijxz", poses, transforms)
+    assert_like_em_routing(
+        routed(
+            conv_em_routing,
+            *(poses, activations, transforms, beta_u, beta_a),
+            implementation=implementation,
+        ),
+        (votes, activations, beta_u, beta_a),
     )
-    expected = RoutingResult(*(np.reshape(f, c.shape) for f, c in zip(flat, conv, strict=True)))
-    routing_cases.assert_results_close(conv, expected, 1e-12)
 
 
 @each_implementation
+def test_class_em_routing_is_em_routing_of_votes_with_coordinates(implementation, x64):
+    poses, activations, transforms, *betas = routing_cases.CLASS_ROUTE.arrays(dtype=np.float64)
+    votes = np.einsum("bhwixy,ijyz->bhwijxz", poses, transforms)
+    votes[..., :2, 3] += routing_cases.COORDINATES[:, :, None, None]
+    function = functools.partial(routing_cases.CLASS_ROUTE.function, implementation=implementation)
+    assert_like_em_routing(
+        routed(function, poses, activations, transforms, *betas), (votes, activations, *betas)
+    )
+
+
+def assert_like_em_routing(result, arrays):
+    """A result with one parent position, and what `em_routing` makes of these votes
+    `[B, H, W, I, J, 4, 4]`, activations and betas.
+    """
+    votes, activations, *betas = arrays
+    votes, activations = votes.reshape(2, 12, 3, 16), activations.reshape(2, 12)
+    flat = jax.device_get(routed(em_routing, votes, activations, *betas))
+    expected = RoutingResult(*(np.reshape(f, r.shape) for f, r in zip(flat, result, strict=True)))
+    routing_cases.assert_results_close(result, expected, 1e-12)
+
+
+@the_streamed_implementation
 def test_class_em_routing_is_a_kernel_as_large_as_the_map(implementation, x64):
-    (poses, activations, transforms, *betas) = routing_cases.CLASS_ROUTE.arrays(dtype=np.float64)
-    keywords = {**routing_cases.settings(dtype=np.float64), "implementation": implementation}
-    shared = np.broadcast_to(transforms, (2, 3, *transforms.shape))
-    result = class_em_routing(poses, activations, transforms, *betas, **keywords)
-    expected = conv_em_routing(poses, activations, shared, *betas, **keywords)
+    """Where votes have no coordinates."""
+    poses, activations, transforms, *betas = routing_cases.CLASS_ROUTE.arrays(dtype=np.float64)
+    result, expected = (
+        routed(function, poses, activations, held, *betas, implementation=implementation)
+        for function, held in (
+            (class_em_routing, transforms),
+            (conv_em_routing, np.broadcast_to(transforms, (2, 3, *transforms.shape))),
+        )
+    )
     routing_cases.assert_results_close(result, expected, 1e-12)
 
 
@@ -269,13 +304,19 @@ def test_class_em_routing_is_a_kernel_as_large_as_the_map(implementation, x64):
 def test_coordinates_only_move_the_votes_they_are_added_to(implementation, x64):
     """The same everywhere, they shift the poses at [0, 3] and [1, 3] and change nothing else."""
     arrays = routing_cases.CLASS_ROUTE.arrays(dtype=np.float64)
-    keywords = {**routing_cases.settings(dtype=np.float64), "implementation": implementation}
-    keywords["mass_epsilon"] = 1e-15  # which pulls all poses a little towards 0
-    plain = class_em_routing(*arrays, **keywords)
-    moved = class_em_routing(*arrays, coordinates=np.tile([0.25, 0.75], (2, 3, 1)), **keywords)
+    still, shift = np.zeros((2, 3, 2), np.float32), np.array([0.25, 0.75], np.float32)
+    plain, moved = (
+        routed(
+            class_em_routing,
+            *arrays,
+            coordinates=coordinates,
+            implementation=implementation,
+            mass_epsilon=1e-15,  # which pulls all poses a little towards 0
+        )
+        for coordinates in (still, still + shift)
+    )
     poses = np.array(plain.poses)
-    poses[..., 0, 3] += 0.25
-    poses[..., 1, 3] += 0.75
+    poses[..., :2, 3] += shift
     routing_cases.assert_results_close(moved, plain._replace(poses=poses), 1e-10)
 
 

@@ -1,6 +1,7 @@
 """Gradients of EM routing: right by finite differences, and finite where it is hard."""
 
 import functools
+import os
 
 import chex
 import jax
@@ -8,33 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import routing_cases
-from jax.test_util import check_grads, check_vjp
+from jax.test_util import check_grads
 
 from emcaps import em_routing
 
 ROUTES = routing_cases.ROUTES
-
-
-# Against finite differences, in float64.
-
-
-@pytest.mark.parametrize(
-    ("name", "num_iterations", "assignment_temperature", "normalize_costs"),
-    [
-        ("em", 2, 4.0, True),
-        ("conv-fused", 2, 4.0, True),
-        ("conv-streamed", 3, 1.0, False),
-        pytest.param("em", 1, 1.0, False, marks=pytest.mark.slow),
-        pytest.param("em", 3, 1.0, False, marks=pytest.mark.slow),
-        pytest.param("conv-dense", 2, 4.0, True, marks=pytest.mark.slow),
-        # The gradient of the procedure is the same code for streamed and fused votes.
-        pytest.param("conv-streamed", 2, 4.0, True, marks=pytest.mark.slow),
-        pytest.param("class", 2, 4.0, True, marks=pytest.mark.slow),
-    ],
+# What is compared to the last digits has the kernels that users have; see conftest.py.
+KERNELS = (
+    {"xla_cpu_use_fusion_emitters": True}
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]
+    else {}
 )
-def test_gradients(name, num_iterations, assignment_temperature, normalize_costs, x64):
-    """Of every field of the result, with respect to every array and every number."""
+
+
+# In float64.
+
+
+def arguments(name, num_iterations, assignment_temperature):
+    """Arrays and constants. Of maps there are so many that votes are streamed in several blocks."""
     route = ROUTES[name]
+    if name.startswith("conv"):
+        many = {each: (40, *route.shapes[each][1:]) for each in ("poses", "activations")}
+        route = route._replace(shapes=route.shapes | many)
     constants = {
         "inverse_temperature": np.linspace(0.5, 1, num_iterations),
         "min_variance": np.array(0.1),
@@ -42,37 +38,73 @@ def test_gradients(name, num_iterations, assignment_temperature, normalize_costs
         "mass_scale": np.array(0.1),
         "assignment_temperature": np.array(assignment_temperature),
     }
+    return route.arrays(dtype=np.float64), constants
 
-    @jax.jit
-    def routed(arrays, constants):
-        return route.function(
-            *arrays, num_iterations=num_iterations, normalize_costs=normalize_costs, **constants
+
+@functools.cache
+def program(name, num_iterations, **options):
+    """One number from every field of the result, and its derivatives with respect to every array
+    and every number: compiled, for `arguments` of any values.
+    """
+
+    def total(arrays, constants):
+        return weighted_sum(
+            ROUTES[name].function(*arrays, num_iterations=num_iterations, **options, **constants)
         )
 
-    arguments = (route.arrays(dtype=np.float64), constants)
-    forward = functools.partial(jax.vjp, routed)
-    # The differences are of the program that the gradient has anyway.
-    value = lambda *given: forward(*given)[0]  # noqa: E731
-    check_vjp(value, forward, arguments, eps=1e-6, atol=1e-6, rtol=1e-6)
+    given = arguments(name, num_iterations, 1.0)
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(*given).compile(KERNELS)
+
+
+def weighted_sum(result):
+    weights = [np.random.default_rng(i).normal(size=f.shape) for i, f in enumerate(result)]
+    return sum(jnp.sum(w * f) for w, f in zip(weights, result, strict=True))
+
+
+NORMALIZED = {"normalize_costs": True}
+OTHER_FORM = {"competition": "positions", "initial_assignments": "types", "damping": 0.3}
+
+
+# The gradient of the procedure, in any form, is the same code for streamed and fused votes.
+@pytest.mark.parametrize(
+    ("name", "num_iterations", "assignment_temperature", "options"),
+    [
+        ("em", 2, 4.0, NORMALIZED),
+        ("conv-fused", 2, 4.0, OTHER_FORM),
+        ("conv-streamed", 3, 4.0, NORMALIZED),
+        pytest.param("em", 1, 1.0, {}, marks=pytest.mark.slow),
+        pytest.param("em", 3, 1.0, {}, marks=pytest.mark.slow),
+        pytest.param("conv-dense", 2, 4.0, NORMALIZED, marks=pytest.mark.slow),
+        pytest.param("conv-fused", 2, 4.0, NORMALIZED, marks=pytest.mark.slow),
+        pytest.param("conv-streamed", 3, 1.0, {}, marks=pytest.mark.slow),
+        pytest.param("conv-streamed", 2, 4.0, OTHER_FORM, marks=pytest.mark.slow),
+        pytest.param("class", 2, 4.0, NORMALIZED, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients(name, num_iterations, assignment_temperature, options, x64):
+    """Against finite differences in a random direction."""
+    compiled = program(name, num_iterations, **options)
+    evaluate = lambda *given: jax.device_get(compiled(*given))  # noqa: E731
+    given, step = arguments(name, num_iterations, assignment_temperature), 1e-6
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), given)
+    after, before = (
+        evaluate(*jax.tree.map(lambda x, d, sign=sign: x + sign * step * d, given, direction))[0]
+        for sign in (1, -1)
+    )
+    slopes = jax.tree.map(lambda d, g: (d * g).sum(), direction, evaluate(*given)[1])
+    np.testing.assert_allclose(
+        (after - before) / (2 * step), sum(jax.tree.leaves(slopes)), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_routing_again_on_the_way_back_changes_no_gradient(x64):
-    """With so many examples that the batch is routed in several blocks."""
-    route = ROUTES["conv-streamed"]
-    poses, activations, *rest = route.arrays(dtype=np.float64)
-    arrays = (np.tile(poses, (20, 1, 1, 1, 1, 1)), np.tile(activations, (20, 1, 1, 1)), *rest)
-
-    def total(arrays, remat):
-        result = route.function(*arrays, num_iterations=2, normalize_costs=True, remat=remat)
-        return (result.poses**2).sum() + jnp.sin(3 * result.activations).sum()
-
-    programs = [
-        jax.jit(jax.grad(total), static_argnums=1).lower(arrays, remat).compile()
-        for remat in (False, True)
-    ]
-    kept, again = (program(arrays) for program in programs)
-    chex.assert_trees_all_close(again, kept, rtol=1e-12)
-    memory, less = (program.memory_analysis().temp_size_in_bytes for program in programs)
+    kept, again = (
+        program("conv-streamed", 3, **NORMALIZED, **options) for options in ({}, {"remat": True})
+    )
+    given = arguments("conv-streamed", 3, 4.0)
+    chex.assert_trees_all_close(again(*given), kept(*given), rtol=1e-12)
+    memory, less = (each.memory_analysis().temp_size_in_bytes for each in (kept, again))
     assert less < 0.8 * memory
 
 
@@ -91,6 +123,8 @@ def test_second_derivatives(x64):
     check_grads(activations, arrays, order=2, modes=["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
 
 
+# A result that depends on them has other slopes than the finite differences above.
+@pytest.mark.slow
 def test_gradient_through_stopped_constants(x64):
     """What has a stopped gradient is replaced by 1 (by chex), so no result can depend on it.
 
@@ -119,8 +153,7 @@ def value_and_gradient(function, num_iterations, normalize_costs):
 
     def total(arrays):
         result = function(*arrays, num_iterations=num_iterations, normalize_costs=normalize_costs)
-        weights = [np.random.default_rng(i).normal(size=f.shape) for i, f in enumerate(result)]
-        return sum(jnp.sum(w * f) for w, f in zip(weights, result, strict=True)), result
+        return weighted_sum(result), result
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -157,10 +190,10 @@ def hard_arrays(route):
     [
         pytest.param("em", 1, True, marks=pytest.mark.slow),
         pytest.param("em", 2, False, marks=pytest.mark.slow),
-        ("em", 5, True),
+        # Extreme calls are such, of these votes and of dense ones.
+        pytest.param("em", 5, True, marks=pytest.mark.slow),
         pytest.param("conv-dense", 3, True, marks=pytest.mark.slow),
         ("conv-streamed", 3, True),
-        # Extreme calls have as many iterations.
         pytest.param("em", 10, False, marks=pytest.mark.slow),
         pytest.param("conv-streamed", 10, False, marks=pytest.mark.slow),
     ],
@@ -172,8 +205,8 @@ def test_hard_inputs_give_finite_numbers(name, num_iterations, normalize_costs):
 @pytest.mark.parametrize(
     ("size", "normalize_costs"),
     [
-        ("one parent", True),
-        # One child is there on the map.
+        # One parent is there in the extreme calls, one child on the map.
+        pytest.param("one parent", True, marks=pytest.mark.slow),
         pytest.param("one child", False, marks=pytest.mark.slow),
         pytest.param("one of each", True, marks=pytest.mark.slow),
     ],
