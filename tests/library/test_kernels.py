@@ -226,7 +226,7 @@ def lowered(platform, implementation):
             jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
         )
     unchecked = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 2)))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     with gpu:
         return export.export(gradient, platforms=[platform], disabled_checks=unchecked)(
             *arrays
