@@ -25,15 +25,12 @@ def conv_em_routing(
     stride: int,
     num_iterations: int,
     offsets: jax.Array | None = None,
-    min_variance: float = 5e-4,
-    mass_epsilon: float = 1e-7,
 ) -> tuple[jax.Array, jax.Array]:
     """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of
     `emcaps.conv_em_routing`.
 
     Args:
-        poses, activations, transforms, beta_u, beta_a, stride, num_iterations, min_variance,
-            mass_epsilon: see there.
+        poses, activations, transforms, beta_u, beta_a, stride, num_iterations: see there.
         offsets: added to the votes, `[KH, KW, 4, 4]`: coordinate addition.
     """
     kernel = transforms.shape[:2]
@@ -64,10 +61,10 @@ def conv_em_routing(
         data = (assignments * seen_activations[..., None])[..., None]
         over_children = (3, 4, 5)
         mass = data.sum(over_children)
-        total = mass + mass_epsilon
+        total = mass + emcaps.PAPER.mass_epsilon
         mean = (data * votes).sum(over_children) / total
         squares = (votes - mean[:, :, :, None, None, None]) ** 2
-        variance = (data * squares).sum(over_children) / total + min_variance
+        variance = (data * squares).sum(over_children) / total + emcaps.PAPER.min_variance
         cost = ((beta_u[:, None] + 0.5 * jnp.log(variance)) * mass).sum(-1)
         return mean, variance, inverse_temperature * (beta_a - cost)
 

@@ -25,8 +25,6 @@ def conv_em_routing(
     stride: int,
     num_iterations: int,
     offsets: Any = None,
-    min_variance: float = 5e-4,
-    mass_epsilon: float = 1e-7,
 ) -> tuple[Any, Any]:
     """The parents' poses `[B, OH, OW, J, 4, 4]` and activations `[B, OH, OW, J]`; arguments as of
     textbook.py.
@@ -65,10 +63,10 @@ def conv_em_routing(
     def m_step(assignments: Any, inverse_temperature: float) -> tuple[Any, Any, Any]:
         data = (assignments * seen_activations[..., None])[..., None]
         mass = data.sum(over_children)
-        total = mass + mass_epsilon
+        total = mass + emcaps.PAPER.mass_epsilon
         mean = (data * votes).sum(over_children) / total
         squares = (votes - mean[:, :, :, None, None, None]) ** 2
-        variance = (data * squares).sum(over_children) / total + min_variance
+        variance = (data * squares).sum(over_children) / total + emcaps.PAPER.min_variance
         cost = ((beta_u[:, None] + 0.5 * variance.log()) * mass).sum(-1)
         return mean, variance, inverse_temperature * (beta_a - cost)
 
