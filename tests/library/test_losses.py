@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from finite_differences import dot, slope_along
 
 from emcaps import margin_loss, margin_schedule, spread_loss
 
@@ -82,28 +83,18 @@ def assert_derivatives(loss, *cases):
     @jax.jit
     def derivatives(case, weights, direction):
         value = lambda case: (weights * loss(*case)).sum()  # noqa: E731
-        slope = lambda case: jax.jvp(value, (case,), (direction,))[1]  # noqa: E731
+        by_forward = lambda case: jax.jvp(value, (case,), (direction,))[1]  # noqa: E731
         by_reverse = lambda case: dot(jax.grad(value)(case), direction)  # noqa: E731
         second = dot(jax.grad(by_reverse)(case), direction)
-        return value(case), slope(case), by_reverse(case), second
+        return value(case), by_forward(case), by_reverse(case), second
 
-    def dot(*trees):
-        return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), *trees)))
-
-    rng, step = np.random.default_rng(6), 1e-6
+    rng = np.random.default_rng(6)
     for case in cases:
         weights = rng.normal(size=len(case[0]))
         direction = tuple(rng.normal(size=np.shape(array)) for array in case)
-        after, before, here = (
-            derivatives(
-                tuple(x + sign * step * d for x, d in zip(case, direction, strict=True)),
-                weights,
-                direction,
-            )
-            for sign in (1, -1, 0)
-        )
-        slope, curvature = ((after[i] - before[i]) / (2 * step) for i in (0, 2))
-        np.testing.assert_allclose(here[1:], (slope, slope, curvature), rtol=1e-6, atol=1e-6)
+        along = functools.partial(derivatives, weights=weights, direction=direction)
+        first, _, second, _ = slope_along(along, case, direction)
+        np.testing.assert_allclose(along(case)[1:], (first, first, second), rtol=1e-6, atol=1e-6)
 
 
 def test_spread_loss_gradients(x64):
