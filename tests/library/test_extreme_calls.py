@@ -30,7 +30,7 @@ LARGEST = {"float32": 1e6, "bfloat16": 1e6, "float16": 6e4}
 MOST_VOTES = 30_000  # of a call, to bound its time
 COMPLETE = dict(first=0, last=35, calls=2100, seed=0)
 # Of `em_routing` in float16, of a streamed map, and of dense class capsules in bfloat16.
-SHORT = dict(first=15, last=17, calls=60, seed=1)
+SHORT = dict(first=15, last=17, calls=100, seed=1)
 
 
 class Shape(NamedTuple):

@@ -51,9 +51,9 @@ def test_a_form_equals_the_oracle(x64, implementation, precision, tolerance, for
     routing_cases.assert_results_close(result, expected, tolerance)
 
 
-# The gradients of such a form are held to finite differences in test_routing_gradients.py.
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS[1:], ids=str)
+@pytest.mark.parametrize(
+    "form", [FORMS[1], pytest.param(FORMS[2], marks=pytest.mark.slow)], ids=str
+)
 def test_streamed_gradients_equal_dense_ones(x64, form):
     arrays = tuple(map(jnp.asarray, routing_cases.CONV_ROUTE.arrays(4, np.float64)))
     keywords = routing_cases.settings(dtype=np.float64) | {"stride": 2} | form
