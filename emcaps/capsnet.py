@@ -56,8 +56,9 @@ class CapsNet(nn.Module):
         transform_init, beta_u_init, beta_a_init: how the capsule layers' parameters start, see
             `ConvCaps`.
         add_coordinates: whether the class capsules' votes are told where they come from.
-        dtype: of all that is below the class capsules, whose own is that of the parameters; None:
-            what images and parameters promote to. Routing computes in at least float32.
+        dtype: of all that is below the class capsules; None: what images and parameters promote to.
+            Class capsules are in what that and the parameters promote to, and routing computes in
+            at least float32.
         param_dtype: of all parameters.
         conv_kernel, conv_stride: of the first convolution.
         capsule_kernels: of each convolutional capsule layer; None: 3 of each.
@@ -100,7 +101,11 @@ class CapsNet(nn.Module):
         )
 
     def layer_routing(self) -> tuple[RoutingOptions, ...]:
-        """How each capsule layer routes, the class capsules last."""
+        """How each capsule layer routes, the class capsules last.
+
+        Raises:
+            TypeError, ValueError: `routing` is neither None nor a record, nor as many as layers.
+        """
         num_layers = len(self.conv_capsules) + 1
         if self.routing is None:
             return (ConvCaps.routing,) * (num_layers - 1) + (ClassCaps.routing,)
@@ -114,7 +119,12 @@ class CapsNet(nn.Module):
         return tuple(self.routing)
 
     def layer_geometry(self) -> list[tuple[int, int]]:
-        """`(kernel, stride)` of each layer below the class capsules, from the image up."""
+        """`(kernel, stride)` of each layer below the class capsules, from the image up.
+
+        Raises:
+            TypeError, ValueError: `capsule_kernels` or `capsule_strides` are not as many positive
+                ints as there are convolutional capsule layers.
+        """
         number = len(self.conv_capsules)
         kernels = (3,) * number if self.capsule_kernels is None else self.capsule_kernels
         strides = (

@@ -92,6 +92,13 @@ def _check_array(name: str, array: Any) -> None:
         raise TypeError(f"{name} must be an array; got {type(array).__name__}")
 
 
+def check_pixels(name: str, images: Any) -> None:
+    """Raise TypeError unless `images` is an array of uint8 or floating point numbers."""
+    _check_array(name, images)
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"{name} must be uint8, or floating point in [0, 1]; got {images.dtype}")
+
+
 def check_positive_int(name: str, value: Any) -> None:
     """Raise unless `value` is a Python int of at least 1 (it decides the structure of the compiled
     program).

@@ -26,9 +26,15 @@ from emcaps.votes import (
     zero_known_with,
 )
 
-# Bytes of the votes' gradient that are held at a time, of so many columns where their number is not
-# known (a symbolic batch).
+# Children in one reduction for moments. XLA's GPU compiler forms their votes in registers or stores
+# them, whichever it estimates to be faster: of up to 384 it formed them, of 448 and more it stored
+# them. Should it store them after all, they take no more than so many bytes, a quarter of what
+# routing may take (`implementations.ACCELERATOR_BYTES`).
+MOMENTS_CHILDREN = 384
+MOMENTS_BYTES = 2_000_000_000
+# Bytes of the votes' gradient that are held at a time.
 GRADIENT_BYTES = 128_000_000
+# Of votes whose number is not known (a symbolic batch).
 SYMBOLIC_COLUMNS = 4096
 
 
@@ -51,12 +57,23 @@ class FusedVotes(NamedTuple):
     def moments(
         self, weights: jax.Array, center: jax.Array, scale: jax.Array | None = None
     ) -> Moments:
-        """As `DenseVotes.moments`: one reduction with two results."""
-        weights = scaled(weights, scale)
-        offsets = form_votes(*_not_shared(self, weights)) - center[None]
-        weighted = weights[:, None, None] * offsets
+        """As `DenseVotes.moments`, by one reduction with two results for each chunk of children."""
+        weights, num_children = scaled(weights, scale), self.poses.shape[0]
+        most = min(MOMENTS_CHILDREN, _with_votes_of(MOMENTS_BYTES, center))
+        size = -(-num_children // -(-num_children // most))
         zero = jnp.zeros((), center.dtype)
-        first, second = lax.reduce((weighted, weighted * offsets), (zero, zero), _add_pairs, (0,))
+
+        def chunk_sums(start, after):
+            chunk = slice(start, start + size)
+            votes = FusedVotes(self.poses[chunk], self.transforms[chunk])
+            offsets = form_votes(*_not_shared(votes, after)) - center[None]
+            weighted = weights[chunk, None, None] * offsets
+            return lax.reduce((weighted, weighted * offsets), (zero, zero), _add_pairs, (0,))
+
+        first, second = chunk_sums(0, weights)
+        # Not a loop of JAX, which a GPU's host would drive; yet one chunk after the other.
+        for start in range(size, num_children, size):
+            first, second = _add_pairs((first, second), chunk_sums(start, first))
         return Moments(weights.sum(0), first, second)
 
     retake = retake_if_lost
@@ -83,12 +100,9 @@ class FusedVotes(NamedTuple):
         self, groups: Sequence[VoteTerms], center: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
-        num_children, (*entries, width) = self.poses.shape[0], center.shape
-        columns = width if isinstance(width, int) else SYMBOLIC_COLUMNS
-        most = max(1, GRADIENT_BYTES // (math.prod(entries) * columns * center.dtype.itemsize))
-        size = max(
-            size for size in range(1, min(most, num_children) + 1) if num_children % size == 0
-        )
+        num_children = self.poses.shape[0]
+        most = min(num_children, _with_votes_of(GRADIENT_BYTES, center))
+        size = max(size for size in range(1, most + 1) if num_children % size == 0)
 
         def chunk_gradient(start):
             def chunk(array, axis=0):
@@ -110,15 +124,25 @@ class FusedVotes(NamedTuple):
         return tuple(chunk.reshape(num_children, *chunk.shape[2:]) for chunk in chunks)
 
 
+def _with_votes_of(held: int, center: jax.Array) -> int:
+    """How many children, at least one, have votes of at most so many bytes; each has one like
+    `center`.
+    """
+    *entries, width = center.shape
+    columns = width if isinstance(width, int) else SYMBOLIC_COLUMNS
+    return max(1, held // (math.prod(entries) * columns * center.dtype.itemsize))
+
+
 def _add_pairs(
     sums: tuple[jax.Array, jax.Array], terms: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     return sums[0] + terms[0], sums[1] + terms[1]
 
 
-def _not_shared(votes: FusedVotes, of_this_pass: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _not_shared(votes: FusedVotes, after: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Poses and transforms that no two passes have in common: each adds a zero of its own to the
-    transforms. An `optimization_barrier` is gone before XLA looks for what programs do twice.
+    transforms, known when `after` is. An `optimization_barrier` is gone before XLA looks for what
+    programs do twice.
     """
-    zero = zero_known_with(lax.stop_gradient(of_this_pass))
+    zero = zero_known_with(lax.stop_gradient(after))
     return votes.poses, votes.transforms + zero.astype(votes.transforms.dtype)

@@ -191,7 +191,11 @@ class ClassCaps(nn.Module):
         Args:
             children: the last layer of convolutional capsules.
             centers: row and column coordinates `[H]`, `[W]` of the receptive field centers in the
-                image, in [0, 1]; None takes the centers of the map's own cells.
+                image, floating NumPy arrays in [0, 1]; None takes the centers of the map's own
+                cells.
+
+        Raises:
+            TypeError, ValueError: capsules, centers or an attribute are not as above.
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_classes", self.num_classes)

@@ -38,8 +38,8 @@ def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | f
         `[B]`, in the dtype of `activations`.
 
     Raises:
-        TypeError: activations are not floating point, or labels not integers, or floating point
-            targets.
+        TypeError: activations are not floating point, labels neither integers nor floating point
+            targets, or the margin no number.
         ValueError: shapes do not match, or a known label is out of range; the margin is not one
             finite number.
     """
@@ -70,7 +70,7 @@ def margin_loss(activations: jax.Array, labels: jax.Array) -> jax.Array:
     0.1)^2`. For one-hot p that is the loss of the label, and for p that sum to 1 the mean of the
     losses of all labels.
 
-    Args and errors as for `spread_loss`, without a margin.
+    Args, result `[B]` and errors as for `spread_loss`, without a margin.
     """
     if _are_targets(labels):
         targets, right = _check_targets(activations, labels)
@@ -127,6 +127,15 @@ def margin_schedule(
     `transition_steps`, then constant.
 
     The paper raises it from 0.2 to 0.9 so that few capsules die early; it does not say how fast.
+
+    Args:
+        step: scalar, at least 0; may be traced.
+        transition_steps: at least 1.
+        start: scalar, the margin at step 0.
+        end: scalar, the margin from `transition_steps` on.
+
+    Returns:
+        A floating point scalar.
 
     Raises:
         TypeError, ValueError: `step`, `start` or `end` is not one finite number, or `step` is

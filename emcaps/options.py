@@ -158,7 +158,9 @@ class RoutingOptions:
         return {name: mass for name, mass in masses.items() if mass is not None}
 
     def layer_mass_scale(self, field: ReceptiveField, child_types: int, parent_types: int) -> float:
-        """The `mass_scale` of a layer of this size."""
+        """The `mass_scale` of a layer with these receptive fields, and so many types of children
+        and of parents.
+        """
         if self.parent_mass is not None:
             return (
                 self.parent_mass
@@ -171,7 +173,7 @@ class RoutingOptions:
         return 1.0 if self.mass_scale is None else self.mass_scale
 
     def shortened(self, num_iterations: int) -> "RoutingOptions":
-        """The same with only the first so many iterations."""
+        """The same with only the first so many iterations, at most as many as there are."""
         schedule: Any = self.inverse_temperature
         if getattr(schedule, "ndim", 0):
             schedule = schedule[:num_iterations]
@@ -189,6 +191,9 @@ class RoutingOptions:
     def learned(self, parameters: Mapping[str, Any]) -> "RoutingOptions":
         """The same with the temperatures that a layer with these parameters has learned, as scalar
         arrays, in at least float32.
+
+        The parameters are those of a capsule layer, a scalar `NAME_log` for each name of
+        `learns()`; raises KeyError where one is missing.
         """
         temperatures = {}
         for name in self.learns():

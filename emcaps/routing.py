@@ -62,8 +62,8 @@ def em_routing(
             batch axes, each element of which is routed by itself. Low precision is computed in
             float32 and returned in its own dtype.
         activations: `[..., N]` in [0, 1] (checked where the values are known).
-        beta_u: `[J]`, cost of one unit of data and pose entry.
-        beta_a: `[J]`, a parent's activation threshold, in units of cost.
+        beta_u: `[J]`, floating: cost of one unit of data and pose entry.
+        beta_a: `[J]`, floating: a parent's activation threshold, in units of cost.
         parent_axis: name of a mapped axis (of `jax.shard_map`, `jax.pmap`) over whose devices the
             parent types are divided evenly; J is then the number of those here, the children are
             the same on all of its devices, and what a child gives to parents elsewhere is counted.
@@ -82,9 +82,10 @@ def em_routing(
     Raises:
         TypeError: an array is not floating point, an option not of its type, or there is no such
             option.
-        ValueError: shapes do not match, or a known value is out of its range, NaN or infinite.
-            Values that are traced are not known; under `jax.experimental.checkify.checkify` they
-            are checked as well.
+        ValueError: shapes do not match, or a known value is out of its range, NaN or infinite; a
+            constant of the options is below the smallest normal number of the dtype that is
+            computed in. Values that are traced are not known; under
+            `jax.experimental.checkify.checkify` they are checked as well.
     """
     check_data(
         {
@@ -133,8 +134,8 @@ def conv_em_routing(
     Args:
         poses: `[B, H, W, I, 4, 4]`, floating.
         activations: `[B, H, W, I]` in [0, 1] (checked where the values are known).
-        transforms: `[KH, KW, I, J, 4, 4]`, kernel row, kernel column; no padding, so `KH <= H` and
-            `KW <= W`.
+        transforms: `[KH, KW, I, J, 4, 4]`, floating: kernel row, kernel column; no padding, so
+            `KH <= H` and `KW <= W`.
         beta_u: `[J]`, as in `em_routing`.
         beta_a: `[J]`, as in `em_routing`.
         stride: >= 1, in rows and columns. Static.
@@ -198,11 +199,11 @@ def class_em_routing(
     Args:
         poses: `[B, H, W, I, 4, 4]`, floating.
         activations: `[B, H, W, I]` in [0, 1] (checked where the values are known).
-        transforms: `[I, J, 4, 4]`.
+        transforms: `[I, J, 4, 4]`, floating.
         beta_u: `[J]`, as in `em_routing`.
         beta_a: `[J]`, as in `em_routing`.
-        coordinates: `[H, W, 2]`, row and column of each position in the image, scaled to [0, 1];
-            None adds nothing.
+        coordinates: `[H, W, 2]`, floating: row and column of each position in the image, in [0, 1]
+            by custom, which is not checked; None adds nothing.
         parent_axis, options, **changes: as in `conv_em_routing`. With one parent position the
             competition `"types"` is the same as `"all"`, and with `"positions"` nothing competes.
 

@@ -25,7 +25,8 @@ class Capsules(NamedTuple):
     """Capsules of one layer: what each one has found (pose) and how sure it is (activation).
 
     Attributes:
-        poses: `[B, H, W, I, 4, 4]`, floating. Class capsules have no positions: `[B, J, 4, 4]`.
+        poses: `[B, H, W, I, 4, 4]`, floating. Class capsules have no positions: `[B, J, 4, 4]`, and
+            those of `DynamicCapsNet` are vectors, `[B, J, D]`.
         activations: `[B, H, W, I]` in [0, 1]. Class capsules: `[B, J]`.
     """
 

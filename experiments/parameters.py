@@ -8,10 +8,12 @@ RUNS/DATASET/NETWORK-SEED. `experiments.report` compares them.
 
 import dataclasses
 import sys
+from pathlib import Path
 
 from experiments.claims.experiment import StudyCommand
 from experiments.claims.networks import check_networks
 from experiments.devices.hardware import start_jax
+from experiments.learning.configs import TrainConfig
 from experiments.runs.summary import table
 from experiments.runs.trained import check_runs, trained
 from experiments.runtime.command_line import entry_point
@@ -27,17 +29,16 @@ class ParametersCommand(StudyCommand):
     def __post_init__(self):
         check_networks(self.networks)
 
+    def runs(self, seed: int) -> dict[Path, TrainConfig]:
+        return self.study.networks(self.networks, seed)
+
 
 def run(command: ParametersCommand, typed: str) -> None:
     """Train all, and print the table."""
     command = command.asked()
     study = command.study
     start_jax()
-    runs = {
-        path: config
-        for seed in study.seeds
-        for path, config in study.networks(command.networks, seed).items()
-    }
+    runs = {path: config for seed in study.seeds for path, config in command.runs(seed).items()}
     check_runs(runs, study.data_dir)
     shown = ("num_parameters", "seed", "steps", "test_error", "train_seconds")
     results = []

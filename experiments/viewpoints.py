@@ -93,12 +93,10 @@ class ViewpointsCommand(SeedExperiment):
 
     def runs(self, seed: int) -> dict[Path, TrainConfig]:
         choice = {"factor": self.factor, "train_values": self.familiar}
-        networks = {"capsules": self.capsules, "cnn": "cnn"}
+        configs = self.study.networks((self.capsules, "cnn"), seed).values()
         return {
-            self.workdir(name, seed): dataclasses.replace(
-                self.study.network(network, seed), **choice
-            )
-            for name, network in networks.items()
+            self.workdir(name, seed): dataclasses.replace(config, **choice)
+            for name, config in zip(PAIR, configs, strict=True)
         }
 
 

@@ -97,6 +97,9 @@ class PrimaryVectorCaps(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """From features `[B, H, W, channels]`, floating, to vectors
         `[B, OH, OW, num_capsules, size]`.
+
+        Raises TypeError or ValueError for other features, or an attribute that is no int of at
+        least 1; ValueError where the kernel is larger than the map.
         """
         check_shapes({"features": (features, "B H W channels")})
         check_positive_int("num_capsules", self.num_capsules)
@@ -127,7 +130,11 @@ class VectorClassCaps(nn.Module):
 
     @nn.compact
     def __call__(self, children: jax.Array) -> DynamicRoutingResult:
-        """From vectors `[B, N, D]`, floating, to the routing result of `[B, num_classes, size]`."""
+        """From vectors `[B, N, D]`, floating, to the routing result of `[B, num_classes, size]`.
+
+        Raises TypeError or ValueError for other children, or an attribute that is no int of at
+        least 1.
+        """
         sizes = check_shapes({"children": (children, "B N D")})
         for name in ("num_classes", "size", "num_iterations"):
             check_positive_int(name, getattr(self, name))

@@ -16,7 +16,7 @@ from emcaps.sharding import for_each_shard
 
 class DynamicRoutingResult(NamedTuple):
     """What dynamic routing found; a pose is a vector with D entries, and its length is the
-    capsule's activation.
+    capsule's activation. All is in the dtype of the votes, or of the poses and transforms.
 
     Attributes:
         poses: the parents' vectors v, `[..., J, D]`, shorter than 1.

@@ -19,7 +19,7 @@ from jax.experimental import checkify
 from safetensors import numpy as safetensors_numpy
 
 from emcaps.capsnet import CapsNet
-from emcaps.checks import check_range
+from emcaps.checks import check_pixels, check_range
 from emcaps.options import EARLIER, RoutingOptions
 from emcaps.pretrained.parts import check_parts, entries, flat, plain, settled
 from emcaps.pretrained.views import View
@@ -42,8 +42,9 @@ class Prediction(NamedTuple):
 
     Attributes:
         classes: int32 `[N]`, the most active class; `Classifier.class_names` has their names.
-        activations: of all class capsules, float32 `[N, J]` in [0, 1].
-        poses: of all class capsules, float32 `[N, J, 4, 4]`; that of the winner is
+        activations: of all class capsules, `[N, J]` in [0, 1], in the network's dtype: float32, if
+            nothing else was asked for.
+        poses: of all class capsules, `[N, J, 4, 4]`, likewise; that of the winner is
             `poses[n, classes[n]]`.
     """
 
@@ -159,12 +160,7 @@ class Classifier:
         return bytes(jax_export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize())
 
     def _check_images(self, images: Any) -> None:
-        if not isinstance(images, jax.Array | np.ndarray):
-            raise TypeError(f"images must be an array; got {type(images).__name__}")
-        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(
-                f"images must be uint8, or floating point in [0, 1]; got {images.dtype}"
-            )
+        check_pixels("images", images)
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             channels_first = (

@@ -7,27 +7,39 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from emcaps.checks import check_bool, check_positive_int
+from emcaps.checks import check_bool, check_pixels, check_positive_int
 
 
 def prepare_images(
     images: jax.Array, *, downsample: int = 1, standardize: bool = False
 ) -> jax.Array:
     """Whole images as numbers of the size of 1: `[B, H, W, C]` to
-    `[B, H / downsample, W / downsample, C]`, float32.
+    `[B, H / downsample, W / downsample, C]`.
 
     Args:
         images: uint8, or floating in [0, 1], by which the result can be differentiated: 1 is the
-            255 of uint8.
+            255 of uint8. The range is not checked.
         downsample: the factor by which height and width become smaller: each pixel is the mean of
             so many squared.
         standardize: each image to mean 0 and variance 1 over its pixels and channels; an image that
             is the same everywhere is 0. Otherwise values are in [0, 1].
 
+    Returns:
+        float32 for uint8, otherwise in the dtype of `images`.
+
     Raises:
-        ValueError: height or width cannot be divided by `downsample`.
+        TypeError: images are no array, or neither uint8 nor floating point; `downsample` is no int,
+            or `standardize` no bool.
+        ValueError: images have another rank; height or width cannot be divided by `downsample`, or
+            this is below 1.
     """
+    check_pixels("images", images)
+    check_positive_int("downsample", downsample)
+    check_bool("standardize", standardize)
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape [B, H, W, C]; got shape {list(np.shape(images))}")
     batch, height, width, channels = images.shape
     if height % downsample or width % downsample:
         raise ValueError(
@@ -75,9 +87,11 @@ class View:
             check_positive_int("crop", self.crop)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """From images `[B, H, W, C]` to `[B, crop, crop, C]`.
+        """From images `[B, H, W, C]` to `[B, crop, crop, C]`, or, where `crop` is None, to
+        `[B, H / downsample, W / downsample, C]`.
 
-        Raises ValueError if they are smaller than that.
+        Dtypes and errors as of `prepare_images`; ValueError, too, if the images are smaller than
+        the crop.
         """
         images = prepare_images(images, downsample=self.downsample, standardize=self.standardize)
         if self.crop is None:

@@ -20,10 +20,14 @@ from experiments.runtime.records import Record, check_folder, read_record, write
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyCommand:
+class StudyCommand(abc.ABC):
     """A command about the networks of a study."""
 
     study: Study = dataclasses.field(default_factory=Study)
+
+    @abc.abstractmethod
+    def runs(self, seed: int) -> dict[Path, TrainConfig]:
+        """The runs of a seed that are to be finished first, by folder."""
 
     def asked(self) -> Self:
         """The command as it is carried out: shortened if `--quick` is given."""
@@ -37,7 +41,7 @@ class StudyCommand:
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedExperiment(StudyCommand, abc.ABC):
+class SeedExperiment(StudyCommand):
     """A command that measures something of each seed of a study, once."""
 
     experiment: ClassVar[str]
@@ -59,10 +63,6 @@ class SeedExperiment(StudyCommand, abc.ABC):
     @abc.abstractmethod
     def own_settings(self, seed: int) -> dict[str, Any]:
         """What the record of a seed depends on beside the study."""
-
-    @abc.abstractmethod
-    def runs(self, seed: int) -> dict[Path, TrainConfig]:
-        """The runs that have to be finished before a seed is measured, by folder."""
 
 
 Command = TypeVar("Command", bound=SeedExperiment)

@@ -128,6 +128,11 @@ NETWORKS: dict[str, Recipe] = {
 }
 
 
+def is_capsules(name: str) -> bool:
+    """Whether one of `NETWORKS` is of matrix capsules."""
+    return NETWORKS[name](TrainConfig()).model.family == "capsules"
+
+
 def check_networks(networks: Sequence[str], known: Collection[str] = NETWORKS.keys()) -> None:
     """Raise ValueError unless these are one or more of the known names, each once."""
     if not networks or not set(networks) <= set(known) or len(set(networks)) < len(networks):

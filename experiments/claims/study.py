@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.claims.networks import NETWORKS
+from experiments.claims.networks import NETWORKS, is_capsules
 from experiments.learning.configs import TrainConfig, to_json
 from experiments.learning.network import Network
 from experiments.runs.directory import read_result
 from experiments.runs.flags import config_of
 from experiments.runs.restore import restore
+from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive_or_none
 from experiments.runtime.records import Record
 
@@ -36,6 +37,8 @@ class Study:
     """Training steps; the default is that of the data set."""
     flags: str = ""
     """More flags of `experiments.train`, for every network."""
+    capsule_flags: str = ""
+    """The same, for networks of matrix capsules only: flags of routing, and of their widths."""
     quick: bool = False
     """Only see that everything works, in at most three minutes: one seed, few steps, few images,
     into RUNS/quick.
@@ -70,12 +73,24 @@ class Study:
 
         A flag that is not understood ends the process as for `experiments.train`.
         """
-        config = config_of(["--dataset", self.dataset, *self.flags.split()], NETWORKS[name])
+        words = ["--dataset", self.dataset, *self.flags.split()]
+        if is_capsules(name):
+            words += self.capsule_flags.split()
+        config = config_of(words, NETWORKS[name])
         steps = self.steps or config.steps
         return dataclasses.replace(config, steps=steps, eval_every=steps, seed=seed)
 
     def networks(self, names: Iterable[str], seed: int) -> dict[Path, TrainConfig]:
-        """How these of `NETWORKS` are trained, by folder."""
+        """How these of `NETWORKS` are trained, by folder.
+
+        Raises UsageError if there are flags for capsules, and none are among them.
+        """
+        names = list(names)
+        if self.capsule_flags and not any(map(is_capsules, names)):
+            raise UsageError(
+                "--capsule-flags are for networks of matrix capsules, and there are none among "
+                f"{', '.join(names)}"
+            )
         return {self.workdir(name, seed): self.network(name, seed) for name in names}
 
     def settings(self, experiment: str, seed: int) -> dict[str, Any]:

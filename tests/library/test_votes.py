@@ -2,12 +2,17 @@
 they keep.
 """
 
+import functools
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emcaps import fused
+from emcaps.fused import FusedVotes
 from emcaps.votes import StreamedVotes, VoteTerms, dense_votes
 
 # N, Q, J, M.
@@ -60,6 +65,28 @@ def test_streamed_operators_equal_dense(x64, sizes):
         for hold in (StreamedVotes, dense_votes)
     )
     chex.assert_trees_all_close(streamed, dense, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("limit, most", [("MOMENTS_CHILDREN", 14), ("MOMENTS_BYTES", 14 * 768)])
+def test_moments_of_many_children_are_sums_over_chunks(x64, monkeypatch, limit, most):
+    """A GPU would store their votes otherwise."""
+    poses, transforms, weights, (_, _, center) = draw(4, (29, 4, 2, 3))  # 768 bytes for each child
+
+    def moments(hold, weights, center):
+        return hold(poses, transforms).moments(weights, center)
+
+    monkeypatch.setattr(fused, limit, most)
+    jax.clear_caches()  # of other limits
+    in_chunks = jax.jit(functools.partial(moments, FusedVotes)).lower(weights, center)
+    reduced = re.findall(r"\(tensor<(\d+)x4x4x2x3xf64>, tensor<\1x", in_chunks.as_text())
+    assert reduced == ["10", "10", "9"]
+    chex.assert_trees_all_close(
+        in_chunks.compile()(weights, center),
+        jax.jit(functools.partial(moments, dense_votes))(weights, center),
+        rtol=1e-11,
+        atol=1e-11,
+    )
+    jax.clear_caches()
 
 
 def test_vmap_leaves_the_places_of_children_alone():

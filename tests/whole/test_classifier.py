@@ -11,7 +11,7 @@ import tiny_run
 
 import emcaps
 from emcaps import CapsNet, RoutingOptions
-from emcaps.pretrained import View, load_classifier, save_classifier
+from emcaps.pretrained import View, load_classifier, prepare_images, save_classifier
 from experiments.data.preprocessing import evaluation_view as central_view
 
 
@@ -213,3 +213,15 @@ def test_wrong_views_are_refused():
     for wrong in ({"downsample": 0}, {"crop": -1}):
         with pytest.raises(ValueError, match="must be at least 1"):
             View(**wrong)
+    images = jnp.zeros((1, 8, 8, 1))
+    for given, error, message in (
+        ([0.5], TypeError, "images must be an array; got list"),
+        (images.astype(jnp.int32), TypeError, "images must be uint8, or floating point"),
+        (images[0], ValueError, r"images must have shape \[B, H, W, C\]; got shape \[8, 8, 1\]"),
+    ):
+        with pytest.raises(error, match=message):
+            prepare_images(given)
+    with pytest.raises(ValueError, match="downsample must be at least 1; got 0"):
+        prepare_images(images, downsample=0)
+    with pytest.raises(TypeError, match="standardize must be True or False"):
+        prepare_images(images, standardize=1)

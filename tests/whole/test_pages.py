@@ -13,6 +13,8 @@ import pytest
 
 from emcaps import PAPER, TRAINABLE
 from emcaps.pretrained import PRETRAINED, load_classifier
+from experiments.ablation import AblationConfig, variant_config, variants
+from experiments.claims.experiment import StudyCommand
 from experiments.runtime import command_line
 
 TOP = Path(__file__).parents[2]
@@ -100,9 +102,20 @@ def test_examples_run_and_print_what_their_comments_say(page, tmp_path, monkeypa
             assert comment.partition(":")[0] in printed
 
 
+def configs_of(run, module, words):
+    """In place of what a command does: the configs that it would train, of flags in its flags."""
+    (command,) = run.args
+    if isinstance(command, StudyCommand):
+        command.runs(command.study.seeds[0])
+    if isinstance(command, AblationConfig):
+        for flags in variants(command):
+            variant_config(command, flags)
+    return 0
+
+
 @pytest.mark.parametrize("module, words", COMMANDS)
 def test_commands_are_understood(module, words, monkeypatch):
-    monkeypatch.setattr(command_line, "exit_code", lambda run, module, words: 0)
+    monkeypatch.setattr(command_line, "exit_code", configs_of)
     for placeholder, given in PLACEHOLDERS.items():
         words = re.sub(rf"\b{placeholder}\b", given, words)
     main, words = importlib.import_module(module).main, shlex.split(words, True)

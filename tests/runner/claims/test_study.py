@@ -63,6 +63,17 @@ def test_a_network_is_trained_as_the_flags_say():
     assert Study().network("capsules", 0).steps == TrainConfig().steps
 
 
+def test_flags_of_capsules_are_for_capsules():
+    study = Study(flags="--batch-size 5", capsule_flags="--conv-channels 7 --num-iterations 3")
+    runs = study.networks(["capsules", "cnn"], 0)
+    capsules, cnn = runs.values()
+    assert (capsules.batch_size, cnn.batch_size) == (5, 5)
+    assert (capsules.model.conv_channels, capsules.model.routing.num_iterations) == (7, 3)
+    assert cnn == Study(flags="--batch-size 5").network("cnn", 0)
+    with pytest.raises(UsageError, match="there are none among dynamic, cnn"):
+        study.networks(["dynamic", "cnn"], 0)
+
+
 def test_a_quick_study_is_short_and_has_a_folder_of_its_own(tmp_path):
     study = Study(quick=True, seeds=(4, 5), runs=tmp_path, dataset="a/b.npz").shortened()
     assert (study.seeds, study.steps, study.folder) == ((4,), QUICK_STEPS, tmp_path / "quick" / "b")
