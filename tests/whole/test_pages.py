@@ -88,6 +88,13 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_lines_of_prose_are_short(page):
+    lines = prose(TEXTS[page]).splitlines()
+    long = [line for line in lines if not line.startswith(("|", "![")) and len(line) > 100]
+    assert not long or (page == "README.md" and max(map(len, long)) <= 120)
+
+
 # README has tests of its own.
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if page != "README.md" and blocks(TEXTS[page], "python")]
