@@ -26,14 +26,13 @@ from emcaps.votes import (
     zero_known_with,
 )
 
-# Children in one reduction for moments. XLA's GPU compiler forms their votes in registers or stores
-# them, whichever it estimates to be faster: of up to 384 it formed them, of 448 and more it stored
-# them. Should it store them after all, they take no more than so many bytes, a quarter of what
-# routing may take (`implementations.ACCELERATOR_BYTES`).
-MOMENTS_CHILDREN = 384
-MOMENTS_BYTES = 2_000_000_000
-# Bytes of the votes' gradient that are held at a time.
-GRADIENT_BYTES = 128_000_000
+# Bytes of votes, or of their gradient, that may be held at a time.
+HELD_BYTES = 128_000_000
+# Children, and bytes of their votes, in a reduction that is not to hold them. XLA's GPU compiler
+# forms them in registers or stores them, whichever it estimates to be faster: of 384 children and
+# 40 parent types it formed them, of 448, or of 288 and 320 types, it stored them.
+FUSED_CHILDREN = 384
+FUSED_BYTES = 2_000_000_000
 # Of votes whose number is not known (a symbolic batch).
 SYMBOLIC_COLUMNS = 4096
 
@@ -59,7 +58,8 @@ class FusedVotes(NamedTuple):
     ) -> Moments:
         """As `DenseVotes.moments`, by one reduction with two results for each chunk of children."""
         weights, num_children = scaled(weights, scale), self.poses.shape[0]
-        most = min(MOMENTS_CHILDREN, _with_votes_of(MOMENTS_BYTES, center))
+        fused = min(FUSED_CHILDREN, _with_votes_of(FUSED_BYTES, center))
+        most = max(fused, _with_votes_of(HELD_BYTES, center))
         size = -(-num_children // -(-num_children // most))
         zero = jnp.zeros((), center.dtype)
 
@@ -101,7 +101,7 @@ class FusedVotes(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
         num_children = self.poses.shape[0]
-        most = min(num_children, _with_votes_of(GRADIENT_BYTES, center))
+        most = min(num_children, _with_votes_of(HELD_BYTES, center))
         size = max(size for size in range(1, most + 1) if num_children % size == 0)
 
         def chunk_gradient(start):

@@ -67,15 +67,23 @@ def test_streamed_operators_equal_dense(x64, sizes):
     chex.assert_trees_all_close(streamed, dense, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("limit, most", [("MOMENTS_CHILDREN", 14), ("MOMENTS_BYTES", 14 * 768)])
-def test_moments_of_many_children_are_sums_over_chunks(x64, monkeypatch, limit, most):
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"FUSED_CHILDREN": 14, "HELD_BYTES": 0},
+        {"FUSED_BYTES": 14 * 768, "HELD_BYTES": 0},
+        {"FUSED_CHILDREN": 1, "HELD_BYTES": 14 * 768},
+    ],
+)
+def test_moments_of_many_children_are_sums_over_chunks(x64, monkeypatch, limits):
     """A GPU would store their votes otherwise."""
     poses, transforms, weights, (_, _, center) = draw(4, (29, 4, 2, 3))  # 768 bytes for each child
 
     def moments(hold, weights, center):
         return hold(poses, transforms).moments(weights, center)
 
-    monkeypatch.setattr(fused, limit, most)
+    for name, limit in limits.items():
+        monkeypatch.setattr(fused, name, limit)
     jax.clear_caches()  # of other limits
     in_chunks = jax.jit(functools.partial(moments, FusedVotes)).lower(weights, center)
     reduced = re.findall(r"\(tensor<(\d+)x4x4x2x3xf64>, tensor<\1x", in_chunks.as_text())
