@@ -44,7 +44,9 @@ NORB_VIEWS = {"azimuth": (15, 16, 17, 0, 1, 2), "elevation": (0, 1, 2)}
 FAMILIAR = {name: NORB_VIEWS for name in ("smallnorb", "toynorb", "toynorb96")} | {
     "affnist": {"affine": (0,)}
 }
-MATCH_EVERY = 5  # steps between two looks at whether a network is as good as the other one
+# A training that is stopped is looked at so many times, at least so many steps apart: each look
+# scores all familiar test images.
+LOOKS, LOOK_EVERY = 100, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +128,9 @@ def measure(command: ViewpointsCommand, seed: int, typed: str) -> Record:
     better, worse = sorted(errors, key=errors.__getitem__)
     if errors[worse] - errors[better] > TARGET_TOLERANCE:
         stopped = better
-        config = dataclasses.replace(
-            runs[workdirs[better]], target_error=errors[worse], eval_every=MATCH_EVERY
-        )
+        config = runs[workdirs[better]]
+        eval_every = max(LOOK_EVERY, config.steps // LOOKS)
+        config = dataclasses.replace(config, target_error=errors[worse], eval_every=eval_every)
         workdir = command.folder / f"{better}-{seed}-stopped"
         trained(config, workdir, data_dir, typed)
         matched[better] = score(config, workdir, data_dir)
