@@ -100,6 +100,7 @@ def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(monkeypa
         list(stopped) == ["cnn-7-stopped"] and stopped["cnn-7-stopped"] == scored["cnn-7-stopped"]
     )
     assert (scored["cnn-7-stopped"].target_error, scored["cnn-7"].target_error) == (0.30, None)
+    assert [stopped["cnn-7-stopped"].steps, stopped["cnn-7-stopped"].eval_every] == [2200, 22]
     assert {(config.factor, config.train_values, config.seed) for config in scored.values()} == {
         ("elevation", (0, 1, 2), 7)
     }
