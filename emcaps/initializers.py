@@ -15,8 +15,8 @@ class NearIdentity:
     """An initializer of transforms `[..., 4, 4]`: `scale` times the identity, plus normal noise.
 
     With a scale of 1 parents agree with children at first, so that routing has something to find;
-    with 0 they vote at random. It is called as `init(key, shape, dtype)`, like
-    those of `jax.nn.initializers`; two with the same fields are equal.
+    with 0 they vote at random. It is called as `init(key, shape, dtype)`, like those of
+    `jax.nn.initializers`; two with the same fields are equal.
 
     Attributes:
         scale: of the identity.
