@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 from experiments.plots.activations import sheet
 from experiments.plots.images import draw_image, shown_image
@@ -65,13 +64,14 @@ def temperatures(records: Sequence[dict[str, Any]], title: str) -> Figure:
     figure.suptitle(plain(title), wrap=True)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for layer in learned[0][name]:
-            axes.semilogy(
+            axes.plot(
                 [record["step"] for record in learned],
                 [record[name][layer] for record in learned],
                 label=layer,
             )
-        axes.yaxis.set_major_formatter(LogFormatter())  # numbers, not powers of ten
-        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.set_yscale("log", subs=[2, 5])
+        axes.yaxis.set_major_formatter("{x:g}")  # numbers, not powers of ten
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set(xlabel="training step", title=name.replace("_", " ").capitalize())
         axes.grid(alpha=0.3, which="both")
         axes.legend()
