@@ -43,10 +43,17 @@ def test_the_three_commands_are_there():
     assert f'"${{1:-}}" = {word} ' in (TOP / script).read_text()
 
 
-def test_the_workflow_calls_the_script():
+@pytest.mark.parametrize(
+    "name, events, versions, command",
+    [
+        ("ci", {"push", "pull_request"}, ["3.11", "3.13"], ".ci/run"),
+        ("slow", {"schedule", "workflow_dispatch"}, ["3.13"], ".ci/run slow"),
+    ],
+)
+def test_a_workflow_calls_the_script(name, events, versions, command):
     # Which leaves `on` a string.
-    workflow = yaml.load((GITHUB / "workflows" / "ci.yml").read_text(), yaml.BaseLoader)
-    assert workflow["on"].keys() == {"push", "pull_request"}
+    workflow = yaml.load((GITHUB / "workflows" / f"{name}.yml").read_text(), yaml.BaseLoader)
+    assert workflow["on"].keys() == events
     (job,) = workflow["jobs"].values()
     actions, commands = (
         [step[key] for step in job["steps"] if key in step] for key in ("uses", "run")
@@ -55,8 +62,12 @@ def test_the_workflow_calls_the_script():
         "actions/checkout",
         "actions/setup-python",
     ]
-    assert commands == [".ci/run"] and shutil.which(TOP / ".ci" / "run")
-    assert job["strategy"]["matrix"]["python-version"] == ["3.11", "3.13"]
+    assert commands == [command]
+    script, *words = command.split()
+    assert shutil.which(TOP / script)
+    for word in words:
+        assert f'"${{1:-}}" = {word} ' in (TOP / script).read_text()
+    assert job["strategy"]["matrix"]["python-version"] == versions
     assert job["steps"][1]["with"]["python-version"] == "${{ matrix.python-version }}"
 
 
