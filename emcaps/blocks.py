@@ -26,27 +26,28 @@ from emcaps.layout import (
 from emcaps.procedure import Constants, Procedure, Routing
 from emcaps.streamed_gradient import backward, first_order_only, forward
 from emcaps.types import POSE_ENTRIES
+from emcaps.votes import largest_divisor
 
 
 class Form(NamedTuple):
     """A way to recompute the votes, and how much of the batch is routed at a time.
 
     Attributes:
-        hold_votes: from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]`.
+        make_votes: from poses `[N, 4, Q, M]` and transforms `[N, Q, 4, J]`.
         columns: about so many (parent position x example) in a block, or None.
-        bytes: a block of several examples takes no more, by `_bytes_of_example`, or None. Of
-            several such blocks each is routed again in the backward pass, so that what they keep
-            does not add up.
+        bytes: a block takes no more, by `bytes_of_example`, unless it is the smallest that there
+            can be; or None. Of several such blocks each is routed again in the backward pass, so
+            that what they keep does not add up.
         multiple: of which a block's columns must be.
     """
 
-    hold_votes: Callable[[jax.Array, jax.Array], Any]
+    make_votes: Callable[[jax.Array, jax.Array], Any]
     columns: int | None = None
     bytes: int | None = None
     multiple: int = 1
 
 
-class Blocks(NamedTuple):
+class Plan(NamedTuple):
     """How a routing is done; static.
 
     Attributes:
@@ -63,7 +64,7 @@ class Blocks(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def route_blocks(
-    blocks: Blocks,
+    plan: Plan,
     children: tuple[jax.Array, jax.Array],
     transforms: jax.Array,
     constants: Constants,
@@ -71,25 +72,23 @@ def route_blocks(
     """Procedure 1 on a map, block by block. First order and reverse mode only.
 
     Args:
-        blocks: see `Blocks`.
+        plan: see `Plan`.
         children: poses `[B, H, W, I, 4, Q]` and activations `[B, H, W, I]`.
         transforms: `[KH, KW, I, J, Q, 4]`.
         constants: see `Constants`.
     """
-    return _route(blocks, children, transforms, constants, lambda routing: (route(routing), None))[
-        0
-    ]
+    return _route(plan, children, transforms, constants, lambda routing: (route(routing), None))[0]
 
 
-def _route(blocks, children, transforms, constants, run):
+def _route(plan, children, transforms, constants, run):
     """The result, and what `run` keeps of each block beside what `em.route` gives."""
-    field, size = blocks.procedure.field, _block_size(blocks, children, transforms)
+    field, size = plan.procedure.field, block_size(plan, children, transforms)
     inner = inner_transforms(transforms)
 
     def route_block(children):
         poses, activations = inner_children(*children, field=field)
         outputs, kept = run(
-            Routing(blocks.form.hold_votes(poses, inner), activations, constants, blocks.procedure)
+            Routing(plan.form.make_votes(poses, inner), activations, constants, plan.procedure)
         )
         return (outer_result(*outputs, field=field), kept), ()
 
@@ -97,26 +96,26 @@ def _route(blocks, children, transforms, constants, run):
     return _unite(results, children[0].shape[0]), kept
 
 
-def _forward(blocks, children, transforms, constants):
-    size = _block_size(blocks, children, transforms)
-    if blocks.remat or (blocks.form.bytes is not None and size != children[0].shape[0]):
-        result, kept = route_blocks(blocks, children, transforms, constants), None
+def _forward(plan, children, transforms, constants):
+    size = block_size(plan, children, transforms)
+    if plan.remat or (plan.form.bytes is not None and size < children[0].shape[0]):
+        result, kept = route_blocks(plan, children, transforms, constants), None
     else:
-        result, kept = _route(blocks, children, transforms, constants, forward)
+        result, kept = _route(plan, children, transforms, constants, forward)
     return result, (children, transforms, constants, kept)
 
 
-def _backward(blocks, residuals, result_gradients):
+def _backward(plan, residuals, result_gradients):
     (children, transforms, constants, kept), result_gradients = first_order_only(
         (residuals, result_gradients)
     )
-    procedure, size = blocks.procedure, _block_size(blocks, children, transforms)
+    procedure, size = plan.procedure, block_size(plan, children, transforms)
     field, inner = procedure.field, inner_transforms(transforms)
 
     def block_backward(given):
         children, kept, result_gradients = given
         poses, activations = inner_children(*children, field=field)
-        routing = Routing(blocks.form.hold_votes(poses, inner), activations, constants, procedure)
+        routing = Routing(plan.form.make_votes(poses, inner), activations, constants, procedure)
         history = forward(routing)[1] if kept is None else kept
         (to_poses, to_transforms), to_activations, to_constants = backward(
             routing, history, outer_result_transpose(result_gradients)
@@ -178,28 +177,28 @@ def _unite(tree, batch):
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], tree)
 
 
-def _block_size(blocks: Blocks, children, transforms) -> Any:
+def block_size(plan: Plan, children, transforms) -> Any:
     """Examples in a block: about as many as the form allows, rather a few less than leaving the
     last block partly empty.
     """
-    procedure, form = blocks.procedure, blocks.form
+    procedure, form = plan.procedure, plan.form
     batch, positions = children[0].shape[0], math.prod(procedure.field.output_size)
     if form.columns is not None:
         most = max(1, form.columns // positions)
         if not isinstance(batch, int):  # symbolic, in what `jax.export` makes for any batch
             return most
     elif form.bytes is not None and isinstance(batch, int):
-        most = max(1, form.bytes // _bytes_of_example(children[0], transforms, procedure))
+        most = max(1, form.bytes // bytes_of_example(children[0], transforms, procedure))
     else:
         return batch
-    most = min(batch, most)
-    divisor = max(size for size in range(1, most + 1) if batch % size == 0)
-    block = divisor if 2 * divisor > most else -(-batch // -(-batch // most))
     multiple = form.multiple // math.gcd(positions, form.multiple)
+    most = min(batch, max(1, most // multiple) * multiple)
+    divisor = largest_divisor(batch, most)
+    block = divisor if 2 * divisor > most else -(-batch // -(-batch // most))
     return -(-block // multiple) * multiple
 
 
-def _bytes_of_example(poses, transforms, procedure) -> int:
+def bytes_of_example(poses, transforms, procedure) -> int:
     """About what the routing of one example takes on an accelerator, with its gradient: history,
     gradients, gathered poses.
     """

@@ -20,6 +20,7 @@ from emcaps.votes import (
     StreamedVotes,
     VoteTerms,
     form_votes,
+    largest_divisor,
     retake_if_lost,
     scaled,
     vote_gradient,
@@ -102,7 +103,7 @@ class FusedVotes(NamedTuple):
         """As `StreamedVotes.gradient`, a chunk of children at a time."""
         num_children = self.poses.shape[0]
         most = min(num_children, _with_votes_of(HELD_BYTES, center))
-        size = max(size for size in range(1, most + 1) if num_children % size == 0)
+        size = largest_divisor(num_children, most)
 
         def chunk_gradient(start):
             def chunk(array, axis=0):
@@ -113,10 +114,10 @@ class FusedVotes(NamedTuple):
                 scaled(chunk(terms.weights, 1), None if terms.scale is None else chunk(terms.scale))
                 for terms in groups
             ]
-            votes = vote_gradient(poses, transforms, groups, weights, center)
+            to_votes = vote_gradient(poses, transforms, groups, weights, center)
             return (
-                jnp.einsum("nkhj,nihjm->nikm", transforms, votes, precision="highest"),
-                jnp.einsum("nihjm,nikm->nkhj", votes, poses, precision="highest"),
+                jnp.einsum("nkhj,nihjm->nikm", transforms, to_votes, precision="highest"),
+                jnp.einsum("nihjm,nikm->nkhj", to_votes, poses, precision="highest"),
             )
 
         starts = jnp.arange(0, num_children, size)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from emcaps.blocks import Blocks, Form, route_blocks
+from emcaps.blocks import Form, Plan, route_blocks
 from emcaps.em import route
 from emcaps.fused import FusedVotes
 from emcaps.layout import OuterResult, inner_children, inner_transforms, outer_result
@@ -85,7 +85,7 @@ def route_capsules(poses, activations, transforms, constants, *, procedure, impl
     given = (poses, activations), transforms, constants
 
     def route_in(form):
-        return functools.partial(route_blocks, Blocks(procedure, form, remat))
+        return functools.partial(route_blocks, Plan(procedure, form, remat))
 
     if implementation == "dense":
         route_stored = functools.partial(_route_stored, procedure=procedure)

@@ -82,8 +82,8 @@ class RecomputedVotes(Votes, Protocol):
     tell the gradient for these.
 
     Attributes:
-        UNROLL: whether iterations shall follow one another in the program, rather than be the turns
-            of a loop.
+        UNROLL: whether, where a gradient is taken, iterations shall follow one another in the
+            program, rather than be the turns of a loop.
     """
 
     UNROLL: bool

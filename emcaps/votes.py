@@ -1,7 +1,7 @@
 """Votes as a pair of linear operators, dense (in memory) or streamed (never in memory).
 
-Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two.
-About a center c:
+Procedure 1 touches the votes V in two ways only, and all of `em.py` is written over these two, and
+over what is made of them (see `Votes` in `procedure.py`). About a center c:
 
     moments(g)_jh      = sum_n g_nj ( 1, V_njh - c_jh, (V_njh - c_jh)^2 )
     scores(A, b, d)_nj = d_j + sum_h ( b_jh (V_njh - c_jh) + A_jh (V_njh - c_jh)^2 )
@@ -337,7 +337,7 @@ def _put_chunk(array: jax.Array, chunk: jax.Array, index: jax.Array) -> jax.Arra
 
 
 def _product_transpose(
-    poses: jax.Array, transforms: jax.Array, votes: jax.Array
+    poses: jax.Array, transforms: jax.Array, to_votes: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of `form_votes` for a gradient `[n, 4, 4, J, M]` of its result, as matrix products,
     one for each row.
@@ -346,26 +346,30 @@ def _product_transpose(
         For the poses, `[n, 4, Q, M]`, and for the transforms, `[n, 4, J, Q]`: the order that
         XLA:CPU multiplies fast.
     """
-    num_children, rows, columns, num_parents, width = votes.shape
+    num_children, rows, columns, num_parents, width = to_votes.shape
     # Only leading axes are merged: to merge the last one would spoil the loop that computes the
     # votes' gradient.
-    votes = votes.reshape(num_children, rows, columns * num_parents, width)
+    to_votes = to_votes.reshape(num_children, rows, columns * num_parents, width)
     transforms = transforms.reshape(num_children, 1, -1, columns * num_parents)
     transforms = jnp.broadcast_to(transforms, (num_children, rows, *transforms.shape[2:]))
-    to_poses = jnp.einsum("nikx,nixm->nikm", transforms, votes, precision="highest")
-    to_transforms = jnp.einsum("nixm,nikm->nixk", votes, poses, precision="highest").sum(1)
+    to_poses = jnp.einsum("nikx,nixm->nikm", transforms, to_votes, precision="highest")
+    to_transforms = jnp.einsum("nixm,nikm->nixk", to_votes, poses, precision="highest").sum(1)
     return to_poses, to_transforms.reshape(num_children, columns, num_parents, -1)
 
 
 def _chunk_size(num_children: int, most: int) -> int:
     """How many children a step takes: the largest divisor of their number that does not exceed
-    `most` and leaves two steps.
+    `most` and leaves two steps or more, where there are two children.
 
     XLA unrolls a loop of one step and may then compute the same scores twice, differently rounded;
     that would not do for a softmax.
     """
-    most = max(1, min(most, num_children // 2))
-    return max(size for size in range(1, most + 1) if num_children % size == 0)
+    return largest_divisor(num_children, max(1, min(most, num_children // 2)))
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest that does not exceed `most`, which is at least 1."""
+    return max(size for size in range(1, most + 1) if number % size == 0)
 
 
 def zero_known_with(array: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import routing_cases
 from jax import export
 
 from emcaps import conv_em_routing
-from emcaps.blocks import Blocks, Form, route_blocks
+from emcaps.blocks import Form, Plan, route_blocks
 from emcaps.kernels import COLUMNS, KernelVotes
 from emcaps.procedure import Constants, Procedure
 from emcaps.receptive_field import ReceptiveField
@@ -191,7 +191,7 @@ def test_routing_and_its_gradient(damping):
     def loss(form, *given):
         return sum(
             (leaf**2).sum()
-            for leaf in route_blocks(Blocks(procedure, Form(form), remat=False), *given)
+            for leaf in route_blocks(Plan(procedure, Form(form), remat=False), *given)
         )
 
     given = (poses, jax.nn.sigmoid(activations)), transforms, constants
