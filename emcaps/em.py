@@ -1,5 +1,5 @@
 """Procedure 1 of "Matrix capsules with EM routing" (Hinton, Sabour, Frosst, ICLR 2018), in the
-inner layout of `votes.py`.
+inner layout of `votes.py`; `types.py` says what the letters of shapes are.
 
 A parent capsule is a Gaussian over the votes of the children that it sees; its mean is its pose. T
 iterations are T M-steps (fit the Gaussians, price them, decide which parents are active) with T - 1
@@ -39,8 +39,9 @@ def route(routing: Routing[Votes]) -> tuple[Parents, jax.Array]:
 
 
 def start(routing: Routing[Votes]) -> tuple[jax.Array, Parents]:
-    """The assignments of each child before any routing, `[N, M]`, and parents with the means that
-    these give, and nothing else.
+    """The assignments of each child before any routing, `[N, M]`, and parents that the first M-step
+    starts from: the means that these assignments give, about which it takes moments. Their other
+    fields are placeholders.
     """
     votes, activations, constants, procedure = routing
     devices = 1 if procedure.parent_axis is None else lax.axis_size(procedure.parent_axis)
@@ -59,7 +60,7 @@ def iterate(
     sums = unless_first(
         iteration,
         lambda: _sums_by_agreement(routing, parents, center),
-        lambda: _sums_of_shares(routing, shares, parents, center),
+        instead=lambda: _sums_of_shares(routing, shares, parents, center),
     )
     old_means = previous_means(parents, routing.procedure, iteration)
     return fit_gaussians(
@@ -179,6 +180,7 @@ def fit_gaussians(
     """
     first, second, mass = moments.first, moments.second, moments.mass[None, None]
     total = mass + constants.mass_epsilon
+    # From the center to the means: `first` sums the votes' distances from it.
     shift = (first - constants.mass_epsilon * center) / total
     if old_means is not None:
         shift += procedure.damping * (old_means - (center + shift))

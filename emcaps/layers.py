@@ -169,8 +169,7 @@ class ClassCaps(nn.Module):
         param_dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: when called: an attribute is not as above, or children or centers are
-            not as `__call__` says.
+        TypeError, ValueError: when called; see `__call__`.
     """
 
     num_classes: int
@@ -195,7 +194,8 @@ class ClassCaps(nn.Module):
                 cells.
 
         Raises:
-            TypeError, ValueError: capsules, centers or an attribute are not as above.
+            TypeError, ValueError: capsules, centers or an attribute of the layer are not as
+                described.
         """
         sizes = check_capsules("children", children)
         check_positive_int("num_classes", self.num_classes)
@@ -239,10 +239,10 @@ def _parameters(
 def _learned_routing(layer: Any) -> RoutingOptions:
     """How a layer that is being called routes: its parameters for temperatures are made here."""
 
-    def zero(name: str) -> jax.Array:
+    def theta(name: str) -> jax.Array:
         return layer.param(f"{name}_log", nn.initializers.zeros, (), layer.param_dtype)
 
-    return layer.routing.learned({f"{name}_log": zero(name) for name in layer.routing.learns()})
+    return layer.routing.learned({f"{name}_log": theta(name) for name in layer.routing.learns()})
 
 
 def check_routing(routing: Any) -> None:

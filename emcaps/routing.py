@@ -125,7 +125,7 @@ def conv_em_routing(
     **changes: Unpack[RoutingChanges],
 ) -> RoutingResult:
     """Procedure 1 for parents on a map, each seeing a `KH x KW` patch of children. Pure, jitted,
-    differentiable.
+    differentiable: once and in reverse mode, with `implementation="dense"` in any way.
 
     Child i votes `pose_i @ transform_ij`, the transforms shared by all parent positions. Parents of
     all types at all positions whose receptive field covers a child compete for it; children that no

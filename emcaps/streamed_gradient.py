@@ -30,7 +30,7 @@ from emcaps.procedure import Constants, Parents, RecomputedVotes, Routing, Sums
 from emcaps.votes import Moments, VoteTerms
 
 FIRST_ORDER_ONLY = (
-    'implementation="streamed" has first derivatives in reverse mode only (jax.grad, jax.vjp); '
+    "votes that are not stored have first derivatives in reverse mode only (jax.grad, jax.vjp); "
     'for higher derivatives or forward mode use implementation="dense"'
 )
 
@@ -170,7 +170,7 @@ def backward(
             lambda: _e_step_backward(
                 routing, history, gradients, to_old_means, iteration, common_center
             ),
-            lambda: gradients,
+            instead=lambda: gradients,
         )
 
     gradients = _Gradients.to_begin_with(routing, result_gradients, common_center)

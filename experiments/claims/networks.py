@@ -48,10 +48,8 @@ def capsules_decoder(config: TrainConfig) -> TrainConfig:
 
 def with_decoder(config: TrainConfig) -> TrainConfig:
     """The same with a decoder, whose images are in [0, 1]: not standardized."""
-    model = dataclasses.replace(config.model, reconstruction=True)
-    return dataclasses.replace(
-        config, model=model, images=dataclasses.replace(config.images, standardize=False)
-    )
+    images = dataclasses.replace(config.images, standardize=False)
+    return dataclasses.replace(with_model(config, reconstruction=True), images=images)
 
 
 def dynamic(config: TrainConfig) -> TrainConfig:

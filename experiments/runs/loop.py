@@ -23,7 +23,7 @@ from experiments.learning.configs import TrainConfig
 from experiments.learning.network import make_model
 from experiments.learning.scoring import Scores
 from experiments.learning.step import Metrics, TrainState, init_state, state_of
-from experiments.runs.checkpoints import Checkpoints
+from experiments.runs.checkpoints import NOT_EVALUATED, Checkpoints
 from experiments.runs.directory import RunDirectory
 from experiments.runs.divergence import Guard
 from experiments.runs.initial_weights import InitialWeights, initial_weights
@@ -47,6 +47,7 @@ def check_fits(config: TrainConfig, dataset: Dataset, execution: Execution) -> N
 
     def first_state(images: jax.Array) -> TrainState:
         key, num_classes = jax.random.key(0), len(dataset.class_names)
+        # It raises where there are no types to divide; the first state is that of a whole network.
         make_model(config.model, num_classes, execution.parent_axis)
         return init_state(
             config,
@@ -197,11 +198,13 @@ def _train(
             progress.unpause()  # what came between is not part of the time that remains
 
         def save(
-            step: int, state: TrainState, window: Sequence[Metrics] = (), **measured: float
+            step: int,
+            state: TrainState,
+            window: Sequence[Metrics] = (),
+            accuracy: float = NOT_EVALUATED,
         ) -> None:
-            checkpoints.save(
-                step, state, facts_of(config, data, batches.place(step), window, origin), **measured
-            )
+            facts = facts_of(config, data, batches.place(step), window, origin)
+            checkpoints.save(step, state, facts, accuracy)
 
         def score_and_save(step: int, state: TrainState) -> Scores:
             nonlocal evaluate_seconds
