@@ -233,21 +233,33 @@ def principal_components(features: np.ndarray, known: np.ndarray, number: int) -
     return centered @ directions[:number].T
 
 
-def explained(features: np.ndarray, taken: Snapshots) -> dict[str, float]:
+def explained(
+    features: np.ndarray, taken: Snapshots, components: int | None = None
+) -> dict[str, float]:
     """R^2 of each target on the toys of the test split, the mean over the categories, each of which
-    has a linear map of its own.
+    has a linear map of its own: of the features, or of so many principal components that they have
+    in this category.
     """
     known, wanted = known_toys(taken), targets(taken.views)
 
-    def readings(chosen: np.ndarray) -> Readings:
-        return Readings(
-            features[chosen],
-            {name: values[chosen] for name, values in wanted.items()},
-            taken.instances[chosen],
+    def of_category(category: int) -> dict[str, float]:
+        of = taken.labels == category
+        read = (
+            features
+            if components is None
+            else principal_components(features, of & known, components)
         )
 
-    of_categories = [taken.labels == category for category in range(len(CATEGORIES))]
-    found = [r_squared(readings(of & known), readings(of & ~known)) for of in of_categories]
+        def readings(chosen: np.ndarray) -> Readings:
+            return Readings(
+                read[chosen],
+                {name: values[chosen] for name, values in wanted.items()},
+                taken.instances[chosen],
+            )
+
+        return r_squared(readings(of & known), readings(of & ~known))
+
+    found = list(map(of_category, range(len(CATEGORIES))))
     return {name: float(np.mean([of[name] for of in found])) for name in wanted}
 
 
@@ -286,10 +298,9 @@ def measure(command: EquivarianceCommand, seed: int) -> Record:
             }
             # As many numbers as a pose has, for a fair comparison.
             if features.shape[1] > POSE_ENTRIES:
-                components = principal_components(features, known_toys(taken), POSE_ENTRIES)
                 layers[f"{name}: {layer}, components"] = {
                     "features": POSE_ENTRIES,
-                    "r_squared": explained(components, taken),
+                    "r_squared": explained(features, taken, POSE_ENTRIES),
                 }
     save_arrays(command.file(seed).with_suffix(".npz"), sweeps)
     return {"layers": layers}

@@ -134,6 +134,14 @@ def test_components_keep_what_varies_most():
     np.testing.assert_allclose(found @ found.T, exact @ exact.T, atol=0.05)
 
 
+def test_components_are_those_of_each_category():
+    """What only tells categories apart takes the place of none of them."""
+    taken = made_up()
+    elevation = np.asarray(taken.views.elevation)
+    features = np.stack([1000.0 * taken.labels, elevation, 0.1 * elevation], axis=1)
+    assert explained(features, taken, 1)["elevation"] > 0.999
+
+
 def test_the_pose_that_is_read_is_that_of_the_class():
     class Routed:
         activation_logits = jnp.zeros((2, 1, 1, 3))
