@@ -23,7 +23,7 @@ import optax
 from tqdm import tqdm
 
 from experiments.analysis.agreement import agreement_table, make_agreement
-from experiments.claims.intervals import confidence_interval
+from experiments.claims.intervals import mean_and_interval
 from experiments.data.batches import Batch, TrainingBatches
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import evaluation_view
@@ -38,13 +38,13 @@ from experiments.learning.network import (
     routing_diagnostics,
 )
 from experiments.learning.step import Metrics, losses
-from experiments.runs.flags import config_of
+from experiments.runs.flags import check_left_open, config_of
 from experiments.runs.loop import check_fits
 from experiments.runs.run_data import load_data
 from experiments.runs.steps import diagnosed_examples, make_programs, take_steps
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
-from experiments.runtime.fields import check_not_negative, check_positive
+from experiments.runtime.fields import check_not_negative, check_positive, check_seeds
 from experiments.runtime.records import Record, check_folder, numbers, read_lines
 from experiments.runtime.tables import Table, markdown_row
 
@@ -184,11 +184,18 @@ class AblationConfig:
             )
         check_positive(self, "steps", "batch_size")
         check_not_negative(self, "holdout")
-        if not self.study or not self.seeds:
-            raise ValueError(
-                f"give at least one study and one seed; got {list(self.study)} and "
-                f"{list(self.seeds)}"
-            )
+        if not self.study:
+            raise ValueError("give at least one study; got none")
+        check_seeds(self)
+        check_left_open(
+            self.flags,
+            "--dataset",
+            "--seed",
+            "--steps",
+            "--batch-size",
+            "--holdout",
+            "--eval-every",
+        )
 
 
 def variants(config: AblationConfig) -> list[str]:
@@ -390,7 +397,7 @@ def table(records: Sequence[Record], names: Sequence[str], caption: str) -> Tabl
         rows.append(
             (
                 f"`{name or 'default'}`",
-                f"{statistics.mean(accuracies):.2f} ± {confidence_interval(accuracies):.2f}",
+                mean_and_interval(accuracies, 2),
                 f"{min(accuracies):.2f}",
                 f"{max(accuracies):.2f}",
                 f"{first:.2g} to {last:.2g}",
@@ -446,8 +453,8 @@ def run(config: AblationConfig, _: str) -> None:
             progress.write(markdown_row(table(done, [name], name).rows[0]), file=sys.stdout)
     chosen = [record for record in done if record["seed"] in config.seeds]
     caption = (
-        f"{config.steps} steps of {config.batch_size} images, seeds "
-        f"{', '.join(map(str, config.seeds))}"
+        f"{config.dataset}, {config.steps} steps of {config.batch_size} images, scored on "
+        f"{next(iter(configs.values())).scored} images, seeds {', '.join(map(str, config.seeds))}"
     )
     text = table(chosen, variants(config), caption).markdown()
     if config.agreement:

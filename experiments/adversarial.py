@@ -150,7 +150,7 @@ def attack_network(
     """
     for index, objective in enumerate(OBJECTIVES):
         for attack, targeted in [
-            (name, targeted) for name, chosen in ATTACKS.items() for targeted in chosen.targeted
+            (attack, targeted) for attack, chosen in ATTACKS.items() for targeted in chosen.targeted
         ]:
             examples, sign = (sample.wanted, -1.0) if targeted else (sample.true, 1.0)
             for epsilon in epsilons:
@@ -177,20 +177,25 @@ def attack_network(
 def describe_network(victim: TrainedNetwork, programs: Programs, sample: Sample) -> Record:
     """What the record says of a network before any attack."""
 
-    def gradients(objective: int) -> np.ndarray:
-        return programs.differentiate(
-            Goal(victim.params, victim.step, objective, 1.0, 0.0), sample.true
-        )
+    def gradients(examples: Examples, sign: float) -> Record:
+        return {
+            name: numbers(
+                gradient_statistics(
+                    programs.differentiate(
+                        Goal(victim.params, victim.step, index, sign, 0.0), examples
+                    )
+                )
+            )
+            for index, name in enumerate(OBJECTIVES)
+        }
 
     predictions = programs.classify((victim.params, victim.step), sample.true.images)
     return {
         "num_parameters": victim.result["num_parameters"],
         "test_error": victim.result["test_error"],
         "clean_accuracy": float((predictions == sample.true.labels).mean()),
-        "gradients": {
-            name: numbers(gradient_statistics(gradients(index)))
-            for index, name in enumerate(OBJECTIVES)
-        },
+        "gradients": gradients(sample.true, 1.0),
+        "targeted_gradients": gradients(sample.wanted, -1.0),
     }
 
 
@@ -210,7 +215,7 @@ def attack_seed(
         programs: by name, for networks of that kind.
 
     Returns:
-        The findings: `networks`, `white_box` and `black_box`.
+        The findings: `num_classes` of the data set, `networks`, `white_box` and `black_box`.
     """
     epsilons, victim_seed = [0.0, *command.epsilons], command.next_seed(seed)
     dataset = load_data(command.study.network(PAIR[0], seed), command.study.data_dir)
@@ -258,7 +263,12 @@ def attack_seed(
                     }
                     black_box.append(row | {"accuracy": accuracy})
     save_arrays(command.file(seed).with_suffix(".npz"), shown)
-    return {"networks": networks, "white_box": white_box, "black_box": black_box}
+    return {
+        "num_classes": len(dataset.class_names),
+        "networks": networks,
+        "white_box": white_box,
+        "black_box": black_box,
+    }
 
 
 def progress_bar(name: str, epsilons: Sequence[float]) -> tqdm:

@@ -35,6 +35,8 @@ ABOUT = (
     "Means over seeds, each with its 95% interval (Student's t). A claim holds, or does not hold, "
     "where the interval of the paired difference leaves out 0; otherwise it is undecided."
 )
+# What differs between seeds that were asked the same.
+OF_A_SEED = ("seed", "victim_seed", "seconds", "command")
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.55 system-ui, sans-serif; }
@@ -77,27 +79,22 @@ def gather(runs: Path) -> list[Section]:
     """
     sections = []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name != "quick"):
-        trained = [
-            read_json(path, "model", "test_error")
-            | {"network": path.parent.name.rpartition("-")[0]}
-            for path in sorted(folder.glob("*/result.json"))
-        ]
-        if trained:
+        if trained := read_runs(folder):
             sections.append(parameters.section(folder.name, trained))
         for views in sorted(folder.glob("viewpoints-*")):
-            if records := read_records(views, "networks", "unmatched"):
+            if records := read_records(views, "stopped", "matched", "networks", "unmatched"):
                 sections.append(
                     viewpoints.section(folder.name, views.name.partition("-")[2], records)
                 )
-        if records := read_records(folder / "adversarial", "white_box", "black_box"):
+        if records := read_records(
+            folder / "adversarial", "num_classes", "networks", "white_box", "black_box"
+        ):
             sections.append(
                 adversarial.section(folder.name, records, read_examples(folder / "adversarial"))
             )
-        if records := read_records(folder / "jumble", "rows", same=("networks", "amounts")):
+        if records := read_records(folder / "jumble", "rows"):
             sections.append(jumble.section(folder.name, records, read_examples(folder / "jumble")))
-        if records := read_records(
-            folder / "equivariance", "layers", same=("networks", "num_views")
-        ):
+        if records := read_records(folder / "equivariance", "layers"):
             sections.append(
                 equivariance.section(folder.name, records, read_examples(folder / "equivariance"))
             )
@@ -107,23 +104,64 @@ def gather(runs: Path) -> list[Section]:
     return sections
 
 
-def read_records(folder: Path, *required: str, same: Sequence[str] = ()) -> list[Record]:
-    """The records of the seeds in a folder.
+def read_runs(folder: Path) -> list[Record]:
+    """The results of the runs in a folder, and of each its `network`, by name.
 
     Raises:
-        UsageError: they differ in one of the fields `same`.
+        UsageError: those of a network differ in more than their seeds.
+        RunnerError: one is damaged, or lacks a field.
+    """
+    runs: dict[str, dict[Path, Record]] = {}
+    for path in sorted(folder.glob("*/result.json")):
+        network = path.parent.name.rpartition("-")[0]
+        result = read_json(path, "model", "seed", "steps", "num_parameters", "test_error")
+        runs.setdefault(network, {})[path] = result | {"network": network}
+    for of_network in runs.values():
+        check_comparable(of_network, ("steps", "num_parameters"))
+    return [run for of_network in runs.values() for run in of_network.values()]
+
+
+def read_records(folder: Path, *findings: str) -> list[Record]:
+    """The records of the seeds in a folder.
+
+    Args:
+        folder: of the experiment.
+        findings: the fields of what was found. All others are what was asked, but for `OF_A_SEED`.
+
+    Raises:
+        UsageError: seeds were asked different things.
         RunnerError: one is damaged, or lacks a field.
     """
     paths = sorted(folder.glob("seed-*.json"))
-    records = [read_json(path, "seed", "seconds", "command", *required, *same) for path in paths]
-    for path, record in zip(paths, records, strict=True):
-        for name in same:
-            if record[name] != records[0][name]:
-                raise UsageError(
-                    f"{path} cannot be compared with {paths[0]}: {name} {record[name]} and "
-                    f"{records[0][name]}"
-                )
-    return records
+    records = {path: read_json(path, "seed", "seconds", "command", *findings) for path in paths}
+    asked = set().union(*records.values()) - {*findings, *OF_A_SEED}
+    check_comparable(records, sorted(asked))
+    return list(records.values())
+
+
+def check_comparable(records: Mapping[Path, Record], fields: Sequence[str]) -> None:
+    """Raise UsageError unless records, by file, have these fields in common, but for the seed of a
+    config.
+    """
+    chosen = {path: {name: record.get(name) for name in fields} for path, record in records.items()}
+    for path in chosen:
+        first = next(iter(chosen))
+        if different := differences(chosen[path], chosen[first]):
+            name, (here, there) = next(iter(different.items()))
+            raise UsageError(f"{path} cannot be compared with {first}: {name} {here} and {there}")
+
+
+def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
+    """Where records differ, by the path of names."""
+    found = {}
+    for name in sorted((one.keys() | other.keys()) - {"seed"}):
+        here, there = one.get(name), other.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            inner = differences(here, there)
+            found |= {f"{name}.{path}": values for path, values in inner.items()}
+        elif here != there:
+            found[name] = here, there
+    return found
 
 
 def read_examples(folder: Path) -> Any:

@@ -87,7 +87,7 @@ class ViewpointsCommand(SeedExperiment):
         return self.study.folder / f"{self.experiment}-{self.factor}"
 
     def own_settings(self, seed: int) -> dict[str, Any]:
-        return {"factor": self.factor, "train_values": self.familiar, "capsules": self.capsules}
+        return {"factor": self.factor, "train_values": self.familiar, "network": self.capsules}
 
     def workdir(self, name: str, seed: int) -> Path:
         """The run of one of the two networks, `capsules` or `cnn`."""

@@ -3,6 +3,7 @@
 The experiment itself is the command, `experiments/adversarial.py`.
 """
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from experiments.claims.intervals import percent
 from experiments.claims.sections import Picture, Section, compared, sources
 from experiments.claims.style import COLORS, NAMES, PAIR
-from experiments.plots.images import draw_image
+from experiments.plots.images import draw_pixels
 from experiments.plots.style import PREDICTED, TRUE, plain
 from experiments.runtime.records import Record
 from experiments.runtime.tables import Table
@@ -42,7 +43,7 @@ def section(dataset: str, records: Sequence[Record], examples: Any) -> Section:
             f"{dataset}-attacks",
             "Accuracy against the largest change of a pixel; lines are means, dots seeds, dotted "
             "is chance.",
-            attack_curves(dataset, records, 1 / num_classes(examples)),
+            attack_curves(dataset, records),
         )
     ]
     if examples is not None:
@@ -64,11 +65,6 @@ def section(dataset: str, records: Sequence[Record], examples: Any) -> Section:
     )
 
 
-def num_classes(examples: Any) -> int:
-    """Of the pictures' data set; 10 where there are none."""
-    return 10 if examples is None else len(examples["class_names"])
-
-
 def white_box(records: Sequence[Record], epsilons: Sequence[float], targeted: bool) -> Table:
     """Accuracy under each attack, or the success of those that want a certain class; a verdict for
     each epsilon.
@@ -76,7 +72,7 @@ def white_box(records: Sequence[Record], epsilons: Sequence[float], targeted: bo
     There is none on an objective of which some network has no gradient for many images: that only
     looks like robustness.
     """
-    field = "success" if targeted else "accuracy"
+    field, measured = ("success", "targeted_gradients") if targeted else ("accuracy", "gradients")
 
     def found(kind: tuple[str, str], network: str, epsilon: float) -> dict[int, float]:
         place = (network, *kind, targeted, epsilon)
@@ -111,7 +107,7 @@ def white_box(records: Sequence[Record], epsilons: Sequence[float], targeted: bo
             capsules, cnn = (found(kind, network, epsilon) for network in PAIR)
             verdicts.append(compared(cnn, capsules)[1] if targeted else compared(capsules, cnn)[1])
         blind = [
-            record["networks"][network]["gradients"][kind[0]]["blind_share"]
+            record["networks"][network][measured][kind[0]]["blind_share"]
             for record in records
             for network in PAIR
         ]
@@ -133,6 +129,8 @@ def white_box(records: Sequence[Record], epsilons: Sequence[float], targeted: bo
 def black_box(records: Sequence[Record], epsilons: Sequence[float]) -> Table:
     """Accuracy on images that were made for another network."""
     rows = []
+    alone = all(record["victim_seed"] == record["seed"] for record in records)
+    whose = "the same seed" if alone else "another seed"
     for source in PAIR:
         for victim in PAIR:
             chosen = [
@@ -146,7 +144,7 @@ def black_box(records: Sequence[Record], epsilons: Sequence[float]) -> Table:
                     [row["accuracy"] for row in chosen if row["epsilon"] == epsilon]
                     for epsilon in epsilons
                 ]
-                rows.append((source, f"another seed's {victim}", *map(percent, accuracies)))
+                rows.append((source, f"{victim} of {whose}", *map(percent, accuracies)))
     return Table(
         "Black box (BIM on logits): accuracy, %",
         ("made for", "tried on", *map("{:g}".format, epsilons)),
@@ -157,9 +155,10 @@ def black_box(records: Sequence[Record], epsilons: Sequence[float]) -> Table:
 def gradients(records: Sequence[Record]) -> Table:
     """Whether there are gradients to follow."""
     rows = []
-    for network in PAIR:
-        for objective in records[0]["networks"][network]["gradients"]:
-            found = [record["networks"][network]["gradients"][objective] for record in records]
+    kinds = (("gradients", "the true class"), ("targeted_gradients", "the class wanted"))
+    for network, (measured, label) in itertools.product(PAIR, kinds):
+        for objective in records[0]["networks"][network][measured]:
+            found = [record["networks"][network][measured][objective] for record in records]
             shares = (
                 percent([statistic[name] for statistic in found])
                 for name in ("zero_share", "blind_share")
@@ -167,7 +166,7 @@ def gradients(records: Sequence[Record]) -> Table:
             rows.append(
                 (
                     network,
-                    objective,
+                    f"{objective}, of {label}",
                     *shares,
                     f"{statistics.mean(statistic['mean_size'] for statistic in found):.2g}",
                 )
@@ -182,7 +181,7 @@ def gradients(records: Sequence[Record]) -> Table:
     return Table("Gradients of the objective by pixels, before any attack", header, rows)
 
 
-def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Figure:
+def attack_curves(dataset: str, records: Sequence[Record]) -> Figure:
     """Accuracy against epsilon: untargeted white-box attacks, an objective a row, and images made
     for another network.
     """
@@ -228,7 +227,7 @@ def attack_curves(dataset: str, records: Sequence[Record], chance: float) -> Fig
     for axes in panels[1:, -1]:
         axes.axis("off")
     for axes in (*panels[:, :-1].flat, panels[0, -1]):
-        axes.axhline(100 * chance, color="black", linestyle=":", linewidth=1)
+        axes.axhline(100 / records[0]["num_classes"], color="black", linestyle=":", linewidth=1)
         axes.set_xticks(
             range(len(epsilons)), labels=[f"{epsilon:g}" for epsilon in epsilons], fontsize=7
         )
@@ -290,7 +289,7 @@ def adversarial_examples(arrays: Mapping[str, np.ndarray], networks: Sequence[st
         figure.subplots(len(rows), number, squeeze=False), rows, strict=True
     ):
         for axes, image, true, found in zip(line, images, arrays["labels"], classes, strict=True):
-            draw_image(axes, np.round(255 * image).astype(np.uint8))
+            draw_pixels(axes, image)
             color = TRUE if found == true else PREDICTED
             axes.set_title(plain(str(arrays["class_names"][found])), fontsize=8, color=color)
         line[0].text(

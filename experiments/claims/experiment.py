@@ -58,7 +58,9 @@ class SeedExperiment(StudyCommand):
 
     def settings(self, seed: int) -> dict[str, Any]:
         """What the record of a seed depends on."""
-        return self.study.settings(self.experiment, seed) | self.own_settings(seed)
+        of_study, own = self.study.settings(self.experiment, seed), self.own_settings(seed)
+        assert not of_study.keys() & own.keys()
+        return of_study | own
 
     @abc.abstractmethod
     def own_settings(self, seed: int) -> dict[str, Any]:

@@ -30,5 +30,12 @@ def percent(fractions: Sequence[float]) -> str:
     """For example `14.0 ± 2.1`: mean and interval of fractions of 1, in percent or points; one
     value has no interval.
     """
-    mean, half = 100 * statistics.mean(fractions), 100 * confidence_interval(fractions)
-    return f"{mean:.1f}" if math.isinf(half) else f"{mean:.1f} ± {half:.1f}"
+    return mean_and_interval([100 * fraction for fraction in fractions], 1)
+
+
+def mean_and_interval(values: Sequence[float], digits: int) -> str:
+    """For example `14.02 ± 2.13`, with so many digits after the point; one value has no
+    interval.
+    """
+    mean, half = statistics.mean(values), confidence_interval(values)
+    return f"{mean:.{digits}f}" + ("" if math.isinf(half) else f" ± {half:.{digits}f}")

@@ -49,7 +49,7 @@ def capsules_decoder(config: TrainConfig) -> TrainConfig:
 def with_decoder(config: TrainConfig) -> TrainConfig:
     """The same with a decoder, whose images are in [0, 1]: not standardized."""
     images = dataclasses.replace(config.images, standardize=False)
-    return dataclasses.replace(with_model(config, reconstruction=True), images=images)
+    return with_model(dataclasses.replace(config, images=images), reconstruction=True)
 
 
 def dynamic(config: TrainConfig) -> TrainConfig:

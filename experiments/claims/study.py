@@ -14,10 +14,10 @@ from experiments.claims.networks import NETWORKS, is_capsules
 from experiments.learning.configs import TrainConfig, to_json
 from experiments.learning.network import Network
 from experiments.runs.directory import read_result
-from experiments.runs.flags import config_of
+from experiments.runs.flags import check_left_open, config_of
 from experiments.runs.restore import restore
 from experiments.runtime.errors import UsageError
-from experiments.runtime.fields import check_positive_or_none
+from experiments.runtime.fields import check_positive_or_none, check_seeds
 from experiments.runtime.records import Record
 
 QUICK_STEPS = 20
@@ -49,11 +49,10 @@ class Study:
     """TFDS folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
     def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be one or more different numbers; got {list(self.seeds)}")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must not be negative; got {list(self.seeds)}")
+        check_seeds(self)
         check_positive_or_none(self, "steps")
+        for flags in (self.flags, self.capsule_flags):
+            check_left_open(flags, "--dataset", "--seed", "--steps", "--eval-every")
 
     def shortened(self) -> "Study":
         """What `quick` asks for: the first seed, and few steps."""

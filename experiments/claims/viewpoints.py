@@ -126,7 +126,8 @@ def views(dataset: str, factor: str, records: Sequence[Record]) -> Figure:
         if value in familiar:
             axes.axvspan(place - 0.5, place + 0.5, color=NEUTRAL, alpha=0.4, linewidth=0)
     axes.set_xticks(at, labels=[str(start + width * value) for value in ordered], fontsize=8)
-    unit = " (degrees)" if dataset in NORB or factor == "azimuth" else ""
+    in_degrees = factor == "azimuth" or (dataset in NORB and factor in DEGREES)
+    unit = " (degrees)" if in_degrees else ""
     axes.set(
         xlabel=f"{plain(factor)}{unit}; trained on: shaded",
         ylabel="error on unseen objects (%)",

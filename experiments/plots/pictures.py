@@ -124,7 +124,8 @@ def run_drawings(
     images.
     """
     run = f"{dataset.name}, {_network(config.model)}, seed {config.seed}"
-    title = f"{run}: {config.scored} error {scores.error:.2%} after {config.steps} steps"
+    step = max(record["step"] for record in records)  # it may have been stopped before its end
+    title = f"{run}: {config.scored} error {scores.error:.2%} after {step} steps"
     loss_name = (
         "spread loss, at the margin of each step"
         if config.loss == "spread"
@@ -133,9 +134,13 @@ def run_drawings(
     names = dataset.class_names
     drawings = {
         "samples": lambda: runs.samples(dataset.train_images, dataset.train_labels, names),
-        "learning_curves": lambda: runs.learning_curves(records, title, loss_name),
+        "learning_curves": lambda: runs.learning_curves(records, title, loss_name, config.scored),
         "misclassified": lambda: runs.misclassified(
-            dataset.test_images, dataset.test_labels, scores.activations, names
+            dataset.test_images,
+            dataset.test_labels,
+            scores.activations,
+            names,
+            scored=config.scored,
         ),
         "temperatures": lambda: runs.temperatures(records, title),
     }

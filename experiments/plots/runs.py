@@ -17,26 +17,29 @@ from experiments.plots.style import PREDICTED, TEST, TRAIN, TRUE, plain
 MOST_ROWS = 20  # classes of which samples are drawn
 
 
-def learning_curves(records: Sequence[dict[str, Any]], title: str, loss_name: str) -> Figure:
+def learning_curves(
+    records: Sequence[dict[str, Any]], title: str, loss_name: str, scored: str = "test"
+) -> Figure:
     """Loss and error against the training step.
 
     Args:
         records: of metrics.jsonl: `step`, `split` (train or test), `loss`, `accuracy`.
         title: of the figure.
         loss_name: of which loss.
+        scored: what the images are called that are not trained on.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(plain(title))
     loss, error = figure.subplots(1, 2)
-    for split, style in (
-        ("train", {"color": TRAIN, "linewidth": 1}),
-        ("test", {"color": TEST, "marker": "o"}),
+    for split, label, style in (
+        ("train", "train", {"color": TRAIN, "linewidth": 1}),
+        ("test", scored, {"color": TEST, "marker": "o"}),
     ):
         chosen = [record for record in records if record["split"] == split]
         steps = [record["step"] for record in chosen]
-        loss.plot(steps, [record["loss"] for record in chosen], label=split, **style)
+        loss.plot(steps, [record["loss"] for record in chosen], label=label, **style)
         errors = [100 * (1 - record["accuracy"]) for record in chosen]
-        error.plot(steps, errors, label=split, **style)
+        error.plot(steps, errors, label=label, **style)
     loss.set(xlabel="training step", ylabel=loss_name, title="Loss", ylim=(0, None))
     error.set(
         xlabel="training step", ylabel="error (%)", title="Error", yscale="symlog", ylim=(0, 100)
@@ -122,6 +125,7 @@ def misclassified(
     class_names: Sequence[str],
     rows: int = 4,
     columns: int = 5,
+    scored: str = "test",
 ) -> Figure:
     """The wrongly classified images that the network was surest of, each beside its class
     activations.
@@ -133,6 +137,7 @@ def misclassified(
         class_names: `[num_classes]`.
         rows: of the sheet, at most.
         columns: of the sheet.
+        scored: what the images are called.
     """
     predictions = activations.argmax(-1)
     wrong = np.flatnonzero(predictions != labels)
@@ -142,11 +147,11 @@ def misclassified(
     pairs = [(int(labels[index]), int(predictions[index])) for index in shown]
     choice = f"the {len(shown)} surest" if len(shown) < len(wrong) else "all of them"
     return sheet(
-        f"{len(wrong)} of {len(labels)} test images are misclassified; here {choice}, with the "
+        f"{len(wrong)} of {len(labels)} {scored} images are misclassified; here {choice}, with the "
         "class activations\n"
         "true class green, predicted class red"
         if len(wrong)
-        else f"None of {len(labels)} test images is misclassified",
+        else f"None of {len(labels)} {scored} images is misclassified",
         images[shown],
         [f"{class_names[true]} → {class_names[predicted]}" for true, predicted in pairs],
         activations[shown],

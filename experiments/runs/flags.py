@@ -89,3 +89,15 @@ def config_of(
     except ValueError as error:
         fail(str(error))
     return parse(TrainCommand, "python -m experiments.train", words, defaults).config
+
+
+def check_left_open(flags: str, *names: str) -> None:
+    """Raise ValueError if flags of `experiments.train` have one of those that a command of many
+    runs decides by flags of its own.
+    """
+    given = {word.partition("=")[0].replace("_", "-") for word in flags.split()}
+    if decided := sorted(given & set(names)):
+        raise ValueError(
+            f"flags must leave out {decided[0]}, which this command decides for its runs; got "
+            f"{flags!r}"
+        )

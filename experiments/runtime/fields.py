@@ -23,6 +23,17 @@ def check_not_negative(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
 
 
+def check_seeds(config: Any) -> None:
+    """Raise ValueError unless its `seeds` are one or more different numbers that are not
+    negative.
+    """
+    seeds = list(config.seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different numbers; got {seeds}")
+    if min(seeds) < 0:
+        raise ValueError(f"seeds must not be negative; got {seeds}")
+
+
 def default_of(config: Any, name: str) -> Any:
     """What a field of a dataclass is if nothing is said."""
     (field,) = (field for field in dataclasses.fields(config) if field.name == name)

@@ -62,6 +62,7 @@ def view_record(seed, familiar, new, matched=True):
     record = {
         "seed": seed,
         "train_values": FAMILIAR,
+        "stopped": None,
         "matched": matched,
         "networks": networks,
         "unmatched": networks,
@@ -81,14 +82,17 @@ def view_records(**changed):
     ]
 
 
-def attack_record(seed, blind=0.0):
+def attack_record(seed, blind=0.0, blind_to_wanted=0.0):
     """Capsules are right nine times in ten, whatever happens; the CNN ever less."""
     accuracy = {
         "capsules": lambda epsilon: 0.9 - 0.01 * seed,
         "cnn": lambda epsilon: 0.9 - 4 * epsilon + 0.01 * seed,
     }
     statistics = {"zero_share": 0.1, "blind_share": 0.0, "mean_size": 0.02}
-    gradients = {"logits": statistics, "activations": statistics | {"blind_share": blind}}
+    gradients, targeted_gradients = (
+        {"logits": statistics, "activations": statistics | {"blind_share": share}}
+        for share in (blind, blind_to_wanted)
+    )
     white_box = [
         {
             "network": name,
@@ -116,10 +120,15 @@ def attack_record(seed, blind=0.0):
         for victim, of in accuracy.items()
         for epsilon in EPSILONS
     ]
-    networks = {name: {"gradients": gradients} for name in accuracy}
+    networks = {
+        name: {"gradients": gradients, "targeted_gradients": targeted_gradients}
+        for name in accuracy
+    }
     record = {
         "seed": seed,
+        "victim_seed": (seed + 1) % 3,
         "epsilons": EPSILONS,
+        "num_classes": 10,
         "networks": networks,
         "white_box": white_box,
         "black_box": black_box,
@@ -204,21 +213,33 @@ def test_attacks_are_judged_at_each_size():
     rows = {row[:3]: row[3:] for row in targeted.rows}
     assert rows["logits", "bim", "capsules"] == ("11.0 ± 2.5",) * 3
     assert rows["logits", "bim", "claim"] == ("undecided", "holds", "holds")
-    assert black.rows[0] == ("capsules", "another seed's capsules", *("89.0 ± 2.5",) * 3)
-    assert gradients.rows[0] == ("capsules", "logits", "10.0 ± 0.0", "0.0 ± 0.0", "0.02")
+    assert black.rows[0] == ("capsules", "capsules of another seed", *("89.0 ± 2.5",) * 3)
+    of_capsules = ("10.0 ± 0.0", "0.0 ± 0.0", "0.02")
+    assert gradients.rows[0] == ("capsules", "logits, of the true class", *of_capsules)
+    assert gradients.rows[2] == ("capsules", "logits, of the class wanted", *of_capsules)
+
+
+def test_one_seed_is_tried_on_its_own_networks():
+    record = attack_record(0) | {"victim_seed": 0}
+    assert adversarial.black_box([record], EPSILONS).rows[0][1] == "capsules of the same seed"
 
 
 def test_masked_gradients_are_no_robustness():
-    table = adversarial.white_box(
-        [attack_record(seed, blind=0.3) for seed in range(3)], EPSILONS, False
-    )
-    rows = {row[:3]: row[3:] for row in table.rows}
-    assert rows["activations", "bim", "claim"] == ("gradients masked",) * 3
-    assert rows["logits", "bim", "claim"] == ("undecided", "holds", "holds")
+    """Those of the class that the attack goes by: the true one, or the one wanted."""
+    for blind, targeted in (({"blind": 0.3}, False), ({"blind_to_wanted": 0.3}, True)):
+        records = [attack_record(seed, **blind) for seed in range(3)]
+        for kind, masked in ((targeted, True), (not targeted, False)):
+            table = adversarial.white_box(records, EPSILONS, kind)
+            rows = {row[:3]: row[3:] for row in table.rows}
+            verdicts = ("undecided", "holds", "holds")
+            assert rows["logits", "bim", "claim"] == verdicts
+            assert rows["activations", "bim", "claim"] == (
+                ("gradients masked",) * 3 if masked else verdicts
+            )
 
 
 def test_attack_curves_are_the_records():
-    figure = adversarial.attack_curves("data", [attack_record(seed) for seed in range(3)], 0.1)
+    figure = adversarial.attack_curves("data", [attack_record(seed) for seed in range(3)])
     panels = {axes.get_title(): axes for axes in figure.axes}
     lines = {line.get_label(): line.get_ydata() for line in panels["BIM on logits"].lines}
     np.testing.assert_allclose(lines["CNN"], [91, 51, 11])
@@ -354,20 +375,30 @@ def test_a_damaged_file_is_named(file, content, message, folder, capsys):
     assert file in error and message in error and not (folder / "report").exists()
 
 
-def test_seeds_that_were_asked_different_things_are_not_compared(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (lambda seed: {"amounts": [1, 2 + seed]}, "amounts [1, 3] and [1, 2]"),
+        (lambda seed: {"num_images": 5} if seed else {}, "num_images 5 and None"),
+        (lambda seed: {"capsules": {"seed": seed, "steps": seed}}, "capsules.steps 1 and 0"),
+    ],
+)
+def test_seeds_that_were_asked_different_things_are_not_compared(asked, message, tmp_path, capsys):
     (tmp_path / "toynorb" / "jumble").mkdir(parents=True)
     for seed in (0, 1):
-        record = {
-            "seed": seed,
-            "seconds": 1,
-            "command": "",
-            "rows": [],
-            "networks": ["cnn"],
-            "amounts": [1, 2 + seed],
-        }
-        (tmp_path / "toynorb" / "jumble" / f"seed-{seed}.json").write_text(json.dumps(record))
+        record = {"seed": seed, "seconds": 1, "command": "", "rows": [], "networks": ["cnn"]}
+        (tmp_path / "toynorb" / "jumble" / f"seed-{seed}.json").write_text(
+            json.dumps(record | asked(seed))
+        )
     assert report.main(["--runs", str(tmp_path)]) == 2
-    assert "seed-0.json: amounts [1, 3] and [1, 2]" in capsys.readouterr().err
+    assert f"seed-0.json: {message}" in capsys.readouterr().err
+
+
+def test_runs_of_a_network_that_took_other_steps_are_not_compared(folder, capsys):
+    path = folder / "toynorb" / "cnn-1" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 11}))
+    assert report.main(["--runs", str(folder)]) == 2
+    assert "cnn-0/result.json: steps 11 and 10" in capsys.readouterr().err
 
 
 def test_nothing_is_not_a_report(tmp_path, capsys):

@@ -74,6 +74,13 @@ def test_networks_are_matched_on_familiar_views_and_scored_on_all(
     assert "familiar_error" in capsys.readouterr().out
 
 
+def test_a_record_depends_on_the_flags_of_capsules_and_on_which_they_are():
+    asked = ViewpointsCommand(study.Study()).settings(0)
+    of_flags = ViewpointsCommand(study.Study(capsule_flags="--conv-channels 7")).settings(0)
+    of_another = ViewpointsCommand(study.Study(), capsules="dynamic").settings(0)
+    assert of_flags != asked != of_another
+
+
 def test_the_better_network_is_stopped_where_it_is_as_good_as_the_other(monkeypatch):
     """The other's error is its target, whichever network that is."""
     ends = {"capsules-7": 0.30, "cnn-7": 0.10, "cnn-7-stopped": 0.302}

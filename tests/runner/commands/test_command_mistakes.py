@@ -77,6 +77,8 @@ MISTAKES = [
     # values out of range
     ("ablation --steps 0", "steps must be positive; got 0"),
     ("ablation --batch-size 0", "batch_size must be positive; got 0"),
+    ("ablation --seeds 1 1", "seeds must be one or more different numbers; got [1, 1]"),
+    ("ablation --flags=--steps=5", "flags must leave out --steps"),
     ("ablation --study nosuch", "study must be of"),
     ("ablation --iterations 0 --dataset mnist --holdout 5", "num_iterations must be at least 1"),
     ("adversarial --epsilons 0.2 0.1", "epsilons must be"),
@@ -94,6 +96,7 @@ MISTAKES = [
     ("evaluate --workdir run --devices 0", "devices must be positive; got 0"),
     ("jumble --pieces 1", "pieces must be"),
     ("predict mnist", "IMAGES must be one or more image files or folders; got none"),
+    ("parameters --capsule-flags=--seed=5", "flags must leave out --seed"),
     ("parameters --seeds -1", "seeds must not be negative; got [-1]"),
     ("parameters --steps 0", "steps must be positive; got 0"),
     ("parameters --networks nosuch", "networks must be of"),

@@ -70,8 +70,9 @@ def test_misclassified_shows_the_surest_mistakes(channels, num_wrong, shown):
     labels = np.zeros(40, int)
     activations = np.tile([0.5, 0.1, 0.2], (40, 1))
     activations[:num_wrong, 2] = np.linspace(0.6, 0.9, num_wrong)
-    figure = runs.misclassified(images, labels, activations, ["cat", "dog", "owl"])
-    assert figure.get_suptitle().startswith(f"{num_wrong or 'None'} of 40 test images")
+    names = ["cat", "dog", "owl"]
+    figure = runs.misclassified(images, labels, activations, names, scored="held-out")
+    assert figure.get_suptitle().startswith(f"{num_wrong or 'None'} of 40 held-out images")
     pictures, bars = figure.axes[::2], figure.axes[1::2]
     assert len(pictures) == len(bars) == shown
     if shown:

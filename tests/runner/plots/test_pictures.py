@@ -94,12 +94,16 @@ def test_a_data_set_may_have_any_name(tmp_path):
 )
 def test_the_title_says_how_the_network_routes(changes, network, num_pictures):
     given = {"family": "capsules", "class_iterations": ModelConfig.class_iterations} | changes
-    config = dataclasses.replace(tiny_run.CONFIG, model=ModelConfig(**given), loss="cross_entropy")
+    config = dataclasses.replace(
+        tiny_run.CONFIG, model=ModelConfig(**given), loss="cross_entropy", steps=9, holdout=1
+    )
     records = [{"step": 6, "split": "test", "loss": 1.0, "accuracy": 0.5}]
     drawings = pictures.run_drawings(config, tiny_run.dataset(), SCORES, records)
     assert len(drawings) == num_pictures
     title = drawings["learning_curves"]().get_suptitle()
-    assert title == f"mnist, {network}, seed 0: test error 50.00% after 6 steps"
+    assert title == f"mnist, {network}, seed 0: held-out error 50.00% after 6 steps"
+    curves = drawings["learning_curves"]().axes[0]
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["train", "held-out"]
 
 
 def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path):
