@@ -286,7 +286,7 @@ def _combine(axis_size: int, in_batched: Any, right: jax.Array, a_wrong: jax.Arr
 
 @functools.partial(jax.jit, static_argnames="message", inline=True)
 def _check_when_run(right: jax.Array, a_wrong: jax.Array, message: str) -> None:
-    """Leave a check in the program, for who runs it in debug mode."""
+    """Leave a check in the program, for whoever runs it in debug mode."""
     # Checkify numbers checks as they are traced, and the numbers become part of the program. `jit`
     # has each traced once, so that the same program, traced again, is found in caches of compiled
     # ones.

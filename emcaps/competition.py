@@ -87,11 +87,11 @@ def _over_patches(
     values: jax.Array, procedure: Procedure, scatter: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """Combine what the patches say of each child, and tell each patch the result: `[N, J or 1, M]`,
-    if positions compete.
+    if positions compete and there are several.
     """
-    if procedure.competition == "types":
-        return values
     field = procedure.field
+    if procedure.competition == "types" or math.prod(field.output_size) == 1:
+        return values
     seen = values.reshape(
         *field.kernel_size, -1, *field.output_size, values.shape[-1] // math.prod(field.output_size)
     )

@@ -213,14 +213,21 @@ def _check_result(result: RoutingResult) -> None:
             "result.assignments": (result.assignments, assignments),
         }
     )
-    if (
-        not _has_positions(result)
-        and result.assignments.shape[:-2] != result.activations.shape[:-1]
+    if _has_positions(result):
+        return
+    batch = result.activations.shape[:-1]
+    for name, axes in (
+        ("poses", 2),
+        ("activation_logits", 1),
+        ("variances", 2),
+        ("assignments", 2),
     ):
-        raise ValueError(
-            "result.assignments must have the batch axes of result.activations, "
-            f"{list(result.activations.shape[:-1])}; got shape {list(result.assignments.shape)}"
-        )
+        shape = getattr(result, name).shape
+        if shape[:-axes] != batch:
+            raise ValueError(
+                f"result.{name} must have the batch axes of result.activations, {list(batch)}; got "
+                f"shape {list(shape)}"
+            )
 
 
 @jax.jit

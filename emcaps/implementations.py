@@ -32,7 +32,7 @@ FUSED = Form(FusedVotes, bytes=ACCELERATOR_BYTES)
 def kernel_form() -> Form:
     """NVIDIA's, in float32.
 
-    What it is written in is imported only for who asks: JAX may take it away.
+    What it is written in is imported only for those who ask: JAX may take it away.
     """
     from emcaps.kernels import COLUMNS, KernelVotes
 

@@ -40,4 +40,5 @@ class NearIdentity:
         if tuple(shape[-2:]) != (POSE_SIZE, POSE_SIZE):
             raise ValueError(f"shape must end in {POSE_SIZE}, {POSE_SIZE}; got {list(shape)}")
         identity = jnp.broadcast_to(jnp.eye(POSE_SIZE, dtype=dtype), shape)
-        return self.scale * identity + self.stddev * jax.random.normal(key, shape, dtype)
+        transforms = self.scale * identity + self.stddev * jax.random.normal(key, shape, dtype)
+        return transforms.astype(dtype)  # a scale of NumPy or JAX has a dtype of its own

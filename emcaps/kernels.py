@@ -83,7 +83,7 @@ class KernelVotes(NamedTuple):
     ) -> Moments:
         num_children, num_parents, width = self._sizes()
         types = math.gcd(num_parents, TYPES)
-        children = _part(num_children, WARPS * COLUMNS // (width * num_parents))
+        children = part_size(num_children, WARPS * COLUMNS // (width * num_parents))
         inputs = [
             (wanted, "M"),
             (center, "ihjm"),
@@ -113,7 +113,7 @@ class KernelVotes(NamedTuple):
         """
         num_children, num_parents, _ = self._sizes()
         types = math.gcd(num_parents, TYPES)
-        children = _part(num_children, num_children / SCORED_CHILDREN)
+        children = part_size(num_children, num_children / SCORED_CHILDREN)
         inputs = [
             (constant, "jm"),
             (quadratic, "ihjm"),
@@ -155,7 +155,7 @@ class KernelVotes(NamedTuple):
         )
         children = math.gcd(num_children, TRANSFORM_CHILDREN)
         programs = num_parents * num_children // children
-        columns = COLUMNS * _part(width // COLUMNS, WARPS / (len(ROWS) * programs))
+        columns = COLUMNS * part_size(width // COLUMNS, WARPS / (len(ROWS) * programs))
         (to_transforms,) = _run(
             functools.partial(_transform_gradient, have_scale),
             {"n": children, "j": 1, "m": columns},
@@ -169,18 +169,13 @@ class KernelVotes(NamedTuple):
         return self.poses.shape[0], self.transforms.shape[-1], self.poses.shape[-1]
 
 
-def _part(number: int, parts: float) -> int:
-    """The size of equal parts of a number of things, at least so many parts if there are as many
-    divisors.
+def part_size(number: int, parts: float) -> int:
+    """The size of equal parts of a number of things: of so many parts, or of a few more; of fewer
+    where its divisors leave nothing near, since each part has a result of its own.
     """
-    return next(
-        (
-            number // count
-            for count in range(1, number + 1)
-            if number % count == 0 and count >= parts
-        ),
-        1,
-    )
+    divisors = [count for count in range(1, number + 1) if number % count == 0]
+    enough = [count for count in divisors if parts <= count <= 4 * parts]
+    return number // (enough[0] if enough else max([1, *(c for c in divisors if c < parts)]))
 
 
 def _run(
@@ -200,7 +195,7 @@ def _run(
         inputs: arrays, with a letter for each axis. Axes that the grid does not name are whole, and
             so are those of size 1. A capital letter is an axis along which each program of that
             letter has one place, which its block lacks.
-        outputs: the same of what is returned, in the dtype of the first floating input.
+        outputs: the same of what is returned, in the dtype of the second input.
         warps: of a program.
     """
     sizes = {

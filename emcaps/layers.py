@@ -84,8 +84,10 @@ class ConvCaps(nn.Module):
             computes in at least float32.
         param_dtype: of the parameters.
         parent_axis: name of a mapped axis over whose devices the parent types are divided. The
-            parameters are then those of the types that are here (see `partition_specs`); the result
-            is whole on all of its devices.
+            parameters are then those of the types that are here; the result is whole on all of its
+            devices. Initialize without an axis, and divide the parameters: initialized by the same
+            key on each device, all would have the same types. `partition_specs` says how, of the
+            layers of a `CapsNet`.
 
     Raises:
         TypeError, ValueError: when called: an attribute is not as above, children are no `Capsules`
@@ -207,13 +209,12 @@ class ClassCaps(nn.Module):
         transforms, *betas = _parameters(self, shape, self.num_classes)
         # Of capsules in low precision too, classes are told apart, and coordinates read, in that of
         # the parameters.
-        dtype = common_dtype(children.poses, transforms)
+        dtype = common_dtype(*children, transforms)
         children = jax.tree.map(lambda array: array.astype(dtype), children)
-        coordinates = None
-        if self.add_coordinates:
-            if centers is None:
-                centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-            coordinates = jnp.asarray(_grid(centers, height, width), dtype)
+        if centers is None:
+            centers = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+        grid = _grid(centers, height, width)
+        coordinates = jnp.asarray(grid, dtype) if self.add_coordinates else None
         return class_em_routing(
             *children,
             transforms,

@@ -45,7 +45,7 @@ def spread_loss(activations: jax.Array, labels: jax.Array, margin: jax.Array | f
     """
     check_number("margin", margin)
     if _are_targets(labels):
-        targets, right = _check_targets(activations, labels)
+        activations, targets, right = _check_targets(activations, labels)
         spread = _spread(activations[:, :, None] - activations[:, None, :], margin)  # [B, t, i]
         probability = jnp.minimum(targets[:, :, None], 1 - targets[:, None, :])
         different = ~jnp.eye(activations.shape[1], dtype=bool)[None]
@@ -73,7 +73,7 @@ def margin_loss(activations: jax.Array, labels: jax.Array) -> jax.Array:
     Args, result `[B]` and errors as for `spread_loss`, without a margin.
     """
     if _are_targets(labels):
-        targets, right = _check_targets(activations, labels)
+        activations, targets, right = _check_targets(activations, labels)
         present, absent = _present_and_absent(activations)
         return jnp.where(right, (targets * present + (1 - targets) * absent).sum(-1), jnp.nan)
     is_target = _check_classes(activations, labels)
@@ -101,14 +101,17 @@ def _are_targets(labels: Any) -> bool:
     return True
 
 
-def _check_targets(activations: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Check the arguments that losses share; return targets in the activations' dtype, and where
-    they are in range, bool `[B]`.
+def _check_targets(
+    activations: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Check the arguments that losses share; return both as JAX's arrays in the activations' dtype,
+    and where targets are in range, bool `[B]`.
     """
     check_shapes({"activations": (activations, "B J"), "labels": (targets, "B J")})
     check_range("labels", targets, 0, 1)
     right = (targets >= 0) & (targets <= 1)
-    return jnp.asarray(targets, activations.dtype), jnp.asarray(right).all(-1)
+    activations = jnp.asarray(activations)
+    return activations, jnp.asarray(targets, activations.dtype), jnp.asarray(right).all(-1)
 
 
 def _check_classes(activations: jax.Array, labels: jax.Array) -> jax.Array:
@@ -145,5 +148,5 @@ def margin_schedule(
     check_positive_int("transition_steps", transition_steps)
     check_number("start", start)
     check_number("end", end)
-    progress = jnp.clip(jnp.asarray(step) / transition_steps, 0, 1)
+    progress = jnp.clip(jnp.asarray(step, float) / float(transition_steps), 0, 1)
     return start + (end - start) * progress

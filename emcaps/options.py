@@ -161,15 +161,12 @@ class RoutingOptions:
         """The `mass_scale` of a layer with these receptive fields, and so many types of children
         and of parents.
         """
+        # One number of Python each, so that a scalar of few bits does not overflow on its way.
         if self.parent_mass is not None:
-            return (
-                self.parent_mass
-                * math.prod(field.output_size)
-                * parent_types
-                / (math.prod(field.map_size) * child_types)
-            )
+            parents = math.prod(field.output_size) * parent_types
+            return self.parent_mass * (parents / (math.prod(field.map_size) * child_types))
         if self.field_mass is not None:
-            return self.field_mass * parent_types / (math.prod(field.kernel_size) * child_types)
+            return self.field_mass * (parent_types / (math.prod(field.kernel_size) * child_types))
         return 1.0 if self.mass_scale is None else self.mass_scale
 
     def shortened(self, num_iterations: int) -> "RoutingOptions":

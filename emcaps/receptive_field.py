@@ -29,8 +29,9 @@ class ReceptiveField:
         stride: in rows and in columns.
 
     Raises:
-        TypeError: a size is not a pair of ints, or the stride not an int.
-        ValueError: one of them is less than 1, or the kernel is larger than the map.
+        TypeError: a size is not a tuple or list of ints, or the stride not an int.
+        ValueError: a size is not a pair; one of them is less than 1, or the kernel is larger than
+            the map.
     """
 
     map_size: Sequence[int]
@@ -149,8 +150,9 @@ def receptive_field_centers(image_size: int, layers: Sequence[tuple[int, int]]) 
         pixel is `0.5 / image_size`.
 
     Raises:
-        TypeError: a size is not an int.
-        ValueError: a size is less than 1, or a kernel larger than the map that it slides over.
+        TypeError: a size is not an int, or a layer not a tuple or list.
+        ValueError: a layer is not a pair; a size is less than 1, or a kernel larger than the map
+            that it slides over.
     """
     check_positive_int("image_size", image_size)
     start, spacing, size = 0.5, 1, image_size

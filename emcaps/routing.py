@@ -101,15 +101,12 @@ def em_routing(
             f"two axes; got shape {list(activations.shape)}"
         )
     field = ReceptiveField(map_size=(1, 1), kernel_size=(1, 1), stride=1)
+    dtype = compute_dtype(votes, activations)
     constants, procedure = _resolve(
-        _changed(options, changes), field, activations, beta_u, beta_a, parent_axis
+        _changed(options, changes), field, activations, beta_u, beta_a, parent_axis, dtype
     )
-    return for_each_shard(
-        lambda children, constants: route_votes(*children, constants, procedure=procedure),
-        (votes, activations),
-        constants,
-        batch_axes=activations.ndim - 1,
-    )
+    route = Bound(_route_patches, (("procedure", procedure),))
+    return for_each_shard(route, (votes, activations), constants, batch_axes=activations.ndim - 1)
 
 
 def conv_em_routing(
@@ -250,9 +247,10 @@ def _resolve(
     beta_u: jax.Array,
     beta_a: jax.Array,
     parent_axis: str | None,
+    dtype: Any,
 ) -> tuple[Constants, Procedure]:
-    """What a program is given, and what shapes it, for children whose types are the last axis of
-    their activations.
+    """What a program is given that computes in this dtype, and what shapes it, for children whose
+    types are the last axis of their activations.
     """
     check_range("activations", activations, 0, 1)
     check_axis("parent_axis", parent_axis)
@@ -263,7 +261,6 @@ def _resolve(
         "mass_scale": options.layer_mass_scale(field, activations.shape[-1], len(beta_u) * devices),
         "assignment_temperature": options.assignment_temperature,
     }
-    dtype = compute_dtype(activations)
     for name, value in scalars.items():
         check_number(name, value, float(jnp.finfo(dtype).tiny))
     scalars = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in scalars.items()}
@@ -279,6 +276,11 @@ def _resolve(
     return constants, Procedure(field, parent_axis=parent_axis, **static)
 
 
+def _route_patches(children: Any, constants: Constants, *, procedure: Procedure) -> RoutingResult:
+    """`route_votes`."""
+    return route_votes(*children, constants, procedure=procedure)
+
+
 def _route_map(
     field: ReceptiveField,
     children: tuple[jax.Array, jax.Array],
@@ -291,7 +293,8 @@ def _route_map(
     """Route the children of each example, on the device where it is; explain what JAX says when it
     is asked for forward mode.
     """
-    constants, procedure = _resolve(options, field, children[1], *betas, parent_axis)
+    dtype = compute_dtype(*children, transforms)
+    constants, procedure = _resolve(options, field, children[1], *betas, parent_axis, dtype)
     static = {
         "procedure": procedure,
         "implementation": options.implementation,

@@ -8,6 +8,7 @@ over which axes they vary. Over explicit axes of a mesh the sharding is part of 
 for an axis that `jax.vmap` has taken away. Over automatic axes only the compiler knows it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,8 +86,8 @@ def for_each_shard(
     """`function(batched, shared)`, run by each device on its own part of the batch.
 
     Args:
-        function: each array of its result has the batch axes of `batched` first; examples have
-            nothing to do with each other.
+        function: hashable. Each array of its result has the batch axes of `batched` first; examples
+            have nothing to do with each other.
         batched: a tree of arrays whose first `batch_axes` axes are of the batch. They may be
             sharded over explicit axes of a mesh, those of all arrays alike, and no other axes may.
         shared: a tree of arrays that all examples share. Those that are sharded are gathered.
@@ -96,10 +97,6 @@ def for_each_shard(
     Raises:
         ValueError: an array of `batched` is sharded in another way.
     """
-
-    def route(batched: Any, shared: Any) -> Any:
-        return function(*vary_alike((batched, shared)))
-
     arrays = jax.tree.leaves((batched, shared))
     meshes = [
         mesh for mesh in (jax.typeof(array).sharding.mesh for array in arrays) if mesh.explicit_axes
@@ -107,26 +104,45 @@ def for_each_shard(
     if not meshes:
         batched, shared = vary_alike((batched, shared))
         return divide(function, batched, shared)
-    mesh, spec, whole = meshes[0], _batch_spec(batched, batch_axes), PartitionSpec()
-    axes = set(mesh.explicit_axes)
+    spec = _batch_spec(batched, batch_axes) if any(map(is_sharded, arrays)) else None
+    return _over_explicit_axes(function, meshes[0], spec, batched, shared)
 
-    @jax.jit  # the arrays that are not sharded may be on one device, if nothing is being traced
-    def run(batched: Any, shared: Any) -> Any:
-        if not any(map(is_sharded, arrays)):
-            # An axis that `vmap` took away may be: types do not tell, but the compiler knows, and
-            # divides what it does not merge.
-            divided = jax.sharding.auto_axes(
-                route, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, whole)
-            )
-            return divided(batched, shared)  # pyright: ignore[reportCallIssue]
-        batched, shared = jax.reshard(
-            (batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole))
+
+# Jitted, since arrays that are not sharded may be on one device, if nothing is being traced; and
+# here, so that it is traced once for all calls.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _over_explicit_axes(
+    function: Callable[[Any, Any], Any],
+    mesh: jax.sharding.AbstractMesh,
+    spec: PartitionSpec | None,
+    batched: Any,
+    shared: Any,
+) -> Any:
+    """`for_each_shard` over the explicit axes of a mesh, of a batch that is sharded so; None: of
+    arrays whose types do not tell.
+    """
+
+    def route(batched: Any, shared: Any) -> Any:
+        return function(*vary_alike((batched, shared)))
+
+    whole = PartitionSpec()
+    if spec is None:
+        # An axis that `vmap` took away may be sharded: the compiler knows, and divides what it does
+        # not merge.
+        divided = jax.sharding.auto_axes(
+            route, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, whole)
         )
-        return jax.shard_map(
-            route, mesh=mesh, in_specs=(spec, whole), out_specs=spec, axis_names=axes
-        )(batched, shared)
-
-    return run(batched, shared)
+        return divided(batched, shared)  # pyright: ignore[reportCallIssue]
+    batched, shared = jax.reshard(
+        (batched, shared), (NamedSharding(mesh, spec), NamedSharding(mesh, whole))
+    )
+    return jax.shard_map(
+        route,
+        mesh=mesh,
+        in_specs=(spec, whole),
+        out_specs=spec,
+        axis_names=set(mesh.explicit_axes),
+    )(batched, shared)
 
 
 def _batch_spec(batched: Any, batch_axes: int) -> PartitionSpec:

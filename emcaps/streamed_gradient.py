@@ -157,7 +157,8 @@ def backward(
         Gradients for the poses and transforms of the votes, for the activations, and for the
         constants.
     """
-    repeats, unroll = routing.procedure.num_iterations, routing.votes.UNROLL
+    procedure, unroll = routing.procedure, routing.votes.UNROLL
+    repeats = procedure.num_iterations
     (_, common_center, _), _ = _take(history, repeats - 1).read()
 
     def step(turn, gradients):
@@ -174,12 +175,17 @@ def backward(
         )
 
     gradients = _Gradients.to_begin_with(routing, result_gradients, common_center)
-    gradients = _repeat(repeats, step, gradients, unroll)
+    taken_back = repeats if procedure.assignment_gradient or procedure.damping else 1
+    gradients = _repeat(taken_back, step, gradients, unroll)
     terms = [
         VoteTerms(record.assignments, routing.activations, *form)
-        for record, form in zip(_stacks(history), _stacks(gradients.data_forms), strict=True)
+        for record, form in zip(
+            _stacks(_last(history, taken_back)),
+            _stacks(_last(gradients.data_forms, taken_back)),
+            strict=True,
+        )
     ]
-    if repeats > 1:
+    if repeats > 1 and procedure.assignment_gradient:
         terms += [VoteTerms(scores, None, *form) for scores, form in _stacks(gradients.scores)]
     return routing.votes.gradient(terms, common_center), gradients.activations, gradients.constants
 
@@ -217,17 +223,18 @@ def _e_step_backward(
     iteration: jax.Array | int,
     common_center: jax.Array,
 ) -> _Gradients:
-    """From the assignments of an iteration to the parents of the one before."""
+    """From the assignments of an iteration to the parents of the one before: to their means alone,
+    by way of damping, where assignments are constants.
+    """
+    if not routing.procedure.assignment_gradient:
+        nothing = jax.tree.map(jnp.zeros_like, gradients.parents)
+        means = nothing.means if to_old_means is None else to_old_means
+        return gradients._replace(parents=nothing._replace(means=means))
     earlier, old_means = _take(history, iteration - 1).read()
     parents, _ = _fit_vjp(routing, earlier, old_means, iteration - 1)
     (_, quadratic), transpose = jax.vjp(log_densities, parents, routing.constants)
     assignments = _take(history, iteration).assignments
-    direction = (
-        gradients.assignments
-        if routing.procedure.assignment_gradient
-        else jnp.zeros_like(assignments)
-    )
-    scores = compete_derivative(assignments, direction, routing.procedure)
+    scores = compete_derivative(assignments, gradients.assignments, routing.procedure)
     mass, first, second = routing.votes.moments(scores, parents.means)
     to_parents, to_constants = transpose((mass, second))
     to_means = to_parents.means - 2 * quadratic * first
@@ -297,6 +304,13 @@ def _take(kept: Kept, place: Any) -> Any:
     if isinstance(kept, list):
         return kept[place]
     return jax.tree.map(lambda past: lax.dynamic_index_in_dim(past, place, 0, keepdims=False), kept)
+
+
+def _last(kept: Kept, number: int) -> Kept:
+    """The last so many places."""
+    if isinstance(kept, list):
+        return kept[-number:]
+    return jax.tree.map(lambda past: past[-number:], kept)
 
 
 def _stacks(kept: Kept) -> list[Any]:

@@ -46,9 +46,10 @@ class RoutingResult(NamedTuple):
         activation_logits: `lambda_t (beta_a - cost)` of the last M-step. `[..., J]` |
             `[B, OH, OW, J]`.
         variances: of the votes around each parent's pose, at least `min_variance`. Like `poses`.
-        assignments: those of the last M-step, before they are multiplied by the child's activation;
-            over all parents that a child reaches they sum to 1. `[..., N, J]` |
-            `[B, OH, OW, KH, KW, I, J]`.
+        assignments: those of the last M-step, before they are multiplied by the child's activation.
+            Over all parents that compete for a child they sum to 1: by default all that it reaches;
+            see `RoutingOptions.competition`, and `initial_assignments` where there is one
+            iteration. `[..., N, J]` | `[B, OH, OW, KH, KW, I, J]`.
     """
 
     poses: jax.Array

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from emcaps.checks import check_floating, check_labels, check_shapes, check_sizes
 
@@ -35,7 +36,8 @@ class Decoder(nn.Module):
         Args:
             poses: of the class capsules, `[B, J, ...]`, floating: vectors or matrices.
             chosen: integers `[B]` in [0, J), the class whose pose counts: in training the label,
-                otherwise the class with the highest activation. Checked where they are known.
+                otherwise the class with the highest activation. Checked where they are known; where
+                they are traced, a class out of range counts as none.
 
         Returns:
             Images in (0, 1), `[B, *image_shape]`.
@@ -66,8 +68,8 @@ def masked(poses: jax.Array, chosen: jax.Array) -> jax.Array:
             f"poses must have shape [B, J, ...], no axis empty; got shape {list(poses.shape)}"
         )
     chosen = check_labels("chosen", chosen, poses.shape[:1], poses.shape[1])
-    kept = jax.nn.one_hot(chosen, poses.shape[1], dtype=poses.dtype)
-    return poses * kept.reshape(*kept.shape, *(1,) * (poses.ndim - 2))
+    kept = jax.nn.one_hot(chosen, poses.shape[1], dtype=bool)
+    return jnp.where(kept.reshape(*kept.shape, *(1,) * (poses.ndim - 2)), poses, 0)
 
 
 def reconstruction_loss(images: jax.Array, reconstructed: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from emcaps.checks import check_data, check_positive_int
 from emcaps.precision import common_dtype, compute_dtype
-from emcaps.sharding import for_each_shard
+from emcaps.sharding import Bound, for_each_shard
 
 
 class DynamicRoutingResult(NamedTuple):
@@ -19,10 +19,10 @@ class DynamicRoutingResult(NamedTuple):
     capsule's activation. All is in the dtype of the votes, or of the poses and transforms.
 
     Attributes:
-        poses: the parents' vectors v, `[..., J, D]`, shorter than 1.
-        activations: their lengths, `[..., J]` in [0, 1).
+        poses: the parents' vectors v, `[..., J, D]`, shorter than 1 but for rounding.
+        activations: their lengths, `[..., J]` in [0, 1].
         activation_logits: the number whose sigmoid is the length, which is `log |s|^2`, `[..., J]`;
-            that of the smallest normal number where s is 0.
+            at least that of the smallest normal number.
         couplings: c of the last iteration, `[..., N, J]`: over the parents of a child they sum to
             1.
     """
@@ -34,8 +34,8 @@ class DynamicRoutingResult(NamedTuple):
 
 
 def squash(vectors: jax.Array) -> jax.Array:
-    """Equation 1: `v = |s|^2 / (1 + |s|^2) s / |s|`, the same direction, shorter than 1. Finite,
-    with gradients, at 0 too.
+    """Equation 1: `v = |s|^2 / (1 + |s|^2) s / |s|`, the same direction, shorter than 1 but for
+    rounding. Finite, with gradients, at 0 too.
 
     Args:
         vectors: s, `[..., D]`, floating.
@@ -87,9 +87,8 @@ def dynamic_routing(votes: jax.Array, *, num_iterations: int = 3) -> DynamicRout
     """
     check_data({"votes": (votes, "... N J D")})
     check_positive_int("num_iterations", num_iterations)
-    return for_each_shard(
-        lambda votes, _: _route_votes(votes, num_iterations), votes, (), votes.ndim - 3
-    )
+    route = Bound(_route_votes, (("num_iterations", num_iterations),))
+    return for_each_shard(route, votes, (), votes.ndim - 3)
 
 
 def class_dynamic_routing(
@@ -115,12 +114,12 @@ def class_dynamic_routing(
     """
     check_data({"children": (children, "... N D"), "transforms": (transforms, "N J D E")})
     check_positive_int("num_iterations", num_iterations)
-    route = functools.partial(_route_children, num_iterations=num_iterations)
+    route = Bound(_route_children, (("num_iterations", num_iterations),))
     return for_each_shard(route, children, transforms, children.ndim - 2)
 
 
 @functools.partial(jax.jit, static_argnames="num_iterations")
-def _route_votes(votes: jax.Array, num_iterations: int) -> DynamicRoutingResult:
+def _route_votes(votes: jax.Array, _: tuple[()], num_iterations: int) -> DynamicRoutingResult:
     dtype = votes.dtype
     votes = votes.astype(compute_dtype(votes))
 
@@ -197,4 +196,6 @@ def _route(
     activation_logits = jnp.where(
         length**2 > smallest, 2 * jnp.log(jnp.where(length > 0, length, 1)), jnp.log(smallest)
     )
-    return DynamicRoutingResult(poses, lengths(poses), activation_logits, couplings)
+    # Rounding may leave a vector longer than 1.
+    activations = jnp.minimum(lengths(poses), 1)
+    return DynamicRoutingResult(poses, activations, activation_logits, couplings)

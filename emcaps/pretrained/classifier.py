@@ -34,6 +34,15 @@ how they were trained and what errors they make.
 
 AT_ONCE = 128  # images that are classified in one call of the compiled program
 LARGEST_FILE = 2**30  # bytes
+# What is raised of a file that holds something else.
+UNFIT = (
+    safetensors.SafetensorError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a classifier is exported for
 
 
@@ -214,7 +223,7 @@ def load_classifier(name: str | Path) -> Classifier:
             described = json.loads((file.metadata() or {})["emcaps"])
             arrays = {key: file.get_tensor(key) for key in file.keys()}
         return _build(described, arrays)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except UNFIT as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is no classifier: {reason}") from error
 

@@ -3,6 +3,7 @@ JSON.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -48,7 +49,7 @@ def check_parts(
         raise TypeError(f"view must be a View; got {type(view).__name__}")
     check_sizes("image_shape", image_shape, 3)
     seen = jax.eval_shape(view, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8))
-    check_network(model, {"params": params}, np.zeros(seen.shape, seen.dtype))
+    jax.eval_shape(functools.partial(check_network, model, {"params": params}), seen)
     for key, value in flat(params).items():
         check_floating(f"params/{key}", value)
         check_finite(f"params/{key}", value)

@@ -22,7 +22,7 @@ def prepare_images(
         images: uint8, or floating in [0, 1], by which the result can be differentiated: 1 is the
             255 of uint8. The range is not checked.
         downsample: the factor by which height and width become smaller: each pixel is the mean of
-            so many squared.
+            `downsample` x `downsample` of them.
         standardize: each image to mean 0 and variance 1 over its pixels and channels; an image that
             is the same everywhere is 0. Otherwise values are in [0, 1].
 
@@ -54,12 +54,12 @@ def prepare_images(
             batch, height // downsample, width // downsample, downsample, channels
         ).mean(3)
     if standardize:
-        images -= images.mean((1, 2, 3), keepdims=True)
+        images = images - images.mean((1, 2, 3), keepdims=True)
         variance = (images**2).mean((1, 2, 3), keepdims=True)
         deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1))  # at 0 the root has no slope
         numbers = math.prod(images.shape[1:])
         # What one pixel off by one gray level would make.
-        images /= jnp.maximum(deviation, 1 / 255 / numbers**0.5)
+        images = images / jnp.maximum(deviation, 1 / 255 / numbers**0.5)
     return images
 
 

@@ -238,6 +238,11 @@ def test_nan_is_not_hidden():
             ValueError,
             "result.assignments must have shape",
         ),
+        (
+            {"activation_logits": np.zeros((1, 2), np.float32)},
+            ValueError,
+            "result.activation_logits must have the batch axes",
+        ),
         ({"poses": np.zeros((3, 2, 4, 4), np.float32)}, ValueError, "result.poses must have shape"),
         (
             {"variances": np.zeros((3, 2, 16), int)},

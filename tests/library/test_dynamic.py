@@ -146,6 +146,8 @@ def test_couplings_sum_to_one_and_vectors_are_shorter_than_one():
     chex.assert_shape(result, [(2, 4, 8), (2, 4), (2, 4), (2, 50, 4)])
     np.testing.assert_allclose(result.couplings.sum(-1), 1, rtol=1e-6)
     assert (result.activations <= 1).all()
+    far = dynamic_routing(votes_like(2, 50, 4, 8, scale=1e4))
+    assert (far.activations <= 1).all()
 
 
 def test_order_does_not_matter(x64):

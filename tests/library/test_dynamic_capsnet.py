@@ -141,6 +141,11 @@ def test_only_the_chosen_pose_is_decoded(pose):
     assert (np.asarray(decode(variables, poses, (chosen + 1) % 4)) != np.asarray(images)).any()
 
 
+def test_a_pose_that_is_not_chosen_may_be_anything():
+    poses = np.array([[[1.0, 2.0], [np.inf, np.nan]]], np.float32)
+    np.testing.assert_array_equal(masked(poses, np.array([0])), [[[1, 2], [0, 0]]])
+
+
 def test_a_pose_is_chosen_among_more_classes_than_a_dtype_can_count():
     poses = np.ones((1, 300, 2), np.float32)
     np.testing.assert_array_equal(

@@ -17,7 +17,7 @@ from jax import export
 
 from emcaps import conv_em_routing
 from emcaps.blocks import Form, Plan, route_blocks
-from emcaps.kernels import COLUMNS, KernelVotes
+from emcaps.kernels import COLUMNS, KernelVotes, part_size
 from emcaps.procedure import Constants, Procedure
 from emcaps.receptive_field import ReceptiveField
 from emcaps.votes import Moments, StreamedVotes, VoteTerms
@@ -167,6 +167,21 @@ def test_moments_are_taken_again_only_where_they_lost_digits():
     np.testing.assert_array_equal(center, np.where(np.arange(width) < COLUMNS, old, new))
     expected = exactly(shape, lambda votes, *given: votes.moments(*given), weights, center, scale)
     assert_close(moments, expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "number, parts, size",
+    [
+        (72, 0.3, 72),
+        (72, 5, 12),  # 6 parts
+        (7, 3, 1),
+        (1018, 3, 509),  # 2 parts, rather than 509
+        (509, 3, 509),
+        (6, 100, 1),
+    ],
+)
+def test_parts_are_about_as_many_as_are_asked_for(number, parts, size):
+    assert part_size(number, parts) == size
 
 
 @pytest.mark.slow

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcaps import Capsules, ClassCaps, ConvCaps, ReceptiveField, RoutingOptions
+from emcaps import (
+    Capsules,
+    ClassCaps,
+    ConvCaps,
+    NearIdentity,
+    ReceptiveField,
+    RoutingOptions,
+)
 
 MAP = ReceptiveField((5, 7), (3, 3), 2)  # of 35 positions, seen by 2x3 parents of 9 each
 
@@ -28,6 +35,32 @@ def test_a_mass_is_that_of_a_parent(masses, expected):
     assert RoutingOptions(**masses).layer_mass_scale(
         MAP, child_types=4, parent_types=8
     ) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_mass_of_few_bits_is_no_less():
+    large = ReceptiveField((14, 14), (1, 1), 1)
+    for mass in (jnp.float16(16), jnp.int8(16)):
+        scale = RoutingOptions(parent_mass=mass).layer_mass_scale(large, 32, 32)
+        assert float(scale) == 16
+
+
+def test_class_capsules_promote_activations_too(x64):
+    poses = jax.ShapeDtypeStruct((1, 4, 4, 2, 4, 4), np.float32)
+    children = Capsules(poses, jax.ShapeDtypeStruct((1, 4, 4, 2), np.float64))
+    result, _ = jax.eval_shape(ClassCaps(3).init_with_output, jax.random.key(0), children)
+    assert result.poses.dtype == np.float64
+
+
+def test_transforms_start_in_the_dtype_that_is_asked_for():
+    near = NearIdentity(stddev=np.float64(0.1))
+    assert near(jax.random.key(0), (2, 4, 4), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_centers_are_checked_where_they_are_not_added():
+    children = Capsules(jnp.zeros((1, 4, 4, 2, 4, 4)), jnp.zeros((1, 4, 4, 2)))
+    layer = ClassCaps(3, add_coordinates=False)
+    with pytest.raises(TypeError, match="centers must be a pair of arrays"):
+        layer.init(jax.random.key(0), children, "junk")
 
 
 def test_two_masses_are_refused():

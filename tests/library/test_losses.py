@@ -298,6 +298,17 @@ def test_margin_grows_linearly_and_stays():
     assert float(margin_schedule(5, 10, start=0.0, end=1.0)) == pytest.approx(0.5)
 
 
+def test_margin_of_numbers_beyond_32_bits():
+    assert float(margin_schedule(0, 3 * 10**9)) == pytest.approx(0.2)
+    assert float(margin_schedule(3 * 10**9, 10)) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_of_activations_in_float64_are_taken_without_a_warning(name):
+    activations, targets = np.float64([[0.2, 0.7]]), np.float64([[0.0, 1.0]])
+    assert LOSSES[name](activations, targets).dtype == np.float32
+
+
 def test_margin_of_a_traced_step():
     steps = np.array([0, 50, 100, 200])
     margins = jax.jit(jax.vmap(lambda step: margin_schedule(step, 100)))(steps)

@@ -1,6 +1,7 @@
 """Wrong arguments are refused on entry, by name."""
 
 import dataclasses
+import functools
 import inspect
 
 import jax
@@ -123,6 +124,14 @@ def test_what_is_computed_in_is_not_decided_by_an_options_dtype(route, options, 
     ours, expected = lowered(options), lowered(plain)
     assert ours == expected
     assert ours[1] == np.float32
+
+
+def test_a_constant_may_be_as_small_as_what_is_computed_in_can_be(x64):
+    route = ROUTES["conv"]
+    arrays = [jax.ShapeDtypeStruct(shape, np.float64) for shape in route.shapes.values()]
+    arrays[1] = jax.ShapeDtypeStruct(arrays[1].shape, np.float32)  # activations
+    result = jax.eval_shape(functools.partial(route.function, min_variance=1e-40), *arrays)
+    assert result.activation_logits.dtype == np.float64
 
 
 @pytest.mark.parametrize(

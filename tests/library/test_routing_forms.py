@@ -52,7 +52,13 @@ def test_a_form_equals_the_oracle(x64, implementation, precision, tolerance, for
 
 
 @pytest.mark.parametrize(
-    "form", [FORMS[1], pytest.param(FORMS[2], marks=pytest.mark.slow)], ids=str
+    "form",
+    [
+        FORMS[1],
+        {"assignment_gradient": False, "damping": 0.1},
+        pytest.param(FORMS[2], marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_streamed_gradients_equal_dense_ones(x64, form):
     arrays = tuple(map(jnp.asarray, routing_cases.CONV_ROUTE.arrays(4, np.float64)))

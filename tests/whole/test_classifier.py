@@ -214,6 +214,10 @@ def test_wrong_views_are_refused():
         with pytest.raises(ValueError, match="must be at least 1"):
             View(**wrong)
     images = jnp.zeros((1, 8, 8, 1))
+    mine = np.random.default_rng(0).uniform(size=images.shape).astype(np.float32)
+    kept = mine.copy()
+    prepare_images(mine, standardize=True)
+    np.testing.assert_array_equal(mine, kept)
     for given, error, message in (
         ([0.5], TypeError, "images must be an array; got list"),
         (images.astype(jnp.int32), TypeError, "images must be uint8, or floating point"),

@@ -243,6 +243,10 @@ def damaged(contents, kind, canary):
         described["model"]["hidden"] = 3
     if kind == "wrong setting":
         described["model"]["routing"][0]["num_iterations"] = "os.system('true')"
+    if kind == "huge setting":
+        described["model"]["num_classes"] = 10**30
+    if kind == "huge images":
+        described["image_shape"] = [10**8, 10**8, 1]
     if kind == "other network":
         described["model"]["conv_channels"] = 2**40
     if kind == "not finite":
@@ -264,7 +268,8 @@ def damaged(contents, kind, canary):
             "no description",
             "deep description",
         ),
-        *("unknown setting", "wrong setting", "other network", "not finite", "missing array"),
+        *("unknown setting", "wrong setting", "huge setting", "huge images"),
+        *("other network", "not finite", "missing array"),
     ],
 )
 def test_a_file_that_holds_no_classifier_is_refused_and_nothing_in_it_is_run(small, tmp_path, kind):

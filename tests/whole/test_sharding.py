@@ -15,6 +15,7 @@ from test_parent_axis import four_types
 import emcaps
 from emcaps import TRAINABLE, CapsNet, ConvCaps, RoutingOptions
 from emcaps.dynamic import Decoder, DynamicCapsNet
+from emcaps.sharding import for_each_shard
 from experiments.compiled.collectives import collectives
 
 SLOW = pytest.mark.slow
@@ -211,6 +212,21 @@ def test_what_examples_share_may_be_sharded_too():
     )
     expected = function((poses, activations), (np.asarray(divided), *rest))
     assert_results_close(result, expected, 1e-4)
+
+
+def test_calls_outside_of_jit_are_traced_once():
+    traced = []
+
+    def double(batched, shared):
+        traced.append(1)
+        return 2 * batched + shared
+
+    mesh = two_devices(AxisType.Explicit)
+    batched = place(np.arange(4.0, dtype=np.float32), mesh, BATCH)
+    for _ in range(2):
+        result = for_each_shard(double, batched, jnp.float32(1))
+        np.testing.assert_array_equal(result, [1, 3, 5, 7])
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize(
