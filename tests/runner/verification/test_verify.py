@@ -101,6 +101,22 @@ def test_what_fails_or_is_not_reached_has_not_passed(smaller, tmp_path, monkeypa
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("number, cases", [(1, ["1"]), (3, ["1", "the rest of it"])])
+def test_a_rest_is_missing_only_where_there_is_one(number, cases, tmp_path, monkeypatch, capsys):
+    """The time is over as soon as the first finding is there."""
+
+    def check():
+        monkeypatch.setattr(verify.time, "monotonic", lambda: 1e6)
+        yield from ([routing.Finding("memory", str(1 + one), 0.0, 1.0)] for one in range(number))
+
+    monkeypatch.setattr(verify.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(verify, "CHECKED", {"memory": check})
+    code, record = verified(tmp_path, "--checks", "memory")
+    assert [finding["case"] for finding in record["findings"]] == cases
+    assert code == (number > 1)
+    capsys.readouterr()
+
+
 def test_a_step_that_is_not_a_number_is_told():
     names = [f".{part}" for part in Steps._fields] + [".params['later']"]
     expected = {name: np.array([1.0, 2.0]) for name in names}
