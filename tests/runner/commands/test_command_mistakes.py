@@ -173,6 +173,7 @@ MISTAKES = [
     ("report --runs empty", "empty holds no results"),
     ("report --runs empty --output file", "file is not a folder"),
     ("scaling --output file", "file is not a folder"),
+    ("toynorb.sheets --output file", "file is not a folder"),
     (f"{TRAIN} --workdir done", "done holds a finished run"),
     (
         f"{TRAIN} --workdir done --seed 1",
