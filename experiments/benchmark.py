@@ -1,13 +1,14 @@
 """How fast is the routing, and how much memory does it take? `python -m experiments.benchmark`, on
 an otherwise idle machine.
 
-In one process it measures, side by side, the textbook formulation (measurements/textbook.py),
-`implementation="dense"` and `"streamed"`, the last as a plain call on one device and with the batch
-divided among all devices (on a CPU: one per core). It measures one layer, forward and with its
-gradient, and a training step of a whole network; then the parts of the streamed routing against the
-multiply-adds that they cannot do without, at the machine's own rate; and how cost grows with each
-size. At last the class capsules of dynamic routing, with votes in memory and without, and the
-strided convolution below them; and what a run costs beside its steps.
+In one process it measures, side by side, the textbook formulation (measurements/textbook.py) and
+each `implementation` that is a program of its own here (on a CPU all but `"kernels"`, which is
+`"streamed"` there), `"streamed"` as a plain call on one device and with the batch divided among all
+devices (on a CPU: one per core). It measures one layer, forward and with its gradient, and a
+training step of a whole network; then the parts of the streamed routing against the multiply-adds
+that they cannot do without, at the machine's own rate; and how cost grows with each size. At last
+the class capsules of dynamic routing, with votes in memory and without, and the strided convolution
+below them; and what a run costs beside its steps.
 
 Three parts are for accelerators and have to be asked for, `--parts accelerator torch profile`: two
 whole networks and their first routing layers at several batch sizes; the same in PyTorch, where it
@@ -16,6 +17,7 @@ is installed; and a profile of the training step.
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +29,7 @@ import numpy as np
 from experiments.devices.hardware import choose_devices, start_jax
 from experiments.measurements import accelerator, picture
 from experiments.measurements.layer import (
+    SWEEPS,
     Layer,
     benchmark_kernels,
     benchmark_layer,
@@ -61,8 +64,8 @@ class BenchmarkConfig:
     batches: tuple[int, ...] = (64, 256, 16)
     """Their batch sizes. What comes first is compiled first."""
     limit: int = 300
-    """On an accelerator: seconds for compiling, and for each way of running PyTorch; what is not
-    done by then is left out.
+    """On an accelerator: seconds after which no compilation is begun, and seconds for each way of
+    running PyTorch; what is not begun, or of PyTorch not done, by then is left out.
     """
     output: Path = Path("runs/benchmark")
     """Folder for benchmark.json and benchmark.png."""
@@ -80,6 +83,12 @@ class BenchmarkConfig:
             raise ValueError(f"batches must be at least 1; got {min(self.batches)}")
         for widths in self.networks:
             Widths.parse(widths)
+        smallest = min(SWEEPS["size"])
+        if "sweeps" in self.parts and self.layer.kernel > smallest:
+            raise ValueError(
+                f"kernel must be at most the smallest size of the sweeps, {smallest}; got "
+                f"{self.layer.kernel}"
+            )
 
 
 def report_side_by_side(title: str, results: dict[str, Measurement], pairs: int, unit: str) -> None:
@@ -183,6 +192,7 @@ def accelerator_part(config: BenchmarkConfig) -> Any:
         config,
         "accelerator",
         accelerator.benchmark_accelerator(loads, ceilings, config.repeats, config.limit),
+        "compile s, side by side",
     )
     return {"ceilings": ceilings._asdict(), "rows": rows}
 
@@ -190,10 +200,8 @@ def accelerator_part(config: BenchmarkConfig) -> Any:
 def torch_part(config: BenchmarkConfig) -> Any:
     ceilings = ceilings_part(config)
     given = config.networks, config.batches, ceilings, config.repeats, config.limit, config.output
-    return {
-        "ceilings": ceilings._asdict(),
-        "rows": kept(config, "torch", accelerator.benchmark_torch(*given)),
-    }
+    rows = kept(config, "torch", accelerator.benchmark_torch(*given), "first call s")
+    return {"ceilings": ceilings._asdict(), "rows": rows}
 
 
 def profile_part(config: BenchmarkConfig) -> Any:
@@ -204,20 +212,26 @@ def profile_part(config: BenchmarkConfig) -> Any:
     return [file.name for file in files]
 
 
-def kept(config: BenchmarkConfig, name: str, found: Iterable[list[Record]]) -> list[Record]:
-    """All rows; each printed, and kept in a file of one a line, as soon as it is there."""
+def kept(
+    config: BenchmarkConfig, name: str, found: Iterable[list[Record]], compiling: str
+) -> list[Record]:
+    """All rows; each printed, and kept in a file of one a line, as soon as it is there; see
+    `accelerator.report`.
+    """
     file = config.output / f"{name}.jsonl"
     file.unlink(missing_ok=True)
     all_rows = []
     for rows in found:
-        accelerator.report(rows)
+        accelerator.report(rows, compiling)
         accelerator.append(rows, file)
         all_rows += rows
     return all_rows
 
 
-# Each measures, prints what it has found, and returns what benchmark.json shall hold of it.
+# Each measures, prints what it has found, and returns what benchmark.json shall hold of it. PyTorch
+# comes first: the others leave the GPU's memory to JAX.
 MEASURED: dict[Part, Callable[[BenchmarkConfig], Any]] = {
+    "torch": torch_part,
     "layer": layer_part,
     "step": step_part,
     "kernels": kernels_part,
@@ -225,7 +239,6 @@ MEASURED: dict[Part, Callable[[BenchmarkConfig], Any]] = {
     "dynamic": dynamic_part,
     "loop": loop_part,
     "accelerator": accelerator_part,
-    "torch": torch_part,
     "profile": profile_part,
 }
 
@@ -242,6 +255,8 @@ def run(config: BenchmarkConfig, _: str) -> None:
         UsageError: there can be no such folder, or the devices cannot share the batch; nothing has
             been measured.
     """
+    if "torch" in config.parts:  # beside which JAX may not take most of the GPU's memory at once
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     start_jax()
     check_folder(config.output)
     if {"layer", "step"} & set(config.parts):

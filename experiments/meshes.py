@@ -4,8 +4,8 @@
 Every public function of arrays and every module, on simulated devices: by explicit and automatic
 axes of a mesh, `jax.shard_map`, `jax.pmap`, one example at a time by `jax.vmap` (of a whole batch,
 or of one that is divided), and exported for a batch of any size. Values and gradients are compared
-with one call on one device, and the collectives of the compiled program are counted: a result needs
-none, and a gradient one all-reduce.
+with one call on one device, and the collectives of the compiled program are counted: result and
+gradient together may have all-reduces, and no others.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from experiments.devices.hardware import start_jax
@@ -97,7 +98,7 @@ def _cell(rows: Sequence[Record]) -> str:
     kinds = sorted({f"{runs} {kind}" for row in rows for kind, runs in row["collectives"].items()})
     wrong = "" if all(row["right"] for row in rows) else " NOT RIGHT"
     return (
-        f"{max(row['difference'] for row in rows):.0e}"
+        f"{np.max([row['difference'] for row in rows]):.0e}"
         + (f", {', '.join(kinds)}" if kinds else "")
         + wrong
     )

@@ -124,10 +124,10 @@ def findings(command: VerifyCommand) -> Iterator[Finding]:
                 check, "not looked at", None, note=f"the {command.seconds} seconds were over"
             )
             continue
+        over = False
         try:
             for found in CHECKED[check]():
-                yield from found
-                if time.monotonic() > end:
+                if over:  # and this was not the last
                     yield Finding(
                         check,
                         "the rest of it",
@@ -135,6 +135,8 @@ def findings(command: VerifyCommand) -> Iterator[Finding]:
                         note=f"the {command.seconds} seconds were over",
                     )
                     break
+                yield from found
+                over = time.monotonic() > end
         except Exception as error:
             yield failed(check, "the check itself", error)
 

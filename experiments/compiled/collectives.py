@@ -38,9 +38,10 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: one of `KINDS`.
-        group: how many devices take part together.
+        group: how many devices take part together; of a collective-permute all that send or
+            receive.
         payload: bytes of what is combined: of an all-reduce its result, of an all-gather or a
-            reduce-scatter the larger side.
+            reduce-scatter the larger side; of a collective-permute what a device sends.
         times: how often it runs.
     """
 
@@ -54,6 +55,8 @@ class Collective(NamedTuple):
         """Bytes that a device sends for one run of it, by an algorithm that sends the least (a
         ring).
         """
+        if self.kind == "collective-permute":  # no part of it stays
+            return self.payload
         return (
             (2 if self.kind == "all-reduce" else 1) * self.payload * (self.group - 1) / self.group
         )
@@ -118,6 +121,8 @@ def _group_size(line: str) -> int:
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
+    if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", line):
+        return len(set(re.findall(r"\d+", pairs[1])))
     raise ValueError(
         "who takes part in this collective is written in a way that nobody here knows: "
         f"{line.strip()[:200]}"

@@ -26,6 +26,14 @@ from experiments.runtime.fields import check_positive
 # How devices share a layer's arguments; of its results, the poses and activations are shared as
 # those, and so are gradients.
 ARGUMENT_SPECS = (SHARDED, SHARDED, REPLICATED, REPLICATED, REPLICATED)
+# What a size of a layer grows to, the others being as they are.
+SWEEPS = {
+    "batch": (8, 16, 32, 64, 128, 256),
+    "children": (2, 4, 8, 16, 32),
+    "parents": (4, 8, 16, 32, 64),
+    "size": (6, 10, 14, 18, 22),
+    "iterations": (1, 2, 3, 4, 5),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +128,12 @@ def routings(layer: Layer) -> dict[str, Callable]:
     }
 
 
+def distinct_implementations() -> list[str]:
+    """Those that are programs of their own on the first device, what is most used first."""
+    same_as_streamed = "kernels" if jax.devices()[0].platform == "cpu" else "fused"
+    return sorted(set(IMPLEMENTATIONS) - {same_as_streamed}, reverse=True)
+
+
 def with_gradient(routing: Callable) -> Callable:
     """The gradient for all arguments of a loss on what `routing` returns."""
 
@@ -155,14 +169,16 @@ def place_on_all_devices(arguments: tuple[jax.Array, ...]) -> tuple[jax.Array, .
 
 
 def benchmark_layer(layer: Layer, repeats: int) -> dict[str, dict[str, Measurement]]:
-    """One layer, forward and with the gradient, each formulation on one device, streamed on all of
-    them as well.
+    """One layer, forward and with the gradient, each formulation that is a program of its own on
+    one device, streamed on all of them as well.
     """
     arguments = layer_arguments(layer)
     results = {}
     for direction, transform in (("forward", lambda routing: routing), ("gradient", with_gradient)):
+        functions = routings(layer)
         contenders = {
-            name: (transform(routing), arguments) for name, routing in routings(layer).items()
+            name: (transform(functions[name]), arguments)
+            for name in ("textbook", *distinct_implementations())
         }
         streamed = contenders["streamed"][0]
         contenders["streamed, all devices"] = (
@@ -239,15 +255,8 @@ def benchmark_sweeps(layer: Layer, repeats: int) -> dict[str, dict[str, list[flo
     """Seconds of a streamed layer with its gradient, on one device, while one size at a
     time grows.
     """
-    sizes = {
-        "batch": [8, 16, 32, 64, 128, 256],
-        "children": [2, 4, 8, 16, 32],
-        "parents": [4, 8, 16, 32, 64],
-        "size": [6, 10, 14, 18, 22],
-        "iterations": [1, 2, 3, 4, 5],
-    }
     sweeps = {}
-    for name, values in sizes.items():
+    for name, values in SWEEPS.items():
         contenders, amounts = {}, []
         for value in values:
             grown = dataclasses.replace(layer, **{name: value})

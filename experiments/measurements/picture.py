@@ -14,9 +14,7 @@ def benchmark(record: dict[str, Any]) -> Figure:
         record: benchmark.json, with its parts `layer` and `sweeps`.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
-    figure.suptitle(
-        "EM routing of one layer: textbook formulation, votes in memory, votes streamed"
-    )
+    figure.suptitle("EM routing of one layer: textbook formulation and emcaps' implementations")
     bars, growth = figure.subplots(1, 2)
     directions = record["layer"]
     names = list(directions["forward"])

@@ -45,7 +45,9 @@ def conv_em_routing(
             seen
         )[0]
 
-    votes = jnp.einsum("byxuvikl,uvijlm->byxuvijkm", patches(poses), transforms)
+    votes = jnp.einsum(
+        "byxuvikl,uvijlm->byxuvijkm", patches(poses), transforms, precision="highest"
+    )
     if offsets is not None:
         votes += offsets[:, :, None, None]
     votes = votes.reshape(*votes.shape[:-2], 16)

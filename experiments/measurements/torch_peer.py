@@ -1,8 +1,9 @@
 """One process of the benchmark: the textbook's formulation in PyTorch, on a GPU if there is one,
 after a look at its values.
 
-`python -m experiments.benchmark --parts torch` calls its `main`, with JAX on the CPU, so that
-PyTorch has the GPU's memory.
+`python -m experiments.benchmark --parts torch` calls its `main`, with JAX on the CPU. Of
+the GPU's memory the process that calls it has reserved none, and holds what measuring the ceilings
+took; PyTorch has the rest.
 """
 
 import dataclasses
@@ -147,8 +148,10 @@ def sample(call: Callable[[], Any], calls: int) -> float:
 
 
 def measure(load: Workload, command: TorchCommand) -> dict[str, Any]:
-    """Seconds of a call, as `timing.time_in_turns` takes them, and the most memory that was in use
-    beside the arguments.
+    """Seconds of a call, and the most memory that was in use beside the arguments.
+
+    Samples are as long as those of `timing.time_in_turns`, but of one function after the other. Its
+    `scratch_bytes` leave out results, which PyTorch's peak has in it.
     """
     contender = training_step(load) if load.task == "step" else first_layer(load)
     difference, function = contender.off, contender.function

@@ -21,7 +21,7 @@ from emcaps.dynamic.capsnet import StridedConv
 from emcaps.implementations import IMPLEMENTATIONS
 from experiments.devices.parallel import REPLICATED, SHARDED, device_mesh
 from experiments.measurements import textbook
-from experiments.measurements.layer import Layer
+from experiments.measurements.layer import Layer, distinct_implementations
 from experiments.measurements.timing import Measurement, measure
 
 IMAGE_SHAPE, NUM_CLASSES = (32, 32, 2), 5  # those of the paper's smallNORB
@@ -119,7 +119,7 @@ def benchmark_step(batch: int, repeats: int, iterations: int) -> dict[str, Measu
     widths = Widths(32, 8, (16, 16))
     arguments, functions = step_arguments(widths, batch), steps(widths, iterations)
     contenders: dict[str, tuple[Callable, tuple]] = {
-        name: (step, arguments) for name, step in functions.items()
+        name: (functions[name], arguments) for name in ("textbook", *distinct_implementations())
     }
 
     def shared_step(*arguments: Any) -> Any:

@@ -141,7 +141,7 @@ def human(dice: Dice, variant: int) -> list[Solid]:
     height = ground + leg * (0.62 if pose == "kneels" else 1.0)
 
     pelvis, shoulders = (0.0, 0.0, height + 0.05), (lean, 0.0, height + trunk)
-    parts = [limb(pelvis, shoulders, waist, broad, blend=0.08, flat=1.0)]
+    parts = [limb(pelvis, shoulders, waist, broad, blend=0.08)]
     parts[0] = turned_flat(parts[0], dice.between(0.6, 0.85))
     head = (lean * 1.3, 0.0, shoulders[2] + broad * 0.5 + 0.17)
     parts.append(ball(head, (0.24, 0.21, 0.28), blend=0.06))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.data.npz_files import read_arrays
 from experiments.runtime.command_line import entry_point
+from experiments.runtime.records import check_folder
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 
@@ -22,17 +23,19 @@ class Sheets:
     """Write contact sheets of toynorb as PNG files."""
 
     output: Path
-    """the folder to write them to"""
+    """Folder for them."""
     real: Path | None = None
-    """an .npz file of real smallNORB pairs, to be put beside ours: `image` uint8 [N, 2, 96, 96],
+    """An .npz file of real smallNORB pairs, to be put beside ours: `image` uint8 [N, 2, 96, 96],
     `category` [N] and `instance_elevation_azimuth_lighting` [N, 4], with azimuths in tens of
-    degrees"""
+    degrees.
+    """
     size: int = 48
-    """of the images"""
+    """Height and width of the images."""
 
 
 def run(command: Sheets, _: str) -> None:
-    """Write all sheets."""
+    """Write all sheets. Raises UsageError: there can be no such folder."""
+    check_folder(command.output)
     command.output.mkdir(parents=True, exist_ok=True)
     sheets = {
         "instances": instances(command.size),

@@ -60,20 +60,15 @@ def limb(
     start_radius: float,
     end_radius: float,
     blend: float = 0.05,
-    flat: float = 1.0,
 ) -> Solid:
-    """A capsule from point to point, tapering; `flat` is its depth across the plane of its axis and
-    z.
-    """
+    """A capsule from point to point, tapering."""
     a, b = np.array(start, np.float64), np.array(end, np.float64)
     length = np.linalg.norm(b - a)
     radius = (start_radius + end_radius) / 2
-    half = np.array([radius, radius * flat, length / 2 + radius * 0.7])
+    half = np.array([radius, radius, length / 2 + radius * 0.7])
     growth = (end_radius - start_radius) / (2 * half[2])
     rotation = upright((b - a) / max(length, 1e-9))
-    return solid(
-        (a + b) / 2, rotation, half, (growth, growth * flat), 1.0, min(radius, radius * flat), blend
-    )
+    return solid((a + b) / 2, rotation, half, (growth, growth), 1.0, radius, blend)
 
 
 def ball(center: Point, size: Point, blend: float = 0.05) -> Solid:

@@ -4,10 +4,10 @@ from experiments.toynorb.solids import Dice, Solid, box, limb, mirrored, turn, w
 
 
 def truck(dice: Dice, variant: int) -> list[Solid]:
-    """A cab, and behind it on the same or another frame what it carries: a box, a tank, a tipper,
+    """A cab, and behind it on the same or another frame what it carries: a box, a tank, a dump bed,
     logs; or a bus or van in one.
     """
-    kind = ("box", "tank", "tipper", "flatbed", "bus", "pickup", "box", "bus", "flatbed", "pickup")[
+    kind = ("box", "tank", "dump", "flatbed", "bus", "pickup", "box", "bus", "flatbed", "pickup")[
         variant
     ]
     width = dice.between(0.5, 0.66)
@@ -17,7 +17,7 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
     load_length = dice.between(0.8, 1.4)
     if kind in ("bus", "pickup"):
         load_length = dice.between(0.7, 1.0)
-    bonnet = (
+    hood = (
         dice.between(0.25, 0.4)
         if kind == "pickup" or (kind != "bus" and dice.chance(0.45))
         else 0.0
@@ -25,7 +25,7 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
     gap = 0.0 if kind == "bus" else dice.between(0.02, 0.1)
     back = -load_length
     cab_x = gap + cab_length / 2
-    front = gap + cab_length + bonnet
+    front = gap + cab_length + hood
     parts = []
     if kind == "bus":
         parts.append(
@@ -65,12 +65,12 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
                 narrowing,
             )
         )
-        if bonnet:
+        if hood:
             height = cab_height * dice.between(0.42, 0.6)
             parts.append(
                 box(
-                    (front - bonnet / 2, 0.0, floor + height / 2),
-                    (bonnet + 0.05, width * dice.between(0.7, 0.98), height),
+                    (front - hood / 2, 0.0, floor + height / 2),
+                    (hood + 0.05, width * dice.between(0.7, 0.98), height),
                     0.05,
                 )
             )
@@ -96,10 +96,10 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
             )
         )
         parts.append(box((load_x, 0.0, load_z + 2 * radius), (0.15, 0.15, 0.08), roundness=1.0))
-    elif kind in ("tipper", "pickup"):
-        height = dice.between(0.2, 0.4) if kind == "tipper" else dice.between(0.15, 0.22)
+    elif kind in ("dump", "pickup"):
+        height = dice.between(0.2, 0.4) if kind == "dump" else dice.between(0.15, 0.22)
         wall = 0.05
-        tilt = turn(1, dice.between(0, 12)) if kind == "tipper" else None
+        tilt = turn(1, dice.between(0, 12)) if kind == "dump" else None
         parts.append(
             box((load_x, 0.0, load_z + wall), (load_length, width, wall), 0.02, turned=tilt)
         )
@@ -152,16 +152,16 @@ def truck(dice: Dice, variant: int) -> list[Solid]:
 
 
 def car(dice: Dice, variant: int) -> list[Solid]:
-    """A saloon, an estate, a sports car, a jeep, a van or an open racing car."""
+    """A sedan, a station wagon, a sports car, a jeep, a van or an open racing car."""
     kind = (
-        "saloon",
-        "estate",
+        "sedan",
+        "wagon",
         "sports",
         "jeep",
         "open",
         "van",
-        "saloon",
-        "estate",
+        "sedan",
+        "wagon",
         "open",
         "jeep",
     )[variant]
@@ -185,7 +185,7 @@ def car(dice: Dice, variant: int) -> list[Solid]:
             roundness=round_corner,
         )
     ]
-    if kind in ("sports", "saloon", "open"):  # a bonnet that slopes
+    if kind in ("sports", "sedan", "open"):  # a hood that slopes
         slope = turn(1, dice.between(2, 8))
         parts.append(
             box(
@@ -197,13 +197,13 @@ def car(dice: Dice, variant: int) -> list[Solid]:
             )
         )
 
-    cabin_length = {"saloon": 0.5, "estate": 0.68, "sports": 0.42, "jeep": 0.5, "van": 0.8}.get(
+    cabin_length = {"sedan": 0.5, "wagon": 0.68, "sports": 0.42, "jeep": 0.5, "van": 0.8}.get(
         kind, 0.0
     ) * length
     cabin_height = dice.between(0.2, 0.3) * (
         0.85 if kind == "sports" else 1.25 if kind in ("jeep", "van") else 1.0
     )
-    seat = {"estate": -0.12, "van": -0.08, "sports": -0.08, "jeep": -0.1}.get(kind, -0.04) * length
+    seat = {"wagon": -0.12, "van": -0.08, "sports": -0.08, "jeep": -0.1}.get(kind, -0.04) * length
     if kind == "open":
         parts.append(
             box(

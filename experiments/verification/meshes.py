@@ -296,11 +296,12 @@ def compare(case: Case, expected: Expected, way: Way, number: int) -> Record:
 
 def _distance(ours: Any, theirs: Any) -> float:
     """The largest difference in trees of arrays, relative to the largest value of the array, or to
-    1 if that is larger.
+    1 if that is larger; not a number if one is missing.
     """
 
     def difference(ours: Any, theirs: Any) -> float:
         ours, theirs = (np.asarray(array, np.float64) for array in (ours, theirs))
         return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1))
 
-    return max(map(difference, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return float(np.max([difference(*pair) for pair in pairs]))

@@ -22,9 +22,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import emcaps
-from emcaps.implementations import IMPLEMENTATIONS
 from experiments.measurements import textbook
-from experiments.measurements.layer import Layer, layer_arguments
+from experiments.measurements.layer import Layer, distinct_implementations, layer_arguments
 from experiments.runtime.errors import first_line
 
 NAMES = ("poses", "activations", "transforms", "beta_u", "beta_a")
@@ -244,12 +243,6 @@ def check_routing(cases: Sequence[Case] = CASES) -> Iterator[list[Finding]]:
                 yield [failed("routing", pending[future], error)]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def distinct_implementations() -> list[str]:
-    """Those that are programs of their own on the first device, what is most used first."""
-    same_as_streamed = "kernels" if jax.devices()[0].platform == "cpu" else "fused"
-    return sorted(set(IMPLEMENTATIONS) - {same_as_streamed}, reverse=True)
 
 
 def compare_with_host(

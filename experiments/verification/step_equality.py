@@ -156,7 +156,8 @@ def as_arrays(steps: Steps) -> dict[str, np.ndarray]:
 def differences(
     arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """The largest relative difference in the loss, the gradient and the parameters.
+    """The largest relative difference in the loss, the gradient and the parameters; not a number if
+    one is missing.
 
     Of arrays: relative to the largest entry of the array.
     """
@@ -169,7 +170,7 @@ def differences(
             if part == "losses"
             else off.max() / np.abs(expected).max()
         )
-        largest[part] = max(largest[part], float(relative))
+        largest[part] = float(np.maximum(largest[part], relative))
     return largest
 
 

@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import json
+import os
+import time
 import zipfile
 
 import chex
@@ -13,10 +15,13 @@ import pytest
 
 import emcaps
 from experiments import benchmark
-from experiments.measurements import accelerator, textbook, timing
+from experiments.measurements import accelerator, textbook, timing, training_step
+from experiments.measurements import layer as layer_measurements
 from experiments.measurements.accelerator import ORDER, Workload, benchmark_accelerator
-from experiments.measurements.layer import Layer, layer_arguments, routings
+from experiments.measurements.layer import Layer, benchmark_layer, layer_arguments, routings
 from experiments.measurements.training_step import Widths
+
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 @pytest.mark.slow
@@ -113,6 +118,80 @@ def test_what_cannot_be_measured_says_why(monkeypatch):
     monkeypatch.setattr(accelerator, "available_bytes", lambda: 0)
     (rows,) = benchmark_accelerator([load], timing.Ceilings(1e12, 1e12), 1, limit=60)
     assert {row["missing"] for row in rows} == {"needs 0 GB", "RESOURCE_EXHAUSTED: out of memory"}
+
+
+def test_nothing_is_compiled_beside_what_is_timed(monkeypatch):
+    """The time is over while the first program is compiled, which cannot be stopped."""
+    load = Workload(Widths.parse("3/2/2/2"), 2, "layer, forward")
+    compiling, seen = [], []
+
+    class Slow(timing.Lowered):
+        def compile(self):
+            compiling.append(self)
+            time.sleep(1)
+            compiled = super().compile()
+            compiling.remove(self)
+            return compiled
+
+    def time_in_turns(programs, repeats):
+        seen.append((list(programs), len(compiling)))
+        return timing.time_in_turns(programs, repeats)
+
+    monkeypatch.setattr(Workload, "arguments", lambda self: (jnp.ones(3),))
+    monkeypatch.setattr(Workload, "functions", lambda self: dict.fromkeys(ORDER, jnp.sin))
+    monkeypatch.setattr(accelerator, "lower", lambda *given: Slow(*timing.lower(*given)))
+    monkeypatch.setattr(accelerator, "time_in_turns", time_in_turns)
+    monkeypatch.setattr(accelerator.os, "cpu_count", lambda: 1)
+    (rows,) = benchmark_accelerator([load], timing.Ceilings(1e12, 1e12), 1, limit=0.5)
+    assert seen == [([ORDER[0]], 0)]
+    assert {row["contender"]: row.get("missing") for row in rows} == dict.fromkeys(
+        ORDER, "not compiled in time"
+    ) | {ORDER[0]: None}
+
+
+def test_a_profile_is_of_this_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "steps", lambda widths: {"kernels": jnp.sin})
+    monkeypatch.setattr(accelerator, "step_arguments", lambda widths, batch: (jnp.ones(3),))
+    earlier = tmp_path / "trace" / "earlier.xplane.pb"
+    earlier.parent.mkdir()
+    earlier.touch()
+    packed, _ = accelerator.profile_step(Widths.parse("3/2/2/2"), 2, tmp_path)
+    with zipfile.ZipFile(packed) as profile:
+        assert len(profile.namelist()) == 1 and earlier.name not in profile.namelist()
+
+
+def test_pytorch_comes_before_jax_takes_the_memory(tmp_path, monkeypatch):
+    seen = []
+
+    def noting(part):
+        return lambda config: seen.append((part, os.environ.get(PREALLOCATE)))
+
+    monkeypatch.setattr(benchmark, "MEASURED", {part: noting(part) for part in benchmark.MEASURED})
+    for parts in (("accelerator",), ("accelerator", "torch")):
+        monkeypatch.delenv(PREALLOCATE, raising=False)
+        benchmark.run(benchmark.BenchmarkConfig(parts=parts, output=tmp_path), "")
+    assert seen == [("accelerator", None), ("torch", "false"), ("accelerator", "false")]
+
+
+def test_no_program_is_timed_twice(monkeypatch):
+    """On a CPU the kernels are streamed routing."""
+    names = ["textbook", "streamed", "fused", "dense", "streamed, all devices"]
+    for module in (layer_measurements, training_step):
+        monkeypatch.setattr(module, "measure", lambda contenders, repeats: list(contenders))
+    small = Layer(batch=2, size=5, children=1, parents=2)
+    assert benchmark_layer(small, 1) == {"forward": names, "gradient": names}
+    monkeypatch.setattr(
+        training_step, "step_arguments", lambda *_: (jnp.ones(1), jnp.ones(2), jnp.ones(2))
+    )
+    assert training_step.benchmark_step(2, 1, 1) == names
+
+
+def test_the_textbooks_votes_are_as_exact_as_ours():
+    layer = Layer(batch=2, size=5, children=1, parents=2)
+    routing = jax.jit(routings(layer)["textbook"])
+    lowered = routing.lower(*layer_arguments(layer)).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)
 
 
 def test_a_networks_pairs_are_those_of_its_layers():

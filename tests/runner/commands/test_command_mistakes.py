@@ -88,6 +88,7 @@ MISTAKES = [
     ("aot --networks 32/8", "a network is given by four widths, such as 64/8/16/16; got 32/8"),
     ("benchmark --stride 0", "stride must be positive; got 0"),
     ("benchmark --kernel 15", "kernel must be at most size, 14; got 15"),
+    ("benchmark --kernel 7", "kernel must be at most the smallest size of the sweeps, 6; got 7"),
     ("benchmark --repeats 0", "repeats must be positive; got 0"),
     ("benchmark --parts", "parts must be one or more of"),
     ("equality --output new.npz --accumulate 0", "accumulate must be positive; got 0"),
@@ -176,6 +177,7 @@ MISTAKES = [
     ("report --runs empty", "empty holds no results"),
     ("report --runs empty --output file", "file is not a folder"),
     ("scaling --output file", "file is not a folder"),
+    ("toynorb.sheets --output file", "file is not a folder"),
     (f"{TRAIN} --workdir done", "done holds a finished run"),
     (
         f"{TRAIN} --workdir done --seed 1",

@@ -41,6 +41,22 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     }
 
 
+def test_a_permutation_is_counted_by_its_pairs():
+    def function(x):
+        return jax.lax.psum(jax.lax.ppermute(x, "data", [(0, 1), (1, 0)]) * x, "data")
+
+    found = collectives(compiled(function, jnp.ones(10)))
+    assert sorted(found) == [
+        Collective("all-reduce", 2, 20, 1),
+        Collective("collective-permute", 2, 20, 1),
+    ]
+    program = """ENTRY %main (x: f32[3]) -> f32[3] {
+  %begun = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,2}}
+  %y = f32[3]{0} collective-permute-done(%begun)
+}"""
+    assert collectives(program) == [Collective("collective-permute", 3, 12, 1)]
+
+
 @pytest.mark.parametrize(
     "groups, size",
     [
@@ -80,6 +96,7 @@ def test_of_what_is_started_and_waited_for_the_result_counts():
 def test_a_ring_sends_what_it_must():
     assert Collective("all-reduce", 4, 100, 1).sent == 150
     assert Collective("reduce-scatter", 4, 100, 1).sent == 75
+    assert Collective("collective-permute", 4, 100, 1).sent == 100
 
 
 def test_the_step_has_one_all_reduce_of_gradient_and_metrics_and_nothing_else():

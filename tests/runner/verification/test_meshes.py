@@ -57,6 +57,24 @@ def test_examples_that_see_each_other_are_found_out(tmp_path, monkeypatch, capsy
     assert "NOT RIGHT" in capsys.readouterr().out
 
 
+def test_what_is_not_a_number_is_not_right(tmp_path, monkeypatch, capsys):
+    """On two devices; on one, what it is compared with, it is a number. What comes before is."""
+
+    def function(batch, _):
+        whole = batch.shape[0] == meshes.BATCH
+        return batch, batch if whole else batch * jnp.nan
+
+    case = meshes.Case("lost", function, RANDOM, ())
+    assert run_as_the_only_case(case, tmp_path, monkeypatch) == 1
+    assert [row["right"] for row in rows_of(tmp_path)] == [True, False]
+    assert "nan NOT RIGHT" in capsys.readouterr().out
+
+
+def test_trees_of_other_lengths_are_not_compared():
+    with pytest.raises(ValueError, match="zip"):
+        meshes._distance([np.ones(2)], [np.ones(2), np.zeros(2)])
+
+
 def test_low_precision_may_be_as_far_from_float32_as_on_one_device(tmp_path, monkeypatch):
     rounded = lambda batch, _: batch.astype(jnp.bfloat16)  # noqa: E731
     case = meshes.Case("rounded", rounded, RANDOM, (), lambda batch, _: batch)

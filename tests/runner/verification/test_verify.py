@@ -12,6 +12,7 @@ from experiments import verify
 from experiments.measurements.layer import Layer
 from experiments.verification import routing
 from experiments.verification.memory import check_memory
+from experiments.verification.step_equality import Steps, differences
 
 CONV = routing.Case(Layer(batch=2, size=4, stride=1, children=2, parents=3, iterations=2))
 CLASSES = routing.Case(
@@ -98,6 +99,31 @@ def test_what_fails_or_is_not_reached_has_not_passed(smaller, tmp_path, monkeypa
     code, record = verified(tmp_path, "--checks", "memory")
     assert (code, record["findings"][0]["case"]) == (1, "not looked at")
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("number, cases", [(1, ["1"]), (3, ["1", "the rest of it"])])
+def test_a_rest_is_missing_only_where_there_is_one(number, cases, tmp_path, monkeypatch, capsys):
+    """The time is over as soon as the first finding is there."""
+
+    def check():
+        monkeypatch.setattr(verify.time, "monotonic", lambda: 1e6)
+        yield from ([routing.Finding("memory", str(1 + one), 0.0, 1.0)] for one in range(number))
+
+    monkeypatch.setattr(verify.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(verify, "CHECKED", {"memory": check})
+    code, record = verified(tmp_path, "--checks", "memory")
+    assert [finding["case"] for finding in record["findings"]] == cases
+    assert code == (number > 1)
+    capsys.readouterr()
+
+
+def test_a_step_that_is_not_a_number_is_told():
+    names = [f".{part}" for part in Steps._fields] + [".params['later']"]
+    expected = {name: np.array([1.0, 2.0]) for name in names}
+    found = expected | {".losses": np.array([1.0, np.nan]), ".params": np.array([np.nan, 2.0])}
+    largest = differences(found, expected)
+    assert np.isnan([largest["losses"], largest["params"]]).all()
+    assert largest["gradient"] == 0
 
 
 def test_no_checks_are_refused(capsys):
