@@ -146,7 +146,7 @@ def _train(
 ) -> Record:
     """The run in a folder that is open."""
     start = time.perf_counter()
-    data = fingerprint(dataset)
+    data = fingerprint(config, dataset)
     with (
         Checkpoints(run.checkpoints) as checkpoints,
         stop_request() as stop,

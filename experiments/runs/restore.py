@@ -14,7 +14,7 @@ from experiments.learning.configs import TrainConfig
 from experiments.learning.network import Network, make_model
 from experiments.learning.step import TrainState, init_state
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.run_data import check_data, fingerprint, load_data
+from experiments.runs.run_data import check_data, fingerprint, load_data, remembered
 from experiments.runtime.errors import UsageError
 
 
@@ -54,8 +54,8 @@ def restore(
         dataset = load_data(config, data_dir)
         if "data" in (facts := checkpoints.facts(step)):
             check_data(
-                facts["data"],
-                fingerprint(dataset),
+                remembered(facts),
+                fingerprint(config, dataset),
                 config,
                 f"the checkpoint of step {step} in {checkpoints.folder}",
             )

@@ -28,6 +28,7 @@ from experiments.plots import pictures
 from experiments.runs import flags, loop, steps
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.directory import read_records
+from experiments.runs.run_data import Fingerprint
 from experiments.runs.summary import table
 from experiments.runtime.errors import RunnerError, Stopped
 
@@ -285,7 +286,8 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "fingerprint", lambda _: 0)  # the data set will change
+    # The data set will change.
+    monkeypatch.setattr(loop, "fingerprint", lambda *_: Fingerprint(0, None))
     monkeypatch.setattr(loop, "check_classes", lambda _: None)  # which would be refused
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
     config = dataclasses.replace(tiny_run.CONFIG, eval_every=1)
