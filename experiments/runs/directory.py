@@ -72,6 +72,8 @@ class RunDirectory:
         self.locked = True
 
     def __enter__(self) -> Self:
+        # What the first process writes, another one must not find there when it looks.
+        processes.wait_for_all("the run directory is checked")
         if processes.is_first():
             self._open()
         processes.wait_for_all("the run directory is open")

@@ -7,6 +7,7 @@ import tiny_run
 
 from emcaps import RoutingOptions
 from experiments.runs.directory import RunDirectory, check_usable, read_config
+from experiments.runtime import processes
 from experiments.runtime.errors import RunnerError
 
 OTHER = dataclasses.replace(
@@ -56,6 +57,15 @@ def test_a_run_in_progress_is_refused(tmp_path):
     with RunDirectory(tmp_path, tiny_run.CONFIG):
         with pytest.raises(RunnerError, match="in use"):
             RunDirectory(tmp_path, tiny_run.CONFIG).__enter__()
+
+
+def test_nothing_is_written_before_all_processes_have_looked(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        processes, "wait_for_all", lambda _: found.append((tmp_path / "config.json").exists())
+    )
+    with RunDirectory(tmp_path, tiny_run.CONFIG, resume=False):
+        assert found == [False, True]
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "compiled", "tensorboard"])
