@@ -75,7 +75,11 @@ class RunDirectory:
         # What the first process writes, another one must not find there when it looks.
         processes.wait_for_all("the run directory is checked")
         if processes.is_first():
-            self._open()
+            try:
+                self._open()
+            except BaseException:
+                self._leave(failed=True)
+                raise
         processes.wait_for_all("the run directory is open")
         return self
 
@@ -86,7 +90,6 @@ class RunDirectory:
         try:
             self.locked = lock(self._lock)
         except BlockingIOError:
-            self._lock.close()
             raise UsageError(f"{self.path} is in use: another process is training there") from None
         check_usable(self.path, self._config)  # it may have finished since
         self._begins = not (self.path / "config.json").exists()
