@@ -115,10 +115,8 @@ def restored(
         raise DamagedCheckpoint(
             f"{where} is damaged (its config is none that this version knows: {error})"
         ) from error
-    ended = step == saved_config.steps or saved_config.target_error is not None
-    if not (ended and is_longer(config, saved_config)) and (
-        differences := differing_fields(saved_config, config)
-    ):
+    made_longer = step == saved_config.steps and is_longer(config, saved_config)
+    if not made_longer and (differences := differing_fields(saved_config, config)):
         raise UsageError(f"{where} is of another config ({differences}); choose another --workdir")
     check_data(remembered(facts), data, config, where)
     return checkpoints.restore(step, like, shardings), facts
