@@ -13,6 +13,8 @@ from typing import IO
 
 import numpy as np
 
+from experiments.runtime.errors import first_line
+
 # Bytes that the contents of a file may take in memory: nine times those of smallNORB.
 LARGEST = 8 * 2**30
 PIECE = 2**20  # bytes read at once: memory is taken for what is there, not for what a header says
@@ -63,7 +65,10 @@ def read_array(file: IO[bytes], available: int) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version not in NPY_HEADERS:
         raise NotPlain(f"an array is in version {version} of NumPy's format")
-    shape, _, dtype = NPY_HEADERS[version](file)
+    try:
+        shape, _, dtype = NPY_HEADERS[version](file)
+    except Exception as error:  # those of Python's tokenizer and parser among them
+        raise ValueError(f"the header of an array cannot be read: {first_line(error)}") from error
     if dtype.hasobject:
         raise NotPlain("an array holds Python objects")
     if (
