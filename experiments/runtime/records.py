@@ -70,9 +70,14 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file whole, or not at all."""
+    """Write an .npz file whole, or not at all.
+
+    Raises ValueError if an array holds Python objects.
+    """
+    if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
+        raise ValueError(f"arrays must not hold Python objects; {objects[0]} does")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".npz.tmp")
     with scratch.open("wb") as out:
-        np.savez_compressed(out, allow_pickle=False, **arrays)
+        np.savez_compressed(out, **arrays)
     os.replace(scratch, path)
