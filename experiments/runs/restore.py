@@ -44,6 +44,8 @@ def restore(
             data.
         DamagedCheckpoint: it cannot be read.
     """
+    # Before a step is chosen: a run that goes on meanwhile deletes older ones.
+    dataset = load_data(config, data_dir)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -51,7 +53,6 @@ def restore(
         step = steps[-1] if step is None else step
         if step not in steps:
             raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
-        dataset = load_data(config, data_dir)
         if "data" in (facts := checkpoints.facts(step)):
             check_data(
                 remembered(facts),
