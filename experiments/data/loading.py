@@ -98,7 +98,16 @@ def load_tfds(builder: Builder) -> Dataset:
         )
     read = lambda: read_split(builder, "train") | read_split(builder, "test")  # noqa: E731
     try:
-        arrays = cached(f"{builder.name}-{builder.version}", Path(builder.data_path), read)
+        arrays = cached(
+            f"{builder.name}-{builder.version}",
+            (
+                builder.image_features,
+                builder.label_feature,
+                sorted(builder.factor_features.items()),
+            ),
+            Path(builder.data_path),
+            read,
+        )
     except (RuntimeError, ValueError) as error:
         message = (
             f"{builder.data_path} is damaged ({first_line(error)}); delete it, and it will be "

@@ -120,7 +120,15 @@ def test_the_second_time_loads_the_cache(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "harm", ["changed data", "broken cache", "truncated cache", "no cache folder"]
+    "harm",
+    [
+        "changed data",
+        "changed layout",
+        "broken cache",
+        "truncated cache",
+        "flipped bit",
+        "no cache folder",
+    ],
 )
 def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypatch):
     first = loading.load(tiny.name, tmp_path / "data")
@@ -131,6 +139,13 @@ def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypat
     elif harm == "truncated cache":
         path = next((tmp_path / "cache").rglob("*.arrays"))
         path.write_bytes(path.read_bytes()[:-1])
+    elif harm == "flipped bit":
+        path = next((tmp_path / "cache").rglob("*.arrays"))
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    elif harm == "changed layout":
+        builder = loading.BUILDERS[tiny.name]
+        features = {**builder.factor_features, "again": builder.label_feature}
+        monkeypatch.setattr(builder, "factor_features", features)
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
