@@ -93,8 +93,8 @@ def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
 
     Raises:
         OSError, ValueError, RuntimeError, zipfile.BadZipFile: as they come, for a file that is no
-        .npz file, or has more than
-            `LARGEST` bytes in it; ValueError for one in which an array, which is named, is damaged,
+            .npz file.
+        ValueError: it has more than `LARGEST` bytes in it; or an array, which is named, is damaged,
             or needed and not plain.
     """
     arrays = {}
@@ -124,10 +124,10 @@ def read_tar(path: Path, names: Sequence[str]) -> list[bytes]:
     anywhere.
 
     Raises:
-        OSError, ValueError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that
-        is no such archive, lacks one of
-            the names, or has something else (such as a link, which could lead anywhere) by that
-            name.
+        OSError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that is no such
+            archive.
+        ValueError: it ends too early, has more than `LARGEST` bytes in it, lacks one of the names,
+            or has something else (such as a link, which could lead anywhere) by one of them.
     """
     contents: dict[str, bytes] = {}
     unpacked = 0
