@@ -72,5 +72,5 @@ def checksum(arrays: Arrays) -> int:
     number = 0
     for name, array in arrays.items():
         number = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), number)
-        number = zlib.crc32(np.ascontiguousarray(array), number)
+        number = zlib.crc32(np.ascontiguousarray(array).data, number)
     return number

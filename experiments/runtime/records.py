@@ -77,8 +77,9 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
         raise ValueError(f"arrays must not hold Python objects; {objects[0]} does")
     path.parent.mkdir(parents=True, exist_ok=True)
+    by_name: dict[str, Any] = dict(arrays)
     with replacing(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **by_name)
 
 
 @contextlib.contextmanager
