@@ -23,7 +23,16 @@ from experiments.runtime.errors import RunnerError, UsageError
 from experiments.runtime.records import write_atomically
 
 PROGRAM = ".stablehlo"
-FACTS = ("dataset", "num_parameters", "seed", "steps", "test_error", "test_examples", "jax_version")
+FACTS = (
+    "dataset",
+    "num_parameters",
+    "seed",
+    "steps",
+    "scored_on",
+    "test_error",
+    "test_examples",
+    "jax_version",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +85,7 @@ def export(command: ExportCommand) -> Classifier:
             f"there is no folder {command.out.parent} to write {command.out.name} into"
         )
     step, state, dataset, model = restore(
-        config, command.workdir, command.data_dir, None, start_jax(1)[:1]
+        config, command.workdir, command.data_dir, result["steps"], start_jax(1)[:1]
     )
     model = network_at(config, model, step)
     assert isinstance(model, CapsNet)
@@ -90,7 +99,7 @@ def export(command: ExportCommand) -> Classifier:
             first_of_each_class(dataset)
             if command.examples
             else Examples(dataset.test_images[:0], dataset.test_labels[:0]),
-            {name: result[name] for name in FACTS},
+            {name: result[name] for name in FACTS if name in result},
         )
         if command.out.suffix == PROGRAM:
             write_atomically(command.out, classifier.export())
@@ -115,9 +124,10 @@ def first_of_each_class(dataset: Dataset) -> Examples:
 def run(command: ExportCommand, _: str) -> None:
     """Write the file."""
     classifier = export(command)
+    facts = classifier.facts
     print(
-        f"{command.out}: {command.out.stat().st_size} bytes, test error "
-        f"{classifier.facts['test_error']:.4%}"
+        f"{command.out}: {command.out.stat().st_size} bytes, error {facts['test_error']:.4%} "
+        f"on the {facts.get('scored_on', 'test set')}"
     )
 
 

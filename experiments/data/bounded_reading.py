@@ -13,6 +13,8 @@ from typing import IO
 
 import numpy as np
 
+from experiments.runtime.errors import first_line
+
 # Bytes that the contents of a file may take in memory: nine times those of smallNORB.
 LARGEST = 8 * 2**30
 PIECE = 2**20  # bytes read at once: memory is taken for what is there, not for what a header says
@@ -63,7 +65,10 @@ def read_array(file: IO[bytes], available: int) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version not in NPY_HEADERS:
         raise NotPlain(f"an array is in version {version} of NumPy's format")
-    shape, _, dtype = NPY_HEADERS[version](file)
+    try:
+        shape, _, dtype = NPY_HEADERS[version](file)
+    except Exception as error:  # those of Python's tokenizer and parser among them
+        raise ValueError(f"the header of an array cannot be read: {first_line(error)}") from error
     if dtype.hasobject:
         raise NotPlain("an array holds Python objects")
     if (
@@ -88,8 +93,8 @@ def read_npz(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
 
     Raises:
         OSError, ValueError, RuntimeError, zipfile.BadZipFile: as they come, for a file that is no
-        .npz file, or has more than
-            `LARGEST` bytes in it; ValueError for one in which an array, which is named, is damaged,
+            .npz file.
+        ValueError: it has more than `LARGEST` bytes in it; or an array, which is named, is damaged,
             or needed and not plain.
     """
     arrays = {}
@@ -119,10 +124,10 @@ def read_tar(path: Path, names: Sequence[str]) -> list[bytes]:
     anywhere.
 
     Raises:
-        OSError, ValueError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that
-        is no such archive, lacks one of
-            the names, or has something else (such as a link, which could lead anywhere) by that
-            name.
+        OSError, EOFError, zlib.error, tarfile.TarError: as they come, for a file that is no such
+            archive.
+        ValueError: it ends too early, has more than `LARGEST` bytes in it, lacks one of the names,
+            or has something else (such as a link, which could lead anywhere) by one of them.
     """
     contents: dict[str, bytes] = {}
     unpacked = 0

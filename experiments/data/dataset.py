@@ -4,7 +4,7 @@ of a factor.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,15 +126,8 @@ def with_values(dataset: Dataset, factor: str, values: Sequence[int]) -> Dataset
                 f"values of {factor} must be some of the {split} images' {there_are}; got "
                 f"{list(values)}"
             )
-    return Dataset(
-        dataset.name,
-        dataset.class_names,
-        dataset.train_images[train],
-        dataset.train_labels[train],
-        dataset.test_images[test],
-        dataset.test_labels[test],
-        {name: numbers[train] for name, numbers in dataset.train_factors.items()},
-        {name: numbers[test] for name, numbers in dataset.test_factors.items()},
+    return dataset._replace(
+        **chosen_of(dataset, "train", train, "train"), **chosen_of(dataset, "test", test, "test")
     )
 
 
@@ -143,10 +136,19 @@ def divided(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> Dataset:
     set, to test.
     """
     return dataset._replace(
-        train_images=dataset.train_images[train],
-        train_labels=dataset.train_labels[train],
-        train_factors={name: values[train] for name, values in dataset.train_factors.items()},
-        test_images=dataset.train_images[test],
-        test_labels=dataset.train_labels[test],
-        test_factors={name: values[test] for name, values in dataset.train_factors.items()},
+        **chosen_of(dataset, "train", train, "train"), **chosen_of(dataset, "train", test, "test")
     )
+
+
+def chosen_of(dataset: Dataset, split: str, chosen: np.ndarray, becomes: str) -> dict[str, Any]:
+    """The fields of a split, `train` or `test`, with the images of this one, or of the other, that
+    are chosen.
+    """
+    images, labels, factors = (
+        getattr(dataset, f"{split}_{field}") for field in ("images", "labels", "factors")
+    )
+    return {
+        f"{becomes}_images": images[chosen],
+        f"{becomes}_labels": labels[chosen],
+        f"{becomes}_factors": {name: values[chosen] for name, values in factors.items()},
+    }

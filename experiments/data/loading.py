@@ -23,6 +23,7 @@ from experiments.data.npz_files import SUFFIX, read_npz
 from experiments.data.tfds_builders import Cifar10, FashionMnist, Mnist, Smallnorb
 from experiments.data.toynorb_builders import ToyNorb, ToyNorb96, ToyNorbTuning
 from experiments.runtime.errors import RunnerError, UsageError, first_line
+from experiments.runtime.locks import one_at_a_time
 
 BUILDERS = {
     builder.name: builder
@@ -87,6 +88,8 @@ def load_tfds(builder: Builder) -> Dataset:
     """The data set of a builder, prepared first if need be. Raises RunnerError as `load` does."""
     if not Path(builder.data_path).exists():
         prepare(builder)
+        # One that was made before another process has prepared the data knows nothing of them.
+        builder = type(builder)(data_dir=data_root(builder))
     if builder.is_prepared() and builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UsageError(
             f"{builder.data_path} holds {builder.name} as {builder.info.file_format.value}, which "
@@ -95,7 +98,16 @@ def load_tfds(builder: Builder) -> Dataset:
         )
     read = lambda: read_split(builder, "train") | read_split(builder, "test")  # noqa: E731
     try:
-        arrays = cached(f"{builder.name}-{builder.version}", Path(builder.data_path), read)
+        arrays = cached(
+            f"{builder.name}-{builder.version}",
+            (
+                builder.image_features,
+                builder.label_feature,
+                sorted(builder.factor_features.items()),
+            ),
+            Path(builder.data_path),
+            read,
+        )
     except (RuntimeError, ValueError) as error:
         message = (
             f"{builder.data_path} is damaged ({first_line(error)}); delete it, and it will be "
@@ -113,7 +125,8 @@ def load_tfds(builder: Builder) -> Dataset:
 def prepare(builder: Builder) -> None:
     """Download (or take from the manual folder), check and convert.
 
-    TFDS renames the folder into place when it is complete.
+    TFDS renames the folder into place when it is complete. Another process that is at it is waited
+    for.
     """
     root = data_root(builder)
     downloads = root / "downloads" / "manual"
@@ -126,8 +139,13 @@ def prepare(builder: Builder) -> None:
         if missing:  # without a network TFDS would try for minutes
             urllib.request.urlopen(missing[0], timeout=20).close()
         config = tfds.download.DownloadConfig(manual_dir=manual)
-        builder.download_and_prepare(download_config=config, file_format="array_record")
+        root.mkdir(parents=True, exist_ok=True)
+        waiting = f"waiting for another process, which prepares {builder.name} in {root}"
+        with one_at_a_time(root / f".{builder.name}.lock", waiting):  # TFDS looks if it is there
+            builder.download_and_prepare(download_config=config, file_format="array_record")
     except (OSError, ValueError, DownloadError, NonMatchingChecksumError) as error:
+        if Path(builder.data_path).exists():  # another process was faster, whom no lock kept away
+            return
         failure = (
             f"{builder.name} is not in {root}, and preparing it there failed: {first_line(error)}"
         )

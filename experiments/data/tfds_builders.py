@@ -62,7 +62,9 @@ class Layout:
 
 
 class Mnist(Layout, mnist.MNIST, skip_registration=True):
-    """MNIST from the four files of http://yann.lecun.com/exdb/mnist."""
+    """MNIST from the four files of http://yann.lecun.com/exdb/mnist, which are downloaded from the
+    mirror that TFDS knows.
+    """
 
     name = "mnist"
     pkg_dir_path = mnist.MNIST.pkg_dir_path

@@ -1,6 +1,5 @@
 """A TFDS builder that renders its data: a stand-in for smallNORB that any machine can make."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from experiments.data.tfds_builders import NorbLayout, encode_png
+from experiments.runtime.processes import processors
 from experiments.toynorb.scene import AZIMUTHS, ELEVATIONS, LIGHTINGS, photograph
 from experiments.toynorb.shapes import CATEGORIES, INSTANCES, toy
 
@@ -100,10 +100,10 @@ class ToyNorb(NorbLayout, tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         ]
 
     def render_split(self, split: str) -> Iterator[tuple[Sweep, list[Any]]]:
-        """Render sweep by sweep, as many at a time as there are processors; yields PNG files
-        [azimuth][lighting][left, right].
+        """Render sweep by sweep, as many at a time as there are processors for this process; yields
+        PNG files [azimuth][lighting][left, right].
         """
-        workers = os.cpu_count() or 1
+        workers = processors()
         sweeps = self.sweeps(split)
         pairs = len(self.AZIMUTH_LABELS) * len(LIGHTINGS)
         progress = tqdm(

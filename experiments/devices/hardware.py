@@ -212,9 +212,8 @@ def split_cpu(count: int | None = None) -> None:
     """
     by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not by_flag and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with contextlib.suppress(RuntimeError):  # JAX has been used
-            jax.config.update("jax_num_cpu_devices", count or cores or 1)
+            jax.config.update("jax_num_cpu_devices", count or processes.processors())
 
 
 def describe(devices: Devices) -> str:

@@ -336,10 +336,11 @@ def default_config(words: Sequence[str]) -> TrainConfig:
     set that it names.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default="emcaps")
-    parser.add_argument("--model", default="capsules")
-    parser.add_argument("--dataset", default=TrainConfig.dataset)
-    parser.add_argument("--num-iterations", "--num_iterations")
+    defaults = {"preset": "emcaps", "model": "capsules", "dataset": TrainConfig.dataset}
+    # A flag without its value, the parser of all flags will refuse.
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", nargs="?", default=default, const=default)
+    parser.add_argument("--num-iterations", "--num_iterations", nargs="?")
     chosen = parser.parse_known_args(words)[0]
     model = ModelConfig(class_iterations=None) if chosen.num_iterations else ModelConfig()
     # What there is no preset of, the parser of all flags will refuse.

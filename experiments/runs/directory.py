@@ -12,8 +12,8 @@
     result.json     written last: its presence says that the run is finished
 
 Nothing but pictures is written to a finished run, unless it is made longer: the same config with
-more steps goes on from its last. An unfinished one can be continued by the same config, by one
-process at a time.
+more steps goes on from its last, but for a run that ended before, at its target error. An
+unfinished one can be continued by the same config, by one process at a time.
 """
 
 import contextlib
@@ -72,8 +72,14 @@ class RunDirectory:
         self.locked = True
 
     def __enter__(self) -> Self:
+        # What the first process writes, another one must not find there when it looks.
+        processes.wait_for_all("the run directory is checked")
         if processes.is_first():
-            self._open()
+            try:
+                self._open()
+            except BaseException:
+                self._leave(failed=True)
+                raise
         processes.wait_for_all("the run directory is open")
         return self
 
@@ -84,7 +90,6 @@ class RunDirectory:
         try:
             self.locked = lock(self._lock)
         except BlockingIOError:
-            self._lock.close()
             raise UsageError(f"{self.path} is in use: another process is training there") from None
         check_usable(self.path, self._config)  # it may have finished since
         self._begins = not (self.path / "config.json").exists()
@@ -172,13 +177,19 @@ def check_usable(path: Path, config: TrainConfig, resume: bool = True) -> None:
     """Raise UsageError, saying why, unless a run of this config may start in the folder, or (with
     `resume`) go on.
 
-    A finished run goes on if it is made longer.
+    A finished run goes on if it is made longer, unless it ended at its target error.
     """
     check_folder(path)
     if (path / "config.json").exists():
         there = read_config(path)
         was_finished = (path / "result.json").exists() or earlier_result(path, there).exists()
         if resume and was_finished and is_longer(config, there):
+            result = read_result(path) or read_record(earlier_result(path, there))
+            if result["steps"] < there.steps:
+                raise UsageError(
+                    f"{path} holds a run that ended at its target error after {result['steps']} "
+                    "steps, where a longer one would end as well; choose another folder"
+                )
             return
         differences = differing_fields(there, config)
         other = f" of another config ({differences})" if differences else ""

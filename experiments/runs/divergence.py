@@ -126,13 +126,16 @@ class Guard:
         """Examine and save what went wrong in a step, and say so."""
         findings = jax.device_get(self._examine.step(copied(state), self._examine.shard(batch))[1])
         report = make_report(step, values, findings)
-        earlier = read_report(self._folder)
+        try:
+            earlier = read_report(self._folder)
+        except (OSError, RunnerError):  # damaged
+            earlier = None
         where = f"are in {self._folder}" + (
             f", in place of those of step {earlier['step']}" if earlier else ""
         )
         try:
             save(self._folder, state, batch, report)
-        except (OSError, RunnerError) as error:  # a full disk must not hide what happened
+        except (OSError, RunnerError) as error:  # the disk must not hide what happened
             where = f"could not be saved ({error})"
         return NonfiniteError(
             f"training diverged at step {step}: "

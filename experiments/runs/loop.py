@@ -146,7 +146,7 @@ def _train(
 ) -> Record:
     """The run in a folder that is open."""
     start = time.perf_counter()
-    data = fingerprint(dataset)
+    data = fingerprint(config, dataset)
     with (
         Checkpoints(run.checkpoints) as checkpoints,
         stop_request() as stop,
@@ -236,16 +236,19 @@ def _train(
             evaluate_seconds += time.perf_counter() - evaluate_start
             return scores
 
-        progress.set_description("compiling")
-        compile_start = time.perf_counter()
-        lowered = programs.step.step.lower(state, programs.step.shard(batches(step)))
-        train_step = programs.step._replace(step=lowered.compile())
-        compile_seconds = time.perf_counter() - compile_start
+        remaining = range(step, step if done else config.steps)
+        train_step, compile_seconds = programs.step, 0.0
+        if remaining:
+            progress.set_description("compiling")
+            compile_start = time.perf_counter()
+            lowered = train_step.step.lower(state, train_step.shard(batches(step)))
+            train_step = train_step._replace(step=lowered.compile())
+            compile_seconds = time.perf_counter() - compile_start
         guard = Guard(run.path / "nonfinite", batches, train_step.step, programs.examine)
 
         go_on_training()
         window = StepWindow(config.batch_size, state, window_before)
-        steps = take_steps(train_step, batches, state, range(step, step if done else config.steps))
+        steps = take_steps(train_step, batches, state, remaining)
         for state, metrics in steps:
             step += 1
             window.add(metrics)

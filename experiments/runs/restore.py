@@ -14,7 +14,7 @@ from experiments.learning.configs import TrainConfig
 from experiments.learning.network import Network, make_model
 from experiments.learning.step import TrainState, init_state
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.run_data import check_data, fingerprint, load_data
+from experiments.runs.run_data import check_data, fingerprint, load_data, remembered
 from experiments.runtime.errors import UsageError
 
 
@@ -44,6 +44,8 @@ def restore(
             data.
         DamagedCheckpoint: it cannot be read.
     """
+    # Before a step is chosen: a run that goes on meanwhile deletes older ones.
+    dataset = load_data(config, data_dir)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -51,11 +53,10 @@ def restore(
         step = steps[-1] if step is None else step
         if step not in steps:
             raise UsageError(f"{workdir} has checkpoints of the steps {steps}; none of step {step}")
-        dataset = load_data(config, data_dir)
         if "data" in (facts := checkpoints.facts(step)):
             check_data(
-                facts["data"],
-                fingerprint(dataset),
+                remembered(facts),
+                fingerprint(config, dataset),
                 config,
                 f"the checkpoint of step {step} in {checkpoints.folder}",
             )

@@ -14,13 +14,13 @@ from experiments.learning.configs import TrainConfig, from_json
 from experiments.learning.step import Metrics, TrainState
 from experiments.runs.checkpoints import Checkpoints, DamagedCheckpoint
 from experiments.runs.directory import differing_fields, is_longer
-from experiments.runs.run_data import check_data
+from experiments.runs.run_data import Fingerprint, check_data, remembered
 from experiments.runtime.errors import RunnerError, UsageError
 
 
 def facts_of(
     config: TrainConfig,
-    data: int,
+    data: Fingerprint,
     place: tuple[int, int],
     window: Sequence[Metrics],
     origin: str | None,
@@ -30,7 +30,7 @@ def facts_of(
 
     Args:
         config: of the run.
-        data: `fingerprint` of what it trains on.
+        data: `fingerprint` of what it trains on and is scored on.
         place: epoch and position in it of the next batch.
         window: metrics of the steps since the last record, which the next record is to contain.
         origin: of the weights that the run began with, if they are those of another.
@@ -38,7 +38,7 @@ def facts_of(
     metrics = [[float(value) for value in step] for step in window]
     facts = {
         "config": dataclasses.asdict(config),
-        "data": data,
+        **data._asdict(),
         "epoch": place[0],
         "position": place[1],
         "window": metrics,
@@ -49,7 +49,7 @@ def facts_of(
 def go_on_from(
     checkpoints: Checkpoints,
     config: TrainConfig,
-    data: int,
+    data: Fingerprint,
     like: TrainState,
     shardings: Any,
     fall_back: bool,
@@ -99,7 +99,7 @@ def restored(
     checkpoints: Checkpoints,
     step: int,
     config: TrainConfig,
-    data: int,
+    data: Fingerprint,
     like: TrainState,
     shardings: Any,
 ) -> tuple[TrainState, Mapping[str, Any]]:
@@ -115,10 +115,8 @@ def restored(
         raise DamagedCheckpoint(
             f"{where} is damaged (its config is none that this version knows: {error})"
         ) from error
-    ended = step == saved_config.steps or saved_config.target_error is not None
-    if not (ended and is_longer(config, saved_config)) and (
-        differences := differing_fields(saved_config, config)
-    ):
+    made_longer = step == saved_config.steps and is_longer(config, saved_config)
+    if not made_longer and (differences := differing_fields(saved_config, config)):
         raise UsageError(f"{where} is of another config ({differences}); choose another --workdir")
-    check_data(facts["data"], data, config, where)
+    check_data(remembered(facts), data, config, where)
     return checkpoints.restore(step, like, shardings), facts

@@ -7,7 +7,11 @@ They are known by their contents: where a file lies, and its name, may change.
 import dataclasses
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from experiments.data import loading
 from experiments.data.dataset import Dataset, hold_out, hold_out_instances, with_values
@@ -15,6 +19,21 @@ from experiments.data.npz_files import SUFFIX
 from experiments.learning.configs import TrainConfig
 from experiments.runs.directory import read_config
 from experiments.runtime.errors import UsageError
+
+
+class Fingerprint(NamedTuple):
+    """What data are known by; what a checkpoint remembers of them, by these names.
+
+    Attributes:
+        data: a number that changes with the training images and labels.
+        test_data: one that changes with the test images and labels and with the names of the
+            classes, of data in a file. None, which says nothing, of other data: the test images of
+            affNIST are interpolated where JAX runs, and not all devices round alike; and of runs
+            from before there was this number.
+    """
+
+    data: int
+    test_data: int | None
 
 
 def load_data(config: TrainConfig, data_dir: Path | None) -> Dataset:
@@ -30,9 +49,30 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> Dataset:
     return hold_out(dataset, config.holdout)
 
 
-def fingerprint(dataset: Dataset) -> int:
-    """A number that changes with the training images and labels."""
-    return zlib.crc32(dataset.train_labels.tobytes(), zlib.crc32(dataset.train_images.tobytes()))
+def fingerprint(config: TrainConfig, dataset: Dataset) -> Fingerprint:
+    """That of a config's data."""
+    in_file = config.dataset.endswith(SUFFIX)
+    names = json.dumps(dataset.class_names).encode()
+    return Fingerprint(
+        checksum(dataset.train_images, dataset.train_labels),
+        checksum(dataset.test_images, dataset.test_labels, names) if in_file else None,
+    )
+
+
+def checksum(*parts: np.ndarray | bytes) -> int:
+    """A number that changes with any of these."""
+    number = 0
+    for part in parts:
+        number = zlib.crc32(part if isinstance(part, bytes) else part.tobytes(), number)
+    return number
+
+
+def difference(trained_on: Fingerprint, here: Fingerprint) -> str:
+    """Which of the data differ; empty if none do, as far as both fingerprints say."""
+    if trained_on.data != here.data:
+        return "training images"
+    known = None not in (trained_on.test_data, here.test_data)
+    return "test images or classes" if known and trained_on.test_data != here.test_data else ""
 
 
 def as_known(config: TrainConfig, workdir: Path, data_dir: Path | None) -> TrainConfig:
@@ -51,11 +91,14 @@ def as_known(config: TrainConfig, workdir: Path, data_dir: Path | None) -> Train
     if there == config.dataset or not there.endswith(SUFFIX):
         return config
     trained_on = recorded_fingerprint(workdir / "checkpoints")
-    same = trained_on is not None and trained_on == fingerprint(load_data(config, data_dir))
-    return dataclasses.replace(config, dataset=there) if same else config
+    if trained_on is None or difference(
+        trained_on, fingerprint(config, load_data(config, data_dir))
+    ):
+        return config
+    return dataclasses.replace(config, dataset=there)
 
 
-def recorded_fingerprint(checkpoints: Path) -> int | None:
+def recorded_fingerprint(checkpoints: Path) -> Fingerprint | None:
     """That of the data of a run, from the newest checkpoint that says it; None if there is none."""
     steps = sorted(
         (path for path in checkpoints.glob("*") if path.name.isdigit()),
@@ -64,10 +107,16 @@ def recorded_fingerprint(checkpoints: Path) -> int | None:
     )
     for step in steps:
         try:
-            return json.loads((step / "facts" / "metadata").read_text(encoding="utf-8"))["data"]
+            facts = json.loads((step / "facts" / "metadata").read_text(encoding="utf-8"))
+            return remembered(facts)
         except (OSError, ValueError, KeyError, TypeError):  # damaged
             continue
     return None
+
+
+def remembered(facts: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint in a checkpoint's facts. Raises KeyError if there is none."""
+    return Fingerprint(facts["data"], facts.get("test_data"))
 
 
 def now_at(config: TrainConfig, place: Path | None) -> TrainConfig:
@@ -86,13 +135,12 @@ def now_at(config: TrainConfig, place: Path | None) -> TrainConfig:
     return dataclasses.replace(config, dataset=str(place))
 
 
-def check_data(trained_on: int, data: int, config: TrainConfig, run: str) -> None:
+def check_data(trained_on: Fingerprint, here: Fingerprint, config: TrainConfig, run: str) -> None:
     """Raise UsageError if the fingerprint of a config's data is not that of what a run
-    trains on.
+    trains on and is scored on.
     """
-    if trained_on != data:
+    if differing := difference(trained_on, here):
         there_are = f"there are now in {config.dataset}"
         raise UsageError(
-            f"{run} is of a run on other training images than {there_are}; give it back its data "
-            "set"
+            f"{run} is of a run on other {differing} than {there_are}; give it back its data set"
         )

@@ -60,6 +60,11 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
+def processors() -> int:
+    """How many processors this process may run on, which can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_first() -> bool:
     """Whether this is the process that writes."""
     return jax.process_index() == 0

@@ -1,10 +1,11 @@
 """Records: JSON and arrays in files that are written as a whole or not at all."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -64,15 +65,35 @@ def parse_record(text: str, file: Path) -> Record:
 
 def write_atomically(path: Path, contents: str | bytes) -> None:
     """Write a file so that, whatever happens, it holds the old contents or the new."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(contents.encode() if isinstance(contents, str) else contents)
-    os.replace(scratch, path)
+    with replacing(path) as file:
+        file.write(contents.encode() if isinstance(contents, str) else contents)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file whole, or not at all."""
+    """Write an .npz file whole, or not at all.
+
+    Raises ValueError if an array holds Python objects.
+    """
+    if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
+        raise ValueError(f"arrays must not hold Python objects; {objects[0]} does")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".npz.tmp")
-    with scratch.open("wb") as out:
-        np.savez_compressed(out, allow_pickle=False, **arrays)
-    os.replace(scratch, path)
+    by_name: dict[str, Any] = dict(arrays)
+    with replacing(path) as file:
+        np.savez_compressed(file, **by_name)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, which takes the place of the one at this path when all of it is written; where
+    that fails it is gone.
+    """
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        with scratch.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a name could be on the disk before its contents
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

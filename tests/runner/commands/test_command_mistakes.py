@@ -193,6 +193,10 @@ MISTAKES = [
     (f"{TRAIN} --workdir file", "file is not a folder"),
     (f"{TRAIN} --workdir file/new", "file is not a folder"),
     (f"{TRAIN} --workdir new --baseline --holdout 5", "new-cnn holds files of something else"),
+    # flags without their values
+    *((f"train {flag} --seed 3", flag) for flag in ("--dataset", "--preset", "--model")),
+    ("train --num-iterations", "--num-iterations"),
+    ("jumble --flags=--num-iterations", "--num-iterations"),
     # what the data or the devices do not have
     (
         "ablation --dataset mnist",

@@ -4,6 +4,7 @@ it is at hand.
 
 import gzip
 import os
+import threading
 import urllib.error
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from experiments.data.dataset import (
     hold_out_instances,
     with_values,
 )
+from experiments.runtime import locks
 from experiments.runtime.errors import RunnerError, UsageError
 
 SMALLNORB12 = Path(__file__).parents[4] / "shared" / "data" / "smallnorb12.npz"
@@ -118,7 +120,15 @@ def test_the_second_time_loads_the_cache(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "harm", ["changed data", "broken cache", "truncated cache", "no cache folder"]
+    "harm",
+    [
+        "changed data",
+        "changed layout",
+        "broken cache",
+        "truncated cache",
+        "flipped bit",
+        "no cache folder",
+    ],
 )
 def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypatch):
     first = loading.load(tiny.name, tmp_path / "data")
@@ -129,6 +139,13 @@ def test_a_cache_that_does_not_serve_is_not_used(tiny, harm, tmp_path, monkeypat
     elif harm == "truncated cache":
         path = next((tmp_path / "cache").rglob("*.arrays"))
         path.write_bytes(path.read_bytes()[:-1])
+    elif harm == "flipped bit":
+        path = next((tmp_path / "cache").rglob("*.arrays"))
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    elif harm == "changed layout":
+        builder = loading.BUILDERS[tiny.name]
+        features = {**builder.factor_features, "again": builder.label_feature}
+        monkeypatch.setattr(builder, "factor_features", features)
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -208,6 +225,30 @@ def test_a_failure_half_way_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="crash"):
             loading.load(tiny.name, tmp_path / "data")
     assert len(loading.load(tiny.name, tmp_path / "data").train_labels) == 10
+
+
+@pytest.mark.parametrize("locks_there", [True, False])
+def test_two_processes_may_prepare_the_same_data(locks_there, tmp_path, monkeypatch, capsys):
+    if not locks_there:
+        monkeypatch.setattr(locks, "fcntl", None)
+    put_by_hand(original_files.noise("mnist"), tmp_path, monkeypatch)
+    builder, found, said = loading.BUILDERS["mnist"], [], []
+
+    def meanwhile_another_loads_it(self, dl_manager, split=builder._split_generators):
+        monkeypatch.setattr(builder, "_split_generators", split)
+        other.start()
+        while other.is_alive() and "waiting for another process" not in "".join(said):
+            said.append(capsys.readouterr().err)
+            other.join(0.01)
+        return split(self, dl_manager)
+
+    other = threading.Thread(target=lambda: found.append(loading.load("mnist", tmp_path)))
+    monkeypatch.setattr(builder, "_split_generators", meanwhile_another_loads_it)
+    found.append(loading.load("mnist", tmp_path))
+    other.join()
+    assert [data.class_names for data in found] == [tuple("0123456789")] * 2
+    assert_same_examples(*found)
+    assert ("waiting" in "".join(said)) == locks_there
 
 
 def test_damaged_data_is_named(tiny, tmp_path):

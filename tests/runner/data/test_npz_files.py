@@ -227,6 +227,19 @@ def test_a_file_that_cannot_be_read_is_refused(harm, tmp_path):
         loading.load(str(tmp_path / "wrong.npz"))
 
 
+@pytest.mark.parametrize("place, byte", [(0, b"["), (1, b"\0"), (-2, b"(")])
+def test_a_damaged_header_of_an_array_is_named(place, byte, tmp_path):
+    np.save(buffer := io.BytesIO(), example_arrays()["image"])
+    damaged = bytearray(buffer.getvalue())
+    header = damaged.index(b"{"), damaged.index(b"}") + 1
+    at = range(*header)[place]
+    damaged[at : at + 1] = byte
+    with zipfile.ZipFile(tmp_path / "wrong.npz", "w") as archive:
+        archive.writestr("image.npy", bytes(damaged))
+    with pytest.raises(RunnerError, match=r"wrong\.npz cannot be read .*: image: the header of an"):
+        loading.load(str(tmp_path / "wrong.npz"))
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(RunnerError, match=r"there is no file .*nosuch\.npz"):
         loading.load(str(tmp_path / "nosuch.npz"))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -296,6 +297,23 @@ class Tiny(toynorb_builders.ToyNorb, skip_registration=True):
     SPLITS = {"train": (4,), "test": (0,)}  # noqa: RUF012
     ELEVATION_LABELS = (0, 8)
     AZIMUTH_LABELS = (3,)
+
+
+def test_as_many_sweeps_are_rendered_at_a_time_as_there_are_processors_for(tmp_path, monkeypatch):
+    workers = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, max_workers):
+            workers.append(max_workers)
+            super().__init__(max_workers)
+
+    monkeypatch.setattr(toynorb_builders, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(Tiny, "render", lambda *_: [])
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    tiny = Tiny(data_dir=tmp_path)
+    sweeps = [sweep for sweep, _ in tiny.render_split("train")]
+    assert sweeps == tiny.sweeps("train") and workers == [2]
 
 
 @pytest.mark.filterwarnings("ignore:OpenCV")

@@ -6,7 +6,9 @@ import pytest
 import tiny_run
 
 from emcaps import RoutingOptions
+from experiments.runs import directory
 from experiments.runs.directory import RunDirectory, check_usable, read_config
+from experiments.runtime import processes
 from experiments.runtime.errors import RunnerError
 
 OTHER = dataclasses.replace(
@@ -56,6 +58,34 @@ def test_a_run_in_progress_is_refused(tmp_path):
     with RunDirectory(tmp_path, tiny_run.CONFIG):
         with pytest.raises(RunnerError, match="in use"):
             RunDirectory(tmp_path, tiny_run.CONFIG).__enter__()
+
+
+def test_nothing_is_written_before_all_processes_have_looked(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        processes, "wait_for_all", lambda _: found.append((tmp_path / "config.json").exists())
+    )
+    with RunDirectory(tmp_path, tiny_run.CONFIG, resume=False):
+        assert found == [False, True]
+
+
+def test_a_folder_that_cannot_be_opened_has_neither_traces_nor_a_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    run = RunDirectory(tmp_path / "a" / "b", tiny_run.CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "write_atomically", full)
+        with pytest.raises(OSError, match="no space left"):
+            run.__enter__()
+        assert not (tmp_path / "a").exists()
+        (tmp_path / "a" / "b").mkdir(parents=True)  # what was there before stays, unlocked
+        again = RunDirectory(tmp_path / "a" / "b", tiny_run.CONFIG)
+        with pytest.raises(OSError, match="no space left"):
+            again.__enter__()
+    assert not list((tmp_path / "a" / "b").iterdir())
+    with RunDirectory(tmp_path / "a" / "b", tiny_run.CONFIG):
+        pass
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "compiled", "tensorboard"])

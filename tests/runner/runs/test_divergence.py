@@ -293,3 +293,13 @@ def test_what_happened_is_told_even_if_it_cannot_be_saved(tmp_path):
         counting_guard(tmp_path / "nonfinite").check_steps(
             TrainState(jnp.int32(0), [], ()), metrics(np.nan)
         )
+
+
+def test_what_happened_is_told_even_if_an_earlier_report_is_damaged(tmp_path):
+    (tmp_path / "nonfinite").mkdir()
+    (tmp_path / "nonfinite" / "report.json").write_text('{"step":')
+    with pytest.raises(NonfiniteError, match=r"at step 1: loss nan.* are in .*nonfinite\. To try"):
+        counting_guard(tmp_path / "nonfinite").check_steps(
+            TrainState(jnp.int32(0), [], ()), metrics(np.nan)
+        )
+    assert (divergence.read_report(tmp_path / "nonfinite") or {})["step"] == 1

@@ -224,6 +224,16 @@ def test_a_checkpoint_that_lacks_something_is_damaged_or_whole(unfinished, what,
             assert "the checkpoint of step 4 in" in str(error)
 
 
+def test_where_no_step_is_left_none_is_compiled(calm, tmp_path):
+    run = shutil.copytree(calm, tmp_path / "run")
+    (run / "result.json").unlink()  # killed just before
+    result = loop.train(CONFIG, tiny_run.dataset(), run)
+    expected = json.loads((calm / "result.json").read_text())
+    assert result["compile_seconds"] == 0 < expected["compile_seconds"]
+    assert result["test_error"] == expected["test_error"]
+    assert_same_run(run, calm)
+
+
 def test_a_checkpoint_of_another_config_or_other_data_is_refused(unfinished):
     other = dataclasses.replace(CONFIG, seed=1)
     (unfinished / "config.json").write_text(to_json(other))

@@ -5,6 +5,7 @@ it fails.
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from experiments.plots import pictures
 from experiments.runs import flags, loop, steps
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.directory import read_records
+from experiments.runs.restore import restore
+from experiments.runs.run_data import Fingerprint
 from experiments.runs.summary import table
 from experiments.runtime.errors import RunnerError, Stopped
 
@@ -191,6 +194,21 @@ def test_evaluate_names_the_checkpoints_there_are(finished, monkeypatch, capsys)
     assert "sees whole images, of which there are no 4 crops" in capsys.readouterr().err
 
 
+def test_a_run_that_goes_on_while_its_data_are_loaded_is_read(finished, tmp_path, monkeypatch):
+    newest = tmp_path / "run" / "checkpoints" / "6"
+    shutil.copytree(finished, tmp_path / "run")
+    newest.rename(tmp_path / "6")
+
+    def load_slowly(*_):
+        (tmp_path / "6").rename(newest)
+        shutil.rmtree(newest.with_name("4"))
+        return tiny_run.dataset()
+
+    monkeypatch.setattr(loading, "load", load_slowly)
+    restored = restore(tiny_run.CONFIG, tmp_path / "run", None, None, jax.devices()[:1])
+    assert restored.step == 6
+
+
 def test_evaluate_says_so_when_there_are_no_checkpoints_yet(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *args: tiny_run.dataset())
     (tmp_path / "config.json").write_text(to_json(tiny_run.CONFIG))
@@ -285,7 +303,8 @@ def test_training_stops_at_a_target_error_and_stays_stopped(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_divergence_is_an_error_and_keeps_what_was_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "fingerprint", lambda _: 0)  # the data set will change
+    # The data set will change.
+    monkeypatch.setattr(loop, "fingerprint", lambda *_: Fingerprint(0, None))
     monkeypatch.setattr(loop, "check_classes", lambda _: None)  # which would be refused
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
     config = dataclasses.replace(tiny_run.CONFIG, eval_every=1)

@@ -2,6 +2,8 @@
 is not.
 """
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from experiments.plots import pictures
 from experiments.runs import flags, trained
 from experiments.runs.directory import read_config, read_result
 from experiments.runs.flags import TrainCommand
-from experiments.runs.run_data import load_data
+from experiments.runs.run_data import difference, fingerprint, load_data, remembered
 from experiments.runtime.command_line import parse
 from experiments.runtime.errors import UsageError
 
@@ -32,8 +34,8 @@ def write(path, data):
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """A folder with a run that has stopped after step 4, its file, which has another name now, and
-    a file of other data.
+    """A folder with a run that has stopped after step 4, its file, which has another name now, a
+    file of other data, and one that differs only in what is tested.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "draw_figures", lambda *_: None)
@@ -48,6 +50,9 @@ def begun(tmp_path, monkeypatch):
     other = tiny_run.dataset()
     other.train_images[0, 0, 0, 0] ^= 1
     write("other.npz", other)
+    retested = tiny_run.dataset()
+    retested.test_images[0, 0, 0, 0] ^= 1
+    write("retested.npz", retested)
     return tmp_path
 
 
@@ -57,6 +62,10 @@ def test_a_run_goes_on_with_a_file_that_was_moved(capsys):
     assert "another config (dataset: data.npz there, other.npz here)" in capsys.readouterr().err
     assert train.main([*tiny_run.FLAGS, "--dataset", "data.npz", "--workdir", "run"]) == 2
     assert capsys.readouterr().err == "error: there is no file data.npz\n"
+    shutil.copy("retested.npz", "data.npz")
+    assert train.main([*tiny_run.FLAGS, "--dataset", "data.npz", "--workdir", "run"]) == 2
+    assert "on other test images or classes than there are now" in capsys.readouterr().err
+    Path("data.npz").unlink()
     moved = ["--dataset", "elsewhere/moved.npz"]
     assert train.main([*tiny_run.FLAGS, *moved, "--workdir", "run"]) == 0
     assert read_config(Path("run")).dataset == "data.npz"
@@ -68,6 +77,8 @@ def test_a_run_goes_on_with_a_file_that_was_moved(capsys):
     for command in (evaluate, figures):
         assert command.main(["--workdir", "run", "--dataset", "other.npz"]) == 2
         assert "on other training images than there are now in other.npz" in capsys.readouterr().err
+        assert command.main(["--workdir", "run", "--dataset", "retested.npz"]) == 2
+        assert "on other test images or classes than there are now in" in capsys.readouterr().err
     assert evaluate.main(["--workdir", "run", "--dataset", "mnist"]) == 2
     assert "dataset is where the .npz file of a run is now; got mnist" in capsys.readouterr().err
 
@@ -75,13 +86,32 @@ def test_a_run_goes_on_with_a_file_that_was_moved(capsys):
     words = [*tiny_run.FLAGS, *moved]
     config = parse(TrainCommand, "train", words, flags.default_command(words)).config
     assert trained.trained(config, Path("run"), None, "")["steps"] == 6
-    words = [*tiny_run.FLAGS, "--dataset", "other.npz"]
-    config = parse(TrainCommand, "train", words, flags.default_command(words)).config
-    with pytest.raises(
-        UsageError,
-        match=r"a finished run of another config \(dataset: data.npz there, other.npz here\)",
+    for other in ("other.npz", "retested.npz"):
+        words = [*tiny_run.FLAGS, "--dataset", other]
+        config = parse(TrainCommand, "train", words, flags.default_command(words)).config
+        with pytest.raises(
+            UsageError,
+            match=rf"a finished run of another config \(dataset: data.npz there, {other} here\)",
+        ):
+            trained.trained(config, Path("run"), None, "")
+
+
+def test_labels_and_names_are_part_of_data_and_runs_of_before_say_nothing_of_what_is_tested():
+    config = dataclasses.replace(tiny_run.CONFIG, dataset="data.npz")
+    data = tiny_run.dataset()
+    known = fingerprint(config, data)
+    assert known == fingerprint(config, tiny_run.dataset())
+    tested_labels = data.test_labels.copy()
+    tested_labels[0] ^= 1
+    for other in (
+        data._replace(test_labels=tested_labels),
+        data._replace(class_names=("top", "middle", "base")),
     ):
-        trained.trained(config, Path("run"), None, "")
+        here = fingerprint(config, other)
+        assert difference(known, here) == "test images or classes"
+        assert not difference(remembered({"data": known.data}), here)
+        assert not difference(known, fingerprint(tiny_run.CONFIG, other))
+    assert difference(known, known._replace(data=0)) == "training images"
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,16 @@ def test_only_a_finished_run_with_the_same_flags_is_made_longer(tmp_path):
     check_usable(tmp_path, STEADY)
 
 
+def test_a_run_that_ended_at_its_target_error_is_not_made_longer(tmp_path):
+    short, steady = (dataclasses.replace(config, target_error=0.5) for config in (SHORT, STEADY))
+    with RunDirectory(tmp_path, short) as begun:
+        begun.finish({"steps": 2})
+    with pytest.raises(UsageError, match="ended at its target error after 2 steps"):
+        check_usable(tmp_path, steady)
+    (tmp_path / "result.json").write_text('{"steps": 4}')  # one that did not reach it
+    check_usable(tmp_path, steady)
+
+
 def steps_that_stand_still(train_step, batches, state, steps):
     """In place of `take_steps`, for a run's own programs: nothing but the number changes."""
     for step in steps:
