@@ -73,32 +73,36 @@ class ParallelStep(NamedTuple):
 
 def parallelize(step: Callable, execution: Execution) -> ParallelStep:
     """Let devices share each batch of `step(state, batch, average)`."""
+    return (_by_pmap if execution.parallel == "pmap" else _by_jit)(step, execution)
+
+
+def _by_pmap(step: Callable, execution: Execution) -> ParallelStep:
+    # As `pmap` places what it returns: for a state in another place it would compile once more.
+    mesh = Mesh(np.array(execution.devices), ("data",))
+
+    def average(function: Function) -> Function:
+        accumulated = accumulate(function, execution.accumulate)
+        return lambda *given: jax.lax.pmean(accumulated(*given), "data")
+
+    def shard(batch: Any) -> Any:
+        by_device = jax.tree.map(
+            lambda array: array.reshape(len(execution.devices), -1, *array.shape[1:]), batch
+        )
+        return place(by_device, mesh, SHARDED)
+
+    mapped = jax.pmap(
+        functools.partial(step, average=average),
+        "data",
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=execution.devices,
+        donate_argnums=0,
+    )
+    return ParallelStep(mapped, functools.partial(place, mesh=mesh, specs=REPLICATED), shard)
+
+
+def _by_jit(step: Callable, execution: Execution) -> ParallelStep:
     mesh = execution.mesh
-    place_batch = functools.partial(place, mesh=mesh, specs=SHARDED)
-    if execution.parallel == "pmap":
-
-        def average_mapped(function: Function) -> Function:
-            accumulated = accumulate(function, execution.accumulate)
-            return lambda *given: jax.lax.pmean(accumulated(*given), "data")
-
-        def place_by_device(batch: Any) -> Any:
-            return place_batch(
-                jax.tree.map(
-                    lambda array: array.reshape(len(execution.devices), -1, *array.shape[1:]), batch
-                )
-            )
-
-        mapped = jax.pmap(
-            functools.partial(step, average=average_mapped),
-            "data",
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=execution.devices,
-            donate_argnums=0,
-        )
-        return ParallelStep(
-            mapped, functools.partial(place, mesh=mesh, specs=REPLICATED), place_by_device
-        )
 
     def average(function: Function) -> Function:
         accumulated = accumulate(function, execution.accumulate)
@@ -124,7 +128,7 @@ def parallelize(step: Callable, execution: Execution) -> ParallelStep:
     return ParallelStep(
         jax.jit(step_of_all, donate_argnums=0),
         lambda state: place(state, mesh, shares(state, mesh)),
-        place_batch,
+        functools.partial(place, mesh=mesh, specs=SHARDED),
     )
 
 

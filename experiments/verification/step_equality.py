@@ -87,7 +87,7 @@ class Steps(NamedTuple):
         losses: of each step.
         gradient: of the first step, a tree.
         params: after the last step, likewise.
-        programs: how many programs the step was compiled to; one, whatever it is given.
+        programs: how often the step was traced, and so compiled; once, whatever it is given.
     """
 
     losses: np.ndarray
@@ -121,7 +121,10 @@ def take_steps(execution: Execution, precision: str, number: int = STEPS) -> Ste
 
         train_step = make_train_step(CONFIG, shared)
 
+        traced = []
+
         def step_and_gradient(state: Any, batch: Batch, average: Callable) -> tuple[Any, Any]:
+            traced.append(True)
             gradients = []
 
             def average_and_note(function: Callable) -> Callable:
@@ -142,7 +145,7 @@ def take_steps(execution: Execution, precision: str, number: int = STEPS) -> Ste
             found.append(result)
         losses = np.array([float(loss) for loss, _ in found])
         gradient, params = jax.tree.map(processes.fetch, (found[0][1], state.params))
-        return Steps(losses, gradient, params, np.array(on_devices.step._cache_size()))
+        return Steps(losses, gradient, params, np.array(len(traced)))
 
 
 def as_arrays(steps: Steps) -> dict[str, np.ndarray]:

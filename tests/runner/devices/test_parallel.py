@@ -102,6 +102,23 @@ def test_jit_and_pmap_are_the_same_step(name):
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_a_step_is_traced_once(mode):
+    """What it returns is placed as what it was given at first."""
+    traced = []
+
+    def step(state, batch, average):
+        traced.append(mode)
+        return state + 1, batch.sum()
+
+    parallel = parallelize(step, Execution(jax.devices()[:2], mode))
+    state = parallel.replicate(np.zeros(3, np.float32))
+    for _ in range(2):
+        state, _ = parallel.step(state, parallel.shard(np.ones((4, 3), np.float32)))
+    np.testing.assert_array_equal(state, 2)
+    assert traced == [mode]
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_the_batch_of_a_step_does_not_depend_on_the_devices(mode, num_devices):
     """Its views are drawn as those of smallNORB and toynorb are."""
