@@ -11,7 +11,6 @@ one toy's poses do as it moves.
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ from experiments.learning.scoring import EXAMPLES_PER_DEVICE
 from experiments.runtime.command_line import entry_point
 from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive
+from experiments.runtime.processes import processors
 from experiments.runtime.records import Record, save_arrays
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
@@ -163,7 +163,7 @@ def take_snapshots(num_views: int) -> Snapshots:
         ), jax.device_get(views)
 
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(processors()) as pool,
         tqdm(total=len(toys), desc="rendering", unit=" toys") as progress,
     ):
         found = []

@@ -124,9 +124,9 @@ class TrainedNetwork(NamedTuple):
 
 
 def load_network(study: Study, name: str, seed: int) -> TrainedNetwork:
-    """A network of the study, from the newest checkpoint of its finished run."""
+    """A network of the study, as its finished run has left it."""
     config, folder = study.network(name, seed), study.workdir(name, seed)
-    restored = restore(config, folder, study.data_dir, None, jax.devices())
-    return TrainedNetwork(
-        config, restored.model, restored.state.params, restored.step, read_result(folder) or {}
-    )
+    result = read_result(folder)
+    assert result is not None
+    restored = restore(config, folder, study.data_dir, result["steps"], jax.devices())
+    return TrainedNetwork(config, restored.model, restored.state.params, restored.step, result)

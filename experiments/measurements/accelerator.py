@@ -25,6 +25,7 @@ from experiments.measurements.layer import costs, layer_arguments, routings, wit
 from experiments.measurements.timing import Ceilings, Program, available_bytes, lower, time_in_turns
 from experiments.measurements.training_step import Widths, step_arguments, steps
 from experiments.runtime.errors import first_line
+from experiments.runtime.processes import processors
 from experiments.runtime.records import Record, read_lines
 from experiments.runtime.tables import lines
 
@@ -129,7 +130,7 @@ def benchmark_accelerator(
         limit: seconds after which no compilation is begun; those that are are waited for.
     """
     end = time.monotonic() + limit
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(processors())
     arguments = {load: load.arguments() for load in loads}
     compiling: dict[tuple[Workload, str], Future[Program]] = {}
     for name, load in itertools.product(ORDER, loads):

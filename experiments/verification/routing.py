@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import emcaps
 from experiments.measurements import textbook
 from experiments.measurements.layer import Layer, distinct_implementations, layer_arguments
 from experiments.runtime.errors import first_line
+from experiments.runtime.processes import processors
 
 NAMES = ("poses", "activations", "transforms", "beta_u", "beta_a")
 Arrays = tuple[np.ndarray, ...]
@@ -223,7 +223,7 @@ def check_routing(cases: Sequence[Case] = CASES) -> Iterator[list[Finding]]:
     They are compiled side by side, since that takes most of the time, by not so many threads that
     all wait for tracing.
     """
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(8, processors()))
     try:
         references, pending = {}, {}
         for case, implementation in itertools.product(cases, distinct_implementations()):
