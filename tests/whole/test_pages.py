@@ -29,7 +29,7 @@ TEXTS = {str(page.relative_to(TOP)): page.read_text(encoding="utf-8") for page i
 PLACEHOLDERS = {
     "DATASET": "mnist",
     "FACTOR": "azimuth",
-    "FLAGS": "--seed 0",
+    "FLAGS": "--warmup-steps 0",
     "NETWORK": "capsules",
     "NUMBERS": "0 1",
     "SEED": "0",
