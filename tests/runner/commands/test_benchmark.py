@@ -141,7 +141,7 @@ def test_nothing_is_compiled_beside_what_is_timed(monkeypatch):
     monkeypatch.setattr(Workload, "functions", lambda self: dict.fromkeys(ORDER, jnp.sin))
     monkeypatch.setattr(accelerator, "lower", lambda *given: Slow(*timing.lower(*given)))
     monkeypatch.setattr(accelerator, "time_in_turns", time_in_turns)
-    monkeypatch.setattr(accelerator.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(accelerator, "processors", lambda: 1)
     (rows,) = benchmark_accelerator([load], timing.Ceilings(1e12, 1e12), 1, limit=0.5)
     assert seen == [([ORDER[0]], 0)]
     assert {row["contender"]: row.get("missing") for row in rows} == dict.fromkeys(
