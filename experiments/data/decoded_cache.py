@@ -1,15 +1,16 @@
 """Decoded data sets in `~/.cache/emcaps`: decoding takes seconds, loading does not."""
 
 import hashlib
+import itertools
 import os
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from experiments.data.bounded_reading import read_array
+from experiments.runtime.records import checksum
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,7 +50,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     smallNORB's 900 MB.
     """
     with open(path, "wb") as file:
-        for array in (np.array(list(arrays)), np.array(checksum(arrays)), *arrays.values()):
+        for array in (np.array(list(arrays)), np.array(checksum_of(arrays)), *arrays.values()):
             np.lib.format.write_array(file, array, allow_pickle=False)
 
 
@@ -62,15 +63,14 @@ def read_arrays(path: Path) -> Arrays:
     with open(path, "rb") as file:
         names, written = read_array(file, size), read_array(file, size - file.tell())
         arrays = {str(name): read_array(file, size - file.tell()) for name in names}
-    if written != checksum(arrays):
+    if written != checksum_of(arrays):
         raise ValueError(f"{path} is damaged")
     return arrays
 
 
-def checksum(arrays: Arrays) -> int:
-    """A number that changes with the names of arrays, and with what they hold."""
-    number = 0
-    for name, array in arrays.items():
-        number = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), number)
-        number = zlib.crc32(np.ascontiguousarray(array).data, number)
-    return number
+def checksum_of(arrays: Arrays) -> int:
+    """A number that changes with the names of arrays, and with what they are and hold."""
+    described = (
+        (f"{name} {array.dtype} {array.shape}".encode(), array) for name, array in arrays.items()
+    )
+    return checksum(*itertools.chain.from_iterable(described))

@@ -6,12 +6,9 @@ They are known by their contents: where a file lies, and its name, may change.
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from experiments.data import loading
 from experiments.data.dataset import Dataset, hold_out, hold_out_instances, with_values
@@ -19,6 +16,7 @@ from experiments.data.npz_files import SUFFIX
 from experiments.learning.configs import TrainConfig
 from experiments.runs.directory import read_config
 from experiments.runtime.errors import UsageError
+from experiments.runtime.records import checksum
 
 
 class Fingerprint(NamedTuple):
@@ -57,14 +55,6 @@ def fingerprint(config: TrainConfig, dataset: Dataset) -> Fingerprint:
         checksum(dataset.train_images, dataset.train_labels),
         checksum(dataset.test_images, dataset.test_labels, names) if in_file else None,
     )
-
-
-def checksum(*parts: np.ndarray | bytes) -> int:
-    """A number that changes with any of these."""
-    number = 0
-    for part in parts:
-        number = zlib.crc32(part if isinstance(part, bytes) else part.tobytes(), number)
-    return number
 
 
 def difference(trained_on: Fingerprint, here: Fingerprint) -> str:

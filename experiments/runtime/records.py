@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -97,3 +98,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def checksum(*parts: np.ndarray | bytes) -> int:
+    """A number that changes with any of these, and not with the shapes of arrays."""
+    number = 0
+    for part in parts:
+        number = zlib.crc32(
+            part if isinstance(part, bytes) else np.ascontiguousarray(part).data, number
+        )
+    return number
