@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,12 @@ from experiments.analysis.linear_readout import Readings, r_squared
 from experiments.claims.equivariance import equivariance_table
 from experiments.claims.experiment import SeedExperiment, run_seeds
 from experiments.claims.networks import check_networks
-from experiments.claims.study import TrainedNetwork, load_network
+from experiments.claims.study import (
+    TrainedNetwork,
+    check_rendered,
+    check_trained_on_all_toys,
+    load_network,
+)
 from experiments.data.preprocessing import evaluation_view
 from experiments.data.toynorb_builders import ToyNorb
 from experiments.devices.parallel import device_mesh, map_chunks
@@ -36,10 +40,9 @@ from experiments.learning.configs import TrainConfig
 from experiments.learning.network import class_poses, network_intermediates
 from experiments.learning.scoring import EXAMPLES_PER_DEVICE
 from experiments.runtime.command_line import entry_point
-from experiments.runtime.errors import UsageError
 from experiments.runtime.fields import check_positive
-from experiments.runtime.processes import processors
 from experiments.runtime.records import Record, save_arrays
+from experiments.toynorb.collection import of_each_toy
 from experiments.toynorb.scene import LIGHTINGS, View, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
 
@@ -81,11 +84,7 @@ class EquivarianceCommand(SeedExperiment):
 
     def __post_init__(self):
         check_positive(self, "num_views")
-        if self.study.dataset != ToyNorb.name:
-            raise ValueError(
-                f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got "
-                f"{self.study.dataset}"
-            )
+        check_rendered(self.study)
         check_networks(self.networks, LAST_LAYERS)
 
     def quick_fields(self) -> dict[str, Any]:
@@ -153,23 +152,16 @@ def take_snapshots(num_views: int) -> Snapshots:
         )
     )
 
-    def take(which: tuple[int, int]) -> tuple[np.ndarray, View]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), which[0]), which[1])
+    def take(category: int, instance: int) -> tuple[np.ndarray, View]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), category), instance)
         view_key, light_key = jax.random.split(key)
         views = random_views(view_key, num_views)
         lightings = jax.random.randint(light_key, (num_views,), 0, len(LIGHTINGS))
         return np.asarray(
-            snapshots(toy(*which), views, lightings, size=ToyNorb.SIZE)
+            snapshots(toy(category, instance), views, lightings, size=ToyNorb.SIZE)
         ), jax.device_get(views)
 
-    with (
-        ThreadPoolExecutor(processors()) as pool,
-        tqdm(total=len(toys), desc="rendering", unit=" toys") as progress,
-    ):
-        found = []
-        for snapshot in pool.map(take, toys):
-            found.append(snapshot)
-            progress.update()
+    found = of_each_toy(take, toys)
     images = np.concatenate([pairs for pairs, _ in found]).transpose(0, 2, 3, 1)
     labels, instances = (
         np.repeat(np.array(column, np.int32), num_views) for column in zip(*toys, strict=True)
@@ -265,13 +257,7 @@ def explained(
 
 def check(command: EquivarianceCommand, missing: Sequence[int]) -> None:
     """Raise UsageError unless the networks are trained on all that the map is fitted on."""
-    for name in command.networks:
-        config = command.study.network(name, missing[0])
-        if config.scored != "test" or config.factor is not None:
-            raise UsageError(
-                f"{name} must be trained on all views of all toys of the training split; choose "
-                "other --flags"
-            )
+    check_trained_on_all_toys(command.study, command.networks, missing[0])
 
 
 def measure(command: EquivarianceCommand, seed: int) -> Record:

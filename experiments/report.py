@@ -1,10 +1,10 @@
 """The claims and what was found: `python -m experiments.report --runs RUNS` makes one page of all
 results in a folder.
 
-It reads what experiments.parameters, .viewpoints, .adversarial, .jumble and .equivariance have left
-in RUNS (not of `--quick`), and writes report.md with its pictures, and report.html, which holds
-them and can be sent alone. The section of each claim is in `experiments/claims`; `gather` puts
-them together.
+It reads what experiments.parameters, .toys, .viewpoints, .adversarial, .jumble and .equivariance
+have left in RUNS (not of `--quick`), and writes report.md with its pictures, and report.html, which
+holds them and can be sent alone. The section of each claim is in `experiments/claims`; `gather`
+puts them together.
 """
 
 import base64
@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.anchors.index import slugify
 
-from experiments.claims import adversarial, equivariance, jumble, parameters, viewpoints
+from experiments.claims import adversarial, equivariance, jumble, parameters, toys, viewpoints
 from experiments.claims.sections import Section
 from experiments.data.npz_files import read_arrays
 from experiments.plots.pictures import draw_all
@@ -81,6 +81,8 @@ def gather(runs: Path) -> list[Section]:
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and path.name != "quick"):
         if trained := read_runs(folder):
             sections.append(parameters.section(folder.name, trained))
+        if records := read_records(folder / "toys", "errors"):
+            sections.append(toys.section(folder.name, records))
         for views in sorted(folder.glob("viewpoints-*")):
             if records := read_records(views, "stopped", "matched", "networks", "unmatched"):
                 sections.append(
@@ -99,7 +101,7 @@ def gather(runs: Path) -> list[Section]:
                 equivariance.section(folder.name, records, read_examples(folder / "equivariance"))
             )
     if not sections:
-        names = ".parameters, .viewpoints, .adversarial, .jumble or .equivariance"
+        names = ".parameters, .toys, .viewpoints, .adversarial, .jumble or .equivariance"
         raise UsageError(f"{runs} holds no results of experiments{names}")
     return sections
 

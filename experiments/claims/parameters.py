@@ -1,7 +1,7 @@
 """The claim about the number of parameters: its section of the report, and its picture."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -49,13 +49,7 @@ def section(dataset: str, runs: Sequence[Record]) -> Section:
             rows,
         )
     ]
-    pairs = [
-        (name, other)
-        for name in SAME_SIZE
-        for other in ("cnn", SAME_SIZE[name])
-        if name in named and other in named
-    ]
-    if pairs:
+    if pairs := rivals(named):
         errors = {name: by_seed(named[name], lambda run: run["test_error"]) for name in named}
         verdicts = [
             (f"{name} is more accurate than {other}", *compared(errors[other], errors[name]))
@@ -79,6 +73,18 @@ def section(dataset: str, runs: Sequence[Record]) -> Section:
         ],
         sources(runs, "train_seconds"),
     )
+
+
+def rivals(names: Collection[str]) -> list[tuple[str, str]]:
+    """Which of these networks are compared: capsules with the paper's CNN and with one of their
+    size.
+    """
+    return [
+        (name, other)
+        for name in SAME_SIZE
+        for other in ("cnn", SAME_SIZE[name])
+        if name in names and other in names
+    ]
 
 
 def sizes(dataset: str, runs: Mapping[str, Sequence[Record]]) -> Figure:

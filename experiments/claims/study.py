@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.claims.networks import NETWORKS, is_capsules
+from experiments.data.toynorb_builders import ToyNorb
 from experiments.learning.configs import TrainConfig, to_json
 from experiments.learning.network import Network
 from experiments.runs.directory import read_result
@@ -103,6 +104,25 @@ class Study:
             "flags": self.flags,
         }
         return given | {"capsules": json.loads(to_json(config))}
+
+
+def check_rendered(study: Study) -> None:
+    """Raise ValueError unless the data set is of toys that can be rendered anew."""
+    if study.dataset != ToyNorb.name:
+        raise ValueError(
+            f"dataset must be {ToyNorb.name}, whose toys can be rendered anew; got {study.dataset}"
+        )
+
+
+def check_trained_on_all_toys(study: Study, names: Iterable[str], seed: int) -> None:
+    """Raise UsageError unless these networks are trained on the whole training split."""
+    for name in names:
+        config = study.network(name, seed)
+        if config.scored != "test" or config.factor is not None:
+            raise UsageError(
+                f"{name} must be trained on all views of all toys of the training split; choose "
+                "other --flags"
+            )
 
 
 class TrainedNetwork(NamedTuple):

@@ -14,6 +14,7 @@ import pytest
 from emcaps import CapsNet, RoutingOptions
 from emcaps.pretrained import Classifier, Examples, View
 from experiments.claims.networks import Recipe, with_model
+from experiments.claims.study import Study, TrainedNetwork
 from experiments.data.dataset import Dataset
 from experiments.data.preprocessing import ImageConfig
 from experiments.devices.parallel import Execution
@@ -24,6 +25,7 @@ from experiments.runs import loop
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.steps import Programs, StepWindow, make_programs
 from experiments.runtime.records import Record
+from experiments.toynorb.shapes import CATEGORIES
 
 IMAGE_SHAPE = (13, 13, 1)
 MODEL = ModelConfig(
@@ -158,6 +160,15 @@ def crash() -> None:
 
 
 @functools.cache
+def untrained_toy_network(asked: Study, name: str, seed: int) -> TrainedNetwork:
+    """One of `NETWORKS` for pairs of toynorb, as it is before its training."""
+    config = asked.network(name, seed)
+    model = make_model(config.model, len(CATEGORIES))
+    images = jnp.zeros((1, config.images.crop, config.images.crop, 2))
+    state = jax.jit(lambda key: init_state(config, model, images, key))(jax.random.key(seed))
+    return TrainedNetwork(config, model, state.params, 0, {})
+
+
 def classifier() -> Classifier:
     """A classifier of 15x14 images, untrained."""
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))

@@ -12,7 +12,7 @@ import tiny_run
 
 from experiments import equivariance, report
 from experiments.claims import equivariance as claim
-from experiments.claims import experiment, study
+from experiments.claims import experiment
 from experiments.claims.networks import NETWORKS, with_model
 from experiments.data.toynorb_builders import ToyNorb
 from experiments.equivariance import (
@@ -25,8 +25,6 @@ from experiments.equivariance import (
     sweep_views,
 )
 from experiments.learning.configs import as_dynamic
-from experiments.learning.network import make_model
-from experiments.learning.step import init_state
 from experiments.toynorb.scene import View, photograph, snapshots
 from experiments.toynorb.shapes import CATEGORIES, toy
 
@@ -161,17 +159,9 @@ def test_networks_are_read_once(tmp_path, monkeypatch, capsys):
     taken = made_up(2)
     images = np.random.default_rng(0).integers(0, 256, taken.images.shape).astype(np.uint8)
 
-    def load_network(asked, name, seed):
-        config = asked.network(name, seed)
-        model = make_model(config.model, len(CATEGORIES))
-        state = jax.jit(lambda key: init_state(config, model, jnp.zeros((1, 32, 32, 2)), key))(
-            jax.random.key(seed)
-        )
-        return study.TrainedNetwork(config, model, state.params, 0, {})
-
     monkeypatch.setattr(experiment, "check_runs", lambda *_: None)
     monkeypatch.setattr(experiment, "trained", lambda *_: {})
-    monkeypatch.setattr(equivariance, "load_network", load_network)
+    monkeypatch.setattr(equivariance, "load_network", tiny_run.untrained_toy_network)
     monkeypatch.setattr(
         equivariance, "take_snapshots", lambda number: taken._replace(images=images)
     )

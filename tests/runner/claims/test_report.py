@@ -404,6 +404,6 @@ def test_runs_of_a_network_that_took_other_steps_are_not_compared(folder, capsys
 def test_nothing_is_not_a_report(tmp_path, capsys):
     assert report.main(["--runs", str(tmp_path)]) == 2
     assert (
-        "holds no results of experiments.parameters, .viewpoints, .adversarial, .jumble"
+        "holds no results of experiments.parameters, .toys, .viewpoints, .adversarial, .jumble"
         in capsys.readouterr().err
     )

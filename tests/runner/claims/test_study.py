@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from experiments import adversarial, equivariance, jumble, parameters, viewpoints
+from experiments import adversarial, equivariance, jumble, parameters, toys, viewpoints
 from experiments.claims.experiment import measured_once
 from experiments.claims.networks import NETWORKS
 from experiments.claims.study import QUICK_STEPS, Study
@@ -132,7 +132,7 @@ def test_networks_of_several_sizes_are_trained_once(tmp_path, monkeypatch, capsy
     assert again.endswith(first[first.index("network  ") :])
 
 
-@pytest.mark.parametrize("command", [adversarial, equivariance, jumble, viewpoints])
+@pytest.mark.parametrize("command", [adversarial, equivariance, jumble, toys, viewpoints])
 def test_quick_is_short_in_all_commands(command, tmp_path, monkeypatch, capsys):
     def check(given, missing):
         raise UsageError(

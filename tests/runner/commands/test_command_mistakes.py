@@ -43,6 +43,7 @@ REQUIRED = {
     "predict": "CLASSIFIER IMAGES",
     "report": "",
     "scaling": "",
+    "toys": "",
     "train": "",
     "verify": "",
     "viewpoints": "",
@@ -61,6 +62,7 @@ WRONG_TYPES = {
     "meshes": "--devices",
     "parameters": "--seeds",
     "scaling": "--parts",
+    "toys": "--num-toys",
     "train": "--batch-size",
     "verify": "--seconds",
     "viewpoints": "--train-values",
@@ -102,6 +104,7 @@ MISTAKES = [
     ("parameters --steps 0", "steps must be positive; got 0"),
     ("parameters --networks nosuch", "networks must be of"),
     ("scaling --parts", "parts must be some of"),
+    ("toys --num-toys 0", "num_toys must be positive; got 0"),
     ("train --steps 0", "steps must be positive; got 0"),
     ("train --learning-rate -1", "learning_rate must be positive; got -1.0"),
     ("train --target-error 2", "target_error must lie in [0, 1]; got 2.0"),
@@ -129,6 +132,8 @@ MISTAKES = [
     ("jumble --dataset mnist --moved 0.5", "moved is not how mnist is jumbled"),
     ("jumble --dataset mnist --flags=--crop=5", "--flags"),
     ("jumble --dataset drawings --flags=--holdout=5", "--flags"),
+    ("toys --dataset mnist", "dataset must be toynorb"),
+    ("toys --flags=--holdout-instances=8", "--flags"),
     ("train --model cnn --baseline", "--baseline"),
     ("train --holdout 5 --holdout-instances 1", "give holdout or holdout_instances, not both"),
     ("train --factor azimuth", "give factor and train_values together"),
@@ -177,6 +182,7 @@ MISTAKES = [
     ("report --runs empty", "empty holds no results"),
     ("report --runs empty --output file", "file is not a folder"),
     ("scaling --output file", "file is not a folder"),
+    ("toys --runs file", "file is not a folder"),
     ("toynorb.sheets --output file", "file is not a folder"),
     (f"{TRAIN} --workdir done", "done holds a finished run"),
     (
@@ -350,12 +356,12 @@ def test_a_mistake_costs_one_line(command, named, folder, capsys):
 
 
 def test_a_measurement_with_other_settings_is_named(folder, capsys):
-    for experiment in ("adversarial", "jumble", "equivariance", "viewpoints-azimuth"):
+    for experiment in ("adversarial", "jumble", "equivariance", "toys", "viewpoints-azimuth"):
         for dataset in ("mnist", "toynorb"):
             path = Path("runs", dataset, experiment, "seed-1.json")
             path.parent.mkdir(parents=True)
             path.write_text("{}")
-    for module in ("adversarial", "jumble", "equivariance", "viewpoints"):
+    for module in ("adversarial", "jumble", "equivariance", "toys", "viewpoints"):
         line = refused(f"{module} --runs runs", folder, capsys)
         assert "seed-1.json was measured with other settings" in line and "--runs" in line
 
