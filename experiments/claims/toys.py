@@ -17,6 +17,8 @@ from experiments.plots.style import plain
 from experiments.runtime.records import Record
 from experiments.runtime.tables import Table
 
+ERRORS = (0, 1, 10, 100)  # in %, marked on the axes
+
 
 def toys_table(records: Sequence[Record]) -> Table:
     """Each network's errors on the test toys and on the new ones, and on the latter by category;
@@ -85,38 +87,40 @@ def section(dataset: str, records: Sequence[Record]) -> Section:
         tables,
         [
             Picture(
-                f"{dataset}-toys-{name}",
-                "Errors on each new toy, means over the seeds; below the line the toy is easier "
-                f"for {name}.",
-                toy_by_toy(dataset, records, name, other),
+                f"{dataset}-toys",
+                "Errors on each new toy, means over the seeds; a toy below the line is easier for "
+                "the capsules.",
+                toy_by_toy(dataset, records, pairs),
             )
-            for name, other in pairs
-            if other == "cnn"
-        ],
+        ]
+        if pairs
+        else [],
         sources(records, "seconds"),
     )
 
 
-def toy_by_toy(dataset: str, records: Sequence[Record], network: str, other: str) -> Figure:
-    """Errors of two networks on each new toy, a dot for each, by category."""
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
-    axes = figure.subplots()
-    for category in records[0]["errors"][network]["new"]:
-        axes.plot(
-            *(100 * np.array(by_toy(records, name, category)) for name in (other, network)),
-            "o",
-            alpha=0.7,
-            label=category,
-        )
-    # Most toys have errors of a few percent, and a few of most of their images.
-    for axis in ("x", "y"):
-        axes.set(**{f"{axis}scale": "symlog", f"{axis}lim": (-0.1, 110)})
-    axes.axline((0, 0), (1, 1), color="black", linewidth=0.8)
-    axes.set(
-        xlabel=f"error of {other} (%)",
-        ylabel=f"error of {network} (%)",
-        title=f"{plain(dataset)}: new toys, one dot each",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
+def toy_by_toy(dataset: str, records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> Figure:
+    """Errors of two networks on each new toy, a dot for each, by category; a panel for each pair of
+    networks.
+    """
+    figure = Figure(figsize=(4.2 * len(pairs), 4.4), layout="constrained")
+    figure.suptitle(f"{plain(dataset)}: error on each new toy, seeds: {len(records)}")
+    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for axes, (network, other) in zip(panels, pairs, strict=True):
+        for category in records[0]["errors"][network]["new"]:
+            axes.plot(
+                *(100 * np.array(by_toy(records, name, category)) for name in (other, network)),
+                "o",
+                alpha=0.7,
+                markersize=4,
+                label=category,
+            )
+        # Most toys have errors of a few percent, and a few of most of their images.
+        for axis in ("x", "y"):
+            axes.set(**{f"{axis}scale": "symlog", f"{axis}lim": (-0.1, 110)})
+            axes.set(**{f"{axis}ticks": ERRORS, f"{axis}ticklabels": map(str, ERRORS)})
+        axes.axline((0, 0), (1, 1), color="black", linewidth=0.8)
+        axes.set(xlabel=f"{other} (%)", ylabel=f"{network} (%)", box_aspect=1)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
     return figure
