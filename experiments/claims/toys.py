@@ -70,12 +70,15 @@ def section(dataset: str, records: Sequence[Record]) -> Section:
             for network in errors
         }
         of_seeds = {network: by_seed(records, mean_error(network, "new")) for network in errors}
-        for caption, found in (
-            ("By how much on new toys; intervals over the toys, of means over seeds", of_toys),
-            ("The same; intervals over the seeds, of means over toys", of_seeds),
+        for over, found, caption in (
+            ("toys", of_toys, "By how much on new toys; intervals over toys, of means over seeds"),
+            ("seeds", of_seeds, "The same; intervals over seeds, of means over toys"),
         ):
             rows = [
-                (f"{name} is more accurate than {other}", *compared(found[other], found[name]))
+                (
+                    f"{name} is more accurate than {other}, over {over}",
+                    *compared(found[other], found[name]),
+                )
                 for name, other in pairs
             ]
             tables.append(Table(caption, ("claim", "difference", "verdict"), rows))

@@ -136,8 +136,8 @@ def test_networks_are_compared_over_toys_and_over_seeds():
     assert errors.rows[1][:4] == ("cnn", "5.0 ± 0.0", "35.0 ± 0.0", "35.0 ± 0.0")
     claimed = "capsules is more accurate than cnn"
     # By toy 0 five times and 48 points five times; by seed 25, 24 and 23.
-    assert over_toys.rows == [(claimed, "24.0 ± 18.1", "holds")]
-    assert over_seeds.rows == [(claimed, "24.0 ± 2.5", "holds")]
+    assert over_toys.rows == [(f"{claimed}, over toys", "24.0 ± 18.1", "holds")]
+    assert over_seeds.rows == [(f"{claimed}, over seeds", "24.0 ± 2.5", "holds")]
     (picture,) = section.pictures
     dots = picture.figure.axes[0].lines[:5]
     np.testing.assert_allclose(dots[0].get_xydata(), [[20, 20], [50, 2]])
