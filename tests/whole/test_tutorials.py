@@ -4,11 +4,12 @@ import ast
 import re
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 
 pytest.importorskip("jupytext", reason="notebooks are made with the extra `docs`")
+
+import nbformat
 
 from experiments.documentation.notebooks import TUTORIALS, notebook, run
 
