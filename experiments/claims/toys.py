@@ -4,8 +4,9 @@ picture.
 The experiment itself is the command, `experiments/toys.py`.
 """
 
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def toys_table(records: Sequence[Record]) -> Table:
     for network in records[0]["errors"]:
         of_new = [record["errors"][network]["new"] for record in records]
         by_category = ([statistics.mean(toys[name]) for toys in of_new] for name in categories)
-        both = (list(by_seed(records, mean_error(network, which)).values()) for which in first)
+        both = ([mean_error(record, network, which) for record in records] for which in first)
         rows.append((network, *map(percent, both), *map(percent, by_category)))
     numbers = (f"{sum(map(len, toys.values()))} {which}" for which, toys in first.items())
     return Table(
@@ -40,36 +41,33 @@ def toys_table(records: Sequence[Record]) -> Table:
     )
 
 
-def mean_error(network: str, which: str) -> Callable[[Record], float]:
-    """The function of a record that gives a network's error on the toys that were `tested`, or on
-    the `new` ones.
-    """
-    return lambda record: statistics.mean(
-        error for toys in record["errors"][network][which].values() for error in toys
-    )
+def mean_error(record: Record, network: str, which: str) -> float:
+    """A network's error on the toys that were `tested`, or on the `new` ones."""
+    of_categories = record["errors"][network][which].values()
+    return statistics.mean(itertools.chain.from_iterable(of_categories))
 
 
-def by_toy(records: Sequence[Record], network: str, category: str) -> list[float]:
-    """A network's error on each new toy of a category, means over the seeds."""
-    return np.mean(
-        [record["errors"][network]["new"][category] for record in records], axis=0
-    ).tolist()
+def by_toy(records: Sequence[Record], network: str) -> dict[str, list[float]]:
+    """A network's error on each new toy, means over the seeds, by category."""
+    of_seeds = [record["errors"][network]["new"] for record in records]
+    return {
+        name: np.mean([toys[name] for toys in of_seeds], axis=0).tolist() for name in of_seeds[0]
+    }
 
 
 def section(dataset: str, records: Sequence[Record]) -> Section:
     """What networks make of toys that nothing was trained, chosen or tested on."""
-    errors = records[0]["errors"]
-    categories = next(iter(errors.values()))["new"]
-    tables = [toys_table(records)]
-    pairs = rivals(errors)
-    if pairs:
+    tables, pictures = [toys_table(records)], []
+    networks = records[0]["errors"]
+    if pairs := rivals(networks):
         of_toys = {
-            network: dict(
-                enumerate(error for name in categories for error in by_toy(records, network, name))
-            )
-            for network in errors
+            name: dict(enumerate(itertools.chain.from_iterable(by_toy(records, name).values())))
+            for name in networks
         }
-        of_seeds = {network: by_seed(records, mean_error(network, "new")) for network in errors}
+        of_seeds = {
+            name: by_seed(records, lambda record, name=name: mean_error(record, name, "new"))
+            for name in networks
+        }
         for over, found, caption in (
             ("toys", of_toys, "By how much on new toys; intervals over toys, of means over seeds"),
             ("seeds", of_seeds, "The same; intervals over seeds, of means over toys"),
@@ -82,22 +80,21 @@ def section(dataset: str, records: Sequence[Record]) -> Section:
                 for name, other in pairs
             ]
             tables.append(Table(caption, ("claim", "difference", "verdict"), rows))
-    return Section(
-        f"New toys: {dataset}",
-        "Which toys are tested is a matter of chance, as seeds are: whatever network is the better "
-        "one on the test toys should be so on others of the same kinds. (The paper has one test "
-        "set, of 25 toys.)",
-        tables,
-        [
+        pictures.append(
             Picture(
                 f"{dataset}-toys",
                 "Errors on each new toy, means over the seeds; a toy below the line is easier for "
                 "the capsules.",
                 toy_by_toy(dataset, records, pairs),
             )
-        ]
-        if pairs
-        else [],
+        )
+    return Section(
+        f"New toys: {dataset}",
+        "Which toys are tested is a matter of chance, as seeds are: whatever network is the better "
+        "one on the test toys should be so on others of the same kinds. (The paper has one test "
+        "set, of 25 toys.)",
+        tables,
+        pictures,
         sources(records, "seconds"),
     )
 
@@ -110,9 +107,11 @@ def toy_by_toy(dataset: str, records: Sequence[Record], pairs: Sequence[tuple[st
     figure.suptitle(f"{plain(dataset)}: error on each new toy, seeds: {len(records)}")
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (network, other) in zip(panels, pairs, strict=True):
-        for category in records[0]["errors"][network]["new"]:
+        across, up = (by_toy(records, name) for name in (other, network))
+        for category in up:
             axes.plot(
-                *(100 * np.array(by_toy(records, name, category)) for name in (other, network)),
+                100 * np.array(across[category]),
+                100 * np.array(up[category]),
                 "o",
                 alpha=0.7,
                 markersize=4,

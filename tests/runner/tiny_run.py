@@ -159,7 +159,6 @@ def crash() -> None:
     raise RuntimeError("crash")
 
 
-@functools.cache
 def untrained_toy_network(asked: Study, name: str, seed: int) -> TrainedNetwork:
     """One of `NETWORKS` for pairs of toynorb, as it is before its training."""
     config = asked.network(name, seed)
@@ -169,6 +168,7 @@ def untrained_toy_network(asked: Study, name: str, seed: int) -> TrainedNetwork:
     return TrainedNetwork(config, model, state.params, 0, {})
 
 
+@functools.cache
 def classifier() -> Classifier:
     """A classifier of 15x14 images, untrained."""
     model = CapsNet(3, 4, 2, (2,), RoutingOptions(num_iterations=1))
